@@ -1,0 +1,17 @@
+export { assert, AssertionError, present, unreachable } from './assert.ts';
+export { type Clock, ManualClock, systemClock } from './clock.ts';
+export { checksum, CHECKSUM_BYTES, digest, DIGEST_BYTES, digestOf } from './digest.ts';
+export { BlockError, CorruptionError, type CorruptionPlace, messageOf, systemCode } from './errors.ts';
+export { LIMITS } from './limits.ts';
+export { makeUlid, randomId, SeededRandom } from './rng.ts';
+export {
+  noteCommit,
+  observeSyncs,
+  syncDirectory,
+  type SyncEvent,
+  syncFile,
+  type SyncName,
+  type SyncObserver,
+  syncPath,
+} from './sync.ts';
+export { formatSize, GIB, isPowerOfTwo, KIB, type MaybePromise, MIB, parseSize, roundUp } from './units.ts';

@@ -1,0 +1,62 @@
+/**
+ * Every limit of Cowbell, with its reason. Nothing is unbounded (promise 9): reaching a limit is a clear
+ * error or back-pressure, never growth.
+ */
+
+import { KIB, MIB } from './units.ts';
+
+export const LIMITS = {
+  /** The smallest addressable unit: what every disk and every NBD client knows. */
+  blockSizeBytesMin: 512,
+  /** A page: what clients should prefer, so that the page cache never reads to complete a write. */
+  blockSizeBytesPreferred: 4 * KIB,
+
+  trackSizeBytesMin: 4 * KIB,
+  trackSizeBytesMax: MIB,
+  /** Coarse enough that a bitmap of 1 TiB is at most 2 MiB, fine enough that a hit copies little. */
+  trackSizeBytesDefault: 64 * KIB,
+  /** Track numbers are uint32, in memory and on disk. */
+  trackCountMax: 2 ** 32,
+
+  /** How long a freeze may wait for the gate to empty before it reopens it and fails. */
+  freezeWaitMsMax: 5_000,
+  /** Old points kept per volume; the oldest unregistered boundary folds beyond it. */
+  pointCountMax: 4_096,
+
+  /** NBD's own recommendation for the largest payload; larger requests are refused. */
+  nbdPayloadBytesMax: 32 * MIB,
+  /** An export's name, as the protocol text asks. */
+  nbdNameBytesMax: 4_096,
+  /** Bytes of one option's data; the longest legal option is a name and a list of contexts. */
+  nbdOptionBytesMax: 64 * KIB,
+  /** Options before a client must have chosen an export, so that a handshake ends. */
+  nbdOptionCountMax: 64,
+  /** How long a client may take for its handshake. */
+  nbdHandshakeMsMax: 10_000,
+  nbdConnectionCountMax: 256,
+  /** Requests of one connection that run at once; beyond it the socket is not read. */
+  nbdInFlightCountMax: 256,
+  /** Payload bytes of one connection's running requests; beyond it the socket is not read. */
+  nbdInFlightBytesMax: 64 * MIB,
+  /** Payload bytes of one connection's writes that wait for a backup (promise 8), counted apart. */
+  nbdWaitingBytesMax: 64 * MIB,
+
+  /** Tracks are stored together up to this size, so that LMDB's overflow pages cost next to nothing. */
+  frameBytesMax: MIB,
+  /** Tracks a session's worker reads, hashes and confirms in one go. */
+  sessionRunBytesMax: MIB,
+  /** Diverted content handed to the worker in one reply. */
+  sessionDrainBytesMax: MIB,
+  /** Default room of the intermediate container. */
+  containerBytesDefault: 64 * MIB,
+  containerAreaCountMax: 16,
+
+  /** Sun path limit of Linux without the closing zero; Node would cut a longer one silently. */
+  socketPathBytesMax: 107,
+  /** One line of the control protocol. */
+  controlLineBytesMax: MIB,
+  controlConnectionCountMax: 64,
+
+  setNameBytesMax: 255,
+  remapRowCountMax: 1_000_000,
+} as const;

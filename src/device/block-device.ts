@@ -1,0 +1,88 @@
+/**
+ * The device port: what every adapter implements, every layer wraps and the NBD server serves.
+ *
+ * **Maybe-synchronous.** A call that finished returns nothing; a call that must wait returns a promise.
+ * Small requests on a warm page cache finish at once, and the server replies in the same loop turn.
+ *
+ * **Ranges.** Offsets and lengths are bytes, multiples of `blockSizeBytes`, inside `sizeBytes`. The caller
+ * checks what came from outside; an adapter asserts. Empty ranges are not sent.
+ *
+ * **Buffers** belong to the caller. An adapter may use one until its call has finished and not after.
+ *
+ * **Order.** Two overlapping calls in flight have no order unless the adapter says so. `flush` covers every
+ * write that had finished when it was called. `fua` makes one write durable before it finishes.
+ */
+
+import { assert, type MaybePromise } from '../base/index.ts';
+
+/** Declared once at open, then asserted on every call. */
+export interface DeviceCapabilities {
+  readonly readOnly: boolean;
+  /** `trim` gives space back. Without it `trim` must not be called. */
+  readonly trim: boolean;
+  /** `extents` tells holes from data; without it everything is reported as data. */
+  readonly extents: boolean;
+}
+
+export interface WriteOptions {
+  /** The bytes are durable before the call finishes (force unit access). */
+  readonly fua?: boolean;
+  /**
+   * Called at most once, before the call returns or while its promise is pending, when the write starts to
+   * wait for a backup (promise 8); `onResumed` follows when it goes on or fails.
+   */
+  readonly onWaiting?: () => void;
+  readonly onResumed?: () => void;
+}
+
+export interface ZeroOptions extends WriteOptions {
+  /** The zeroes may become a hole; false keeps the space allocated (NBD_CMD_FLAG_NO_HOLE). */
+  readonly mayTrim?: boolean;
+}
+
+/** A run of bytes of one kind. `zero` bytes read as zeroes; `hole` occupies no space. */
+export interface DeviceExtent {
+  readonly offsetBytes: number;
+  readonly lengthBytes: number;
+  readonly hole: boolean;
+  readonly zero: boolean;
+}
+
+export interface BlockDevice {
+  readonly sizeBytes: number;
+  /** The smallest unit of a request; a power of two, at least 512. */
+  readonly blockSizeBytes: number;
+  readonly capabilities: DeviceCapabilities;
+  /** For messages and logs: `file /srv/a.raw`. */
+  readonly description: string;
+
+  /** Fills `target` from `offsetBytes`. */
+  read(target: Buffer, offsetBytes: number): MaybePromise<void>;
+  write(source: Buffer, offsetBytes: number, options?: WriteOptions): MaybePromise<void>;
+  /** Afterwards the range reads as zeroes. */
+  writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): MaybePromise<void>;
+  /** The content of the range is no longer needed; adapters of Cowbell make it read as zeroes. */
+  trim(offsetBytes: number, lengthBytes: number, options?: WriteOptions): MaybePromise<void>;
+  /** Makes every write that had finished before this call durable. */
+  flush(): Promise<void>;
+  /** The kinds of the range's bytes, in order, without gaps, from `offsetBytes` on; adjacent runs may be alike. */
+  extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]>;
+  /** Releases the resources. Does not flush. Nothing may be in flight. */
+  close(): Promise<void>;
+}
+
+/** The assertion that opens every call of every adapter. */
+export function assertRange(device: BlockDevice, offsetBytes: number, lengthBytes: number): void {
+  assert(
+    Number.isSafeInteger(offsetBytes) && Number.isSafeInteger(lengthBytes),
+    `Range ${offsetBytes}+${lengthBytes} is not whole bytes`,
+  );
+  assert(
+    offsetBytes >= 0 && lengthBytes > 0 && offsetBytes + lengthBytes <= device.sizeBytes,
+    `Range ${offsetBytes}+${lengthBytes} is outside of ${device.description} (${device.sizeBytes} bytes)`,
+  );
+  assert(
+    offsetBytes % device.blockSizeBytes === 0 && lengthBytes % device.blockSizeBytes === 0,
+    `Range ${offsetBytes}+${lengthBytes} is not a multiple of ${device.blockSizeBytes} bytes`,
+  );
+}
