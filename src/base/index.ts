@@ -1,5 +1,6 @@
 export { assert, AssertionError, present, unreachable } from './assert.ts';
 export { type Clock, ManualClock, systemClock } from './clock.ts';
+export { type Deferred, deferred } from './deferred.ts';
 export { checksum, CHECKSUM_BYTES, digest, DIGEST_BYTES, digestOf } from './digest.ts';
 export { BlockError, CorruptionError, type CorruptionPlace, messageOf, systemCode } from './errors.ts';
 export { LIMITS } from './limits.ts';
