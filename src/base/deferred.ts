@@ -1,6 +1,6 @@
 /** A promise with its ends outside, for waits that something else ends (Node 20 has no `withResolvers`). */
 
-export interface Deferred<T> {
+export interface Deferred<T = void> {
   readonly promise: Promise<T>;
   readonly resolve: (value: T) => void;
   readonly reject: (reason: unknown) => void;

@@ -12,6 +12,7 @@ import { type TrackRun, TrackSet } from './track-set.ts';
 const CHUNK_SHIFT = 16;
 const CHUNK_WORDS = 2 ** (CHUNK_SHIFT - 5);
 const CHUNK_MASK = 2 ** CHUNK_SHIFT - 1;
+const FULL_WORD = 0xffffffff;
 
 export class TrackBits {
   readonly #chunks: (Uint32Array | undefined)[] = [];
@@ -26,6 +27,20 @@ export class TrackBits {
   static from(set: TrackSet, trackCount: number): TrackBits {
     const bits = new TrackBits(trackCount);
     for (const track of set) bits.add(track);
+    return bits;
+  }
+
+  /** Every track of the volume. */
+  static all(trackCount: number): TrackBits {
+    const bits = new TrackBits(trackCount);
+    for (let first = 0; first < trackCount; first += 2 ** CHUNK_SHIFT) {
+      const chunk = new Uint32Array(CHUNK_WORDS);
+      const count = Math.min(trackCount - first, 2 ** CHUNK_SHIFT);
+      chunk.fill(FULL_WORD, 0, count >>> 5);
+      if ((count & 31) !== 0) chunk[count >>> 5] = 2 ** (count & 31) - 1;
+      bits.#chunks.push(chunk);
+    }
+    bits.#size = trackCount;
     return bits;
   }
 
@@ -70,34 +85,37 @@ export class TrackBits {
     for (let track = run.first; track < run.first + run.count; track += 1) this.add(track);
   }
 
-  /** Whether any track of the run is in the set. */
-  hasAny(run: TrackRun): boolean {
-    if (this.#size === 0) return false;
+  /** The lowest track of the run that is in the set. */
+  firstIn(run: TrackRun): number | undefined {
+    if (this.#size === 0) return undefined;
     for (let track = run.first; track < run.first + run.count; track += 1) {
-      if (this.has(track)) return true;
+      if (this.has(track)) return track;
     }
-    return false;
+    return undefined;
   }
 
   toTrackSet(): TrackSet {
     const set = TrackSet.empty();
-    const tracks: number[] = [];
     for (const [index, chunk] of this.#chunks.entries()) {
-      if (chunk !== undefined) collect(chunk, index * 2 ** CHUNK_SHIFT, tracks);
+      if (chunk === undefined) continue;
+      const first = index * 2 ** CHUNK_SHIFT;
+      if (chunk.every((word) => word === FULL_WORD)) set.addRun({ first, count: 2 ** CHUNK_SHIFT });
+      else set.addAll(TrackSet.of(tracksIn(chunk, first)));
     }
-    set.addAll(TrackSet.of(tracks));
     return set;
   }
 }
 
-/** Appends the tracks of one chunk, ascending. */
-function collect(chunk: Uint32Array, base: number, tracks: number[]): void {
+/** The tracks of one chunk, ascending. */
+function tracksIn(chunk: Uint32Array, first: number): number[] {
+  const tracks: number[] = [];
   for (let word = 0; word < chunk.length; word += 1) {
     let bits = chunk[word] ?? 0;
     while (bits !== 0) {
       const lowest = 31 - Math.clz32(bits & -bits);
-      tracks.push(base + word * 32 + lowest);
+      tracks.push(first + word * 32 + lowest);
       bits &= bits - 1;
     }
   }
+  return tracks;
 }

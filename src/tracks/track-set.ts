@@ -8,8 +8,11 @@
  * and the count stand around the portable roaring bytes, and both are checked before the bytes are parsed.
  */
 
-import { RoaringBitmap32 } from 'roaring';
+import roaring, { type RoaringBitmap32 as Bitmap } from 'roaring';
 import { assert, checksum, CHECKSUM_BYTES, CorruptionError, LIMITS } from '../base/index.ts';
+
+// The package is CommonJS whose names Node cannot see at import.
+const { RoaringBitmap32 } = roaring;
 
 /** Tracks `first` to `first + count - 1`. */
 export interface TrackRun {
@@ -29,9 +32,9 @@ function assertTrack(track: number): void {
 }
 
 export class TrackSet implements Iterable<number> {
-  readonly #bitmap: RoaringBitmap32;
+  readonly #bitmap: Bitmap;
 
-  private constructor(bitmap: RoaringBitmap32) {
+  private constructor(bitmap: Bitmap) {
     this.#bitmap = bitmap;
   }
 
