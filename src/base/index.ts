@@ -4,7 +4,34 @@ export { type Deferred, deferred } from './deferred.ts';
 export { checksum, CHECKSUM_BYTES, digest, DIGEST_BYTES, digestOf } from './digest.ts';
 export { BlockError, CorruptionError, type CorruptionPlace, messageOf, systemCode } from './errors.ts';
 export { LIMITS } from './limits.ts';
+export {
+  blockDeviceSize,
+  dropCache,
+  forcePlainNode,
+  hasSparseFiles,
+  type LockMode,
+  NativeError,
+  punchHole,
+  readNoWait,
+  seekData,
+  seekHole,
+  threadPoolSize,
+  tryLock,
+  tryLockRange,
+  zeroRange,
+} from './native.ts';
+export {
+  type LmdbDatabaseView,
+  type LmdbEntry,
+  LmdbError,
+  type LmdbErrorDetails,
+  type LmdbFile,
+  type LmdbOptions,
+  type LmdbRange,
+  openLmdb,
+} from './lmdb.ts';
 export { makeUlid, randomId, SeededRandom } from './rng.ts';
+export { Slots } from './slots.ts';
 export {
   noteCommit,
   observeSyncs,

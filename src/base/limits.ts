@@ -23,6 +23,15 @@ export const LIMITS = {
   /** Old points kept per volume; the oldest unregistered boundary folds beyond it. */
   pointCountMax: 4_096,
 
+  /** Asynchronous native calls at once in the process; each holds a thread of Node's pool, and koffi fails at 257. */
+  nativeCallCountMax: 2,
+  /** One fallocate call covers at most this: a hole of 512 MiB took 223 ms. */
+  punchBytesMax: 64 * MIB,
+  /** Reads and writes up to this size are tried at once, larger ones go to the thread pool. */
+  smallIoBytesMax: 64 * KIB,
+  /** Where zeroes must be written out, one write holds at most this many. */
+  zeroWriteBytesMax: MIB,
+
   /** NBD's own recommendation for the largest payload; larger requests are refused. */
   nbdPayloadBytesMax: 32 * MIB,
   /** An export's name, as the protocol text asks. */
@@ -40,6 +49,16 @@ export const LIMITS = {
   nbdInFlightBytesMax: 64 * MIB,
   /** Payload bytes of one connection's writes that wait for a backup (promise 8), counted apart. */
   nbdWaitingBytesMax: 64 * MIB,
+  /** Requests of one connection that wait for a backup: zeroes and trims carry no bytes to count. */
+  nbdWaitingCountMax: 16_384,
+  /** Reply bytes a slow client has not taken yet; beyond it its requests are not read. */
+  nbdReplyBytesMax: 16 * MIB,
+  /** How long a client may take for the last replies and its own goodbye once the server wants to close. */
+  nbdCloseMsMax: 5_000,
+  /** How long a client waits for a connection and its handshake. */
+  nbdConnectMsMax: 10_000,
+  /** Exports a client takes from one server's list. */
+  nbdListedExportCountMax: 65_536,
 
   /** Tracks are stored together up to this size, so that LMDB's overflow pages cost next to nothing. */
   frameBytesMax: MIB,
@@ -57,6 +76,19 @@ export const LIMITS = {
   controlLineBytesMax: MIB,
   controlConnectionCountMax: 64,
 
+  /** LMDB's own default; longer keys would need other page sizes. */
+  databaseKeyBytesMax: 511,
+  /** One frame, or one group of metadata, with room to spare; LMDB keeps a value in one run of pages. */
+  databaseValueBytesMax: 64 * MIB,
+
   setNameBytesMax: 255,
   remapRowCountMax: 1_000_000,
+  /** A remap file of the most rows, written with generous white space; it is parsed in memory. */
+  remapFileBytesMax: 256 * MIB,
+  /** Devices of one restore; each costs a descriptor and a lock. */
+  restoreTargetCountMax: 256,
+  /** Writes of a restore in flight at once; each holds a frame in memory. */
+  restoreWriterCountMax: 64,
+  /** A restore zeroes in pieces of this size, so that cancelling and progress are not held up. */
+  restoreZeroBytesMax: 32 * MIB,
 } as const;
