@@ -1,0 +1,126 @@
+/**
+ * Runs all checks and tests, says how long each took, and ends with `N passed, N failed, N skipped`.
+ *
+ *   lint, format, types, unused      one result each
+ *   unit tests                       src and scripts, two files at a time
+ *   native tests                     native-tests, one file at a time: they boot machines and measure nothing
+ *
+ * Assertions are what is counted in tests (tap-tally.ts says how), so one number means one thing throughout.
+ * A skip prints its reason. With files named as arguments, only the tests in those are run. The raw results
+ * stay in `.cache/`.
+ */
+import { spawn } from 'node:child_process';
+import { createWriteStream, mkdirSync, readdirSync } from 'node:fs';
+import { join, relative } from 'node:path';
+import { inspect } from 'node:util';
+import { type Tally, TapTally } from './tap-tally.ts';
+
+const CHECKS: readonly (readonly [name: string, command: string, ...args: string[]])[] = [
+  ['lint', 'npm', 'run', '--silent', 'lint'],
+  ['format', 'npm', 'run', '--silent', 'format:check'],
+  ['types', 'node_modules/.bin/tsc', '-p', 'tsconfig.check.json'],
+  ['unused', 'npm', 'run', '--silent', 'knip'],
+];
+
+const NATIVE = 'native-tests/';
+const UNIT_OPTIONS = ['--jobs=2'];
+const NATIVE_OPTIONS = ['--jobs=1', '--timeout=600'];
+
+const total: Tally = { passed: 0, failed: 0, skipped: 0 };
+
+function testFiles(directory: string): string[] {
+  return readdirSync(directory, { recursive: true, encoding: 'utf8' })
+    .filter((file) => file.endsWith('.test.ts'))
+    .map((file) => join(directory, file))
+    .toSorted();
+}
+
+function seconds(ms: number): string {
+  return `${(ms / 1000).toFixed(1)} s`;
+}
+
+/** Runs one stage, whose results are added to the total, and prints what it came to. */
+async function stage(name: string, work: () => Promise<Tally>): Promise<void> {
+  console.log(`== ${name}`);
+  const start = performance.now();
+  const { passed, failed, skipped } = await work();
+  total.passed += passed;
+  total.failed += failed;
+  total.skipped += skipped;
+  const verdict = failed === 0 ? 'ok' : 'FAILED';
+  console.log(`   ${verdict}, ${seconds(performance.now() - start)}\n`);
+}
+
+/** Runs a command with its output on ours, or taken by `read`; returns its exit status. */
+async function execute(
+  command: string,
+  args: readonly string[],
+  read?: (text: string) => void,
+): Promise<number> {
+  return await new Promise((resolve, reject) => {
+    const child = spawn(command, args, {
+      stdio: ['ignore', read === undefined ? 'inherit' : 'pipe', 'inherit'],
+    });
+    if (read !== undefined) child.stdout?.setEncoding('utf8').on('data', read);
+    child.once('error', reject);
+    child.once('close', (status) => resolve(status ?? 1));
+  });
+}
+
+async function runCheck(command: string, args: readonly string[]): Promise<Tally> {
+  const ok = (await execute(command, args)) === 0;
+  return { passed: ok ? 1 : 0, failed: ok ? 0 : 1, skipped: 0 };
+}
+
+async function runTests(files: readonly string[], options: readonly string[], log: string): Promise<Tally> {
+  mkdirSync('.cache', { recursive: true });
+  const raw = createWriteStream(log);
+  const tally = new TapTally({
+    file: (name, ok, counts, durationMs) => {
+      const skipped = counts.skipped > 0 ? `, ${counts.skipped} skipped` : '';
+      const failed = counts.failed > 0 ? `, ${counts.failed} failed` : '';
+      const time = durationMs === undefined ? '' : `, ${seconds(durationMs)}`;
+      console.log(`   ${ok ? 'ok' : 'FAILED'} ${name}: ${counts.passed} passed${failed}${skipped}${time}`);
+    },
+    failure: (name, details) => {
+      console.log(`   FAILED ${name}`);
+      if (details !== null) console.log(inspect(details, { depth: 5 }).replaceAll(/^/gm, '      '));
+    },
+    skip: (name, reason) => console.log(`   SKIP ${name}: ${reason}`),
+  });
+  const status = await execute(
+    'node_modules/.bin/tap',
+    ['run', '--reporter=tap', ...options, ...files],
+    (text) => {
+      raw.write(text);
+      tally.write(text);
+    },
+  );
+  raw.end();
+  const counts = tally.finish();
+  if (status !== 0 && counts.failed === 0) {
+    console.log(`   FAILED the test runner ended with status ${status}, see ${log}`);
+    counts.failed += 1;
+  }
+  return counts;
+}
+
+async function main(): Promise<void> {
+  const named = process.argv.slice(2).map((file) => relative(process.cwd(), file));
+  const files = named.length > 0 ? named : ['src', 'scripts', 'native-tests'].flatMap(testFiles);
+  const unit = files.filter((file) => !file.startsWith(NATIVE));
+  const native = files.filter((file) => file.startsWith(NATIVE));
+  if (named.length === 0) {
+    for (const [name, command, ...args] of CHECKS) await stage(name, () => runCheck(command, args));
+  }
+  if (unit.length > 0) {
+    await stage('unit tests', () => runTests(unit, UNIT_OPTIONS, '.cache/unit-tests.tap'));
+  }
+  if (native.length > 0) {
+    await stage('native tests', () => runTests(native, NATIVE_OPTIONS, '.cache/native-tests.tap'));
+  }
+  console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
+  process.exitCode = total.failed === 0 ? 0 : 1;
+}
+
+await main();
