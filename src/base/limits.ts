@@ -20,6 +20,10 @@ export const LIMITS = {
 
   /** How long a freeze may wait for the gate to empty before it reopens it and fails. */
   freezeWaitMsMax: 5_000,
+  /** Trims and zeroes are cut into pieces of this size, so that none holds a freeze for long. */
+  zeroPieceBytesMax: 64 * MIB,
+  /** Trims put off because a point still needs the blocks; more are forgotten, which a trim allows. */
+  deferredTrimCountMax: 65_536,
   /** Old points kept per volume; the oldest unregistered boundary folds beyond it. */
   pointCountMax: 4_096,
 
@@ -75,6 +79,8 @@ export const LIMITS = {
   /** One line of the control protocol. */
   controlLineBytesMax: MIB,
   controlConnectionCountMax: 64,
+  /** Requests of one control connection that run at once. */
+  controlInFlightCountMax: 16,
 
   /** LMDB's own default; longer keys would need other page sizes. */
   databaseKeyBytesMax: 511,

@@ -1,0 +1,34 @@
+/**
+ * What a restore needs of the thing it restores from: the members of the block set room's chain view that
+ * this room uses, so that a medium or a remote store can stand in its place.
+ */
+
+import type { MaybePromise } from '../base/index.ts';
+import type { TrackSet } from '../tracks/index.ts';
+
+/** One track as it was at the set's point, decompressed and checked. */
+export interface RestoredTrack {
+  readonly track: number;
+  /** The track's bytes; the last track of a volume may be shorter. Not changed after it was handed out. */
+  readonly content: Buffer;
+}
+
+/** Tracks that lie together in the store and are read in one go. */
+export interface ReadPlanEntry {
+  readonly tracks: readonly number[];
+}
+
+export interface RestoreSource<Entry extends ReadPlanEntry = ReadPlanEntry> {
+  readonly sizeBytes: number;
+  readonly trackSizeBytes: number;
+  /** The tracks whose effective content is not zero. Every other track of the volume is zero. */
+  tracks(): TrackSet;
+  /** Where the tracks are stored, each once, in storage order. */
+  readPlan(tracks: TrackSet): Iterable<Entry>;
+  /**
+   * Reads one entry. Every track is checked against its hash before it is handed out (promise 7).
+   *
+   * @throws {CorruptionError} when a track is damaged or missing.
+   */
+  readFrame(entry: Entry): MaybePromise<readonly RestoredTrack[]>;
+}
