@@ -54,6 +54,8 @@ interface Bindings {
   readonly fcntl?: NativeFunction<[number, number, Buffer]>;
   readonly ioctl?: NativeFunction<[number, number, Buffer]>;
   readonly preadv2?: NativeFunction<[number, Buffer, number, number, number]>;
+  readonly setxattr?: NativeFunction<[string, string, Buffer, number, number]>;
+  readonly getxattr?: NativeFunction<[string, string, Buffer, number]>;
   readonly fallocate?: NativeFunction<[number, number, number, number]>;
   readonly lseek?: NativeFunction<[number, number, number]>;
   readonly posixFadvise?: NativeFunction<[number, number, number, number]>;
@@ -121,6 +123,12 @@ function bind(): Bindings {
     ),
     fallocate: find<[number, number, number, number]>('int fallocate(int, int, int64_t, int64_t)'),
     lseek: find<[number, number, number]>('int64_t lseek(int, int64_t, int)'),
+    setxattr: find<[string, string, Buffer, number, number]>(
+      'int setxattr(const char *, const char *, const void *, size_t, int)',
+    ),
+    getxattr: find<[string, string, Buffer, number]>(
+      'intptr_t getxattr(const char *, const char *, void *, size_t)',
+    ),
     posixFadvise: find<[number, number, number, number]>('int posix_fadvise(int, int64_t, int64_t, int)'),
   };
   const there = Object.fromEntries(Object.entries(found).filter(([, callable]) => callable !== undefined));
@@ -382,4 +390,27 @@ export async function dropCache(descriptor: number): Promise<boolean> {
   );
   if (errno !== 0) throw new NativeError('posix_fadvise', errno, `on descriptor ${descriptor}`);
   return true;
+}
+
+/** Enough for every attribute of ours. */
+const ATTRIBUTE_BYTES_MAX = 256;
+
+/**
+ * Sets an extended attribute of a file.
+ *
+ * @returns false where the filesystem keeps none, the file may not have one, or koffi is missing.
+ */
+export function setAttribute(path: string, name: string, value: string): boolean {
+  const { setxattr } = load() ?? {};
+  const bytes = Buffer.from(value);
+  return setxattr !== undefined && setxattr(path, name, bytes, bytes.length, 0) === 0;
+}
+
+/** An extended attribute of a file, or undefined where it has none of that name. */
+export function getAttribute(path: string, name: string): string | undefined {
+  const { getxattr } = load() ?? {};
+  if (getxattr === undefined) return undefined;
+  const bytes = Buffer.alloc(ATTRIBUTE_BYTES_MAX);
+  const lengthBytes = getxattr(path, name, bytes, bytes.length);
+  return lengthBytes < 0 ? undefined : bytes.toString('utf8', 0, lengthBytes);
 }

@@ -1,0 +1,235 @@
+/**
+ * A volume's directory: how it is made, who owns it, where its parts lie.
+ *
+ *     <volume>/lock        flock of the owner; holds its pid and what it is doing
+ *     <volume>/state.mdb   identity, points, changed tracks (state.ts, FORMAT.md)
+ *     <volume>/home.raw    the home, unless it was put elsewhere
+ *     <volume>/*.sock      sockets of the serving process
+ *
+ * Ownership is the flock and nothing else: it dies with its process, so a left-over file means nothing.
+ */
+
+import { constants } from 'node:fs';
+import { type FileHandle, mkdir, open, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { basename, dirname, join, resolve } from 'node:path';
+import {
+  type Clock,
+  getAttribute,
+  randomId,
+  setAttribute,
+  syncDirectory,
+  systemClock,
+  systemCode,
+  tryLock,
+} from '../base/index.ts';
+import { createSparseFile, parseDeviceAddress } from '../device/index.ts';
+import { VolumeError } from './errors.ts';
+import { Geometry } from './geometry.ts';
+import { directoryIdentity, VolumeState } from './state.ts';
+
+export const STATE_FILE = 'state.mdb';
+const LOCK_FILE = 'lock';
+const HOME_FILE = 'home.raw';
+/** The extended attribute that a raw home carries, so that nothing takes it for a free file. */
+const HOME_ATTRIBUTE = 'user.cowbell.volume';
+
+export interface VolumeIdentity {
+  readonly volumeId: string;
+  /** The directory's base name: the export's name. */
+  readonly name: string;
+  readonly directory: string;
+  readonly sizeBytes: number;
+  readonly trackSizeBytes: number;
+  /** An absolute path or a URI. */
+  readonly home: string;
+  readonly createdMs: number;
+}
+
+export interface CreateOptions {
+  readonly sizeBytes: number;
+  readonly trackSizeBytes: number;
+  /** Path or URI; a file in the volume's directory where left out. A missing file is made, sparse. */
+  readonly home?: string;
+  readonly clock?: Clock;
+}
+
+/**
+ * Makes a volume, durable when the promise resolves. On failure whatever was made is removed again.
+ *
+ * @throws {VolumeError} `exists`, `invalid-geometry`
+ */
+export async function createVolume(path: string, options: CreateOptions): Promise<VolumeIdentity> {
+  const directory = resolve(path);
+  const geometry = new Geometry(options.sizeBytes, options.trackSizeBytes);
+  const isNew = await makeDirectory(directory);
+  const home = options.home === undefined ? HOME_FILE : absoluteHome(options.home);
+  const volumeId = randomId();
+  const homePath = homePathOf(directory, home);
+  const makesHome = homePath !== undefined && !(await exists(homePath));
+  try {
+    if (makesHome) await createSparseFile(homePath, geometry.sizeBytes, 'home-create');
+    await VolumeState.create(join(directory, STATE_FILE), {
+      volumeId,
+      sizeBytes: geometry.sizeBytes,
+      trackSizeBytes: geometry.trackSizeBytes,
+      home,
+      createdMs: (options.clock ?? systemClock).now(),
+      directory: await directoryIdentity(directory),
+    });
+    if (homePath !== undefined) setAttribute(homePath, HOME_ATTRIBUTE, volumeId);
+    if (makesHome) await syncDirectory('volume-directory', dirname(homePath));
+    await syncDirectory('volume-directory', directory);
+    await syncDirectory('volume-directory', dirname(directory));
+  } catch (error) {
+    await rm(join(directory, STATE_FILE), { force: true });
+    if (makesHome) await rm(homePath, { force: true });
+    if (isNew) await rm(directory, { recursive: true, force: true });
+    throw error;
+  }
+  return readVolumeIdentity(directory);
+}
+
+/**
+ * Reads who a volume is, whoever owns it.
+ *
+ * @throws {VolumeError} `not-a-volume`
+ */
+export async function readVolumeIdentity(path: string): Promise<VolumeIdentity> {
+  const directory = resolve(path);
+  const state = await openState(directory, { readOnly: true });
+  try {
+    return identityOf(directory, state);
+  } finally {
+    await state.close();
+  }
+}
+
+/** @throws {VolumeError} `not-a-volume` */
+export async function openState(
+  directory: string,
+  options: { readonly readOnly: boolean },
+): Promise<VolumeState> {
+  const path = join(directory, STATE_FILE);
+  if (!(await exists(path))) {
+    throw new VolumeError(
+      'not-a-volume',
+      `Directory ${directory} holds no volume: ${STATE_FILE} is missing`,
+      {
+        directory,
+      },
+    );
+  }
+  return VolumeState.open(path, options);
+}
+
+export function identityOf(directory: string, state: VolumeState): VolumeIdentity {
+  const { volumeId, sizeBytes, trackSizeBytes, home, createdMs } = state.record;
+  return {
+    volumeId,
+    name: basename(directory),
+    directory,
+    sizeBytes,
+    trackSizeBytes,
+    home: homePathOf(directory, home) ?? home,
+    createdMs,
+  };
+}
+
+/** Whether the file at `path` is, or was, the raw home of a volume. */
+export async function isVolumeHome(path: string): Promise<boolean> {
+  return (await exists(path)) && getAttribute(path, HOME_ATTRIBUTE) !== undefined;
+}
+
+/** The path of a home that is a whole file or block device; undefined for a piece or anything else. */
+export function homePathOf(directory: string, home: string): string | undefined {
+  const address = parseDeviceAddress(home);
+  if (address.scheme !== 'file' || address.piece !== undefined) return undefined;
+  return resolve(directory, address.target);
+}
+
+/** Who holds a volume's lock, as far as the lock file tells. */
+interface Owner {
+  readonly pid?: number;
+  readonly activity?: string;
+}
+
+/**
+ * Takes the ownership of a volume until the handle is closed.
+ *
+ * @param activity what the owner is doing, for whoever is refused: `serving`.
+ * @throws {VolumeError} `in-use`, `not-a-volume`
+ */
+export async function lockVolume(directory: string, activity: string): Promise<FileHandle> {
+  const path = join(directory, LOCK_FILE);
+  let handle: FileHandle;
+  try {
+    handle = await open(path, constants.O_RDWR | constants.O_CREAT, 0o600);
+  } catch (error) {
+    if (systemCode(error) !== 'ENOENT' && systemCode(error) !== 'ENOTDIR') throw error;
+    throw new VolumeError(
+      'not-a-volume',
+      `Directory ${directory} does not exist`,
+      { directory },
+      { cause: error },
+    );
+  }
+  try {
+    if (!tryLock(handle.fd, 'exclusive')) throw await inUse(directory, path);
+    const owner = Buffer.from(`${JSON.stringify({ pid: process.pid, activity })}\n`);
+    await handle.truncate(0);
+    await handle.write(owner, 0, owner.length, 0);
+    return handle;
+  } catch (error) {
+    await handle.close();
+    throw error;
+  }
+}
+
+async function inUse(directory: string, path: string): Promise<VolumeError> {
+  let owner: Owner = {};
+  try {
+    owner = JSON.parse(await readFile(path, 'utf8'));
+  } catch {
+    // The owner is just writing it; the lock is what counts.
+  }
+  const who =
+    owner.pid === undefined ? 'another process' : `process ${owner.pid} (${owner.activity ?? 'unknown'})`;
+  return new VolumeError('in-use', `Volume ${directory} is in use by ${who}`, { directory, ...owner });
+}
+
+/** The home as it is kept: paths absolute, so that it does not depend on where a command was given. */
+function absoluteHome(home: string): string {
+  const { scheme, target, piece } = parseDeviceAddress(home);
+  const base = scheme === 'file' ? resolve(target) : target;
+  return piece === undefined ? base : `${base}@${piece.offsetBytes}+${piece.lengthBytes}`;
+}
+
+/** @returns whether the directory was made here. */
+async function makeDirectory(directory: string): Promise<boolean> {
+  try {
+    await mkdir(directory, { mode: 0o700 });
+    return true;
+  } catch (error) {
+    if (systemCode(error) !== 'EEXIST') throw error;
+  }
+  if (!(await stat(directory)).isDirectory() || (await readdir(directory)).length > 0) {
+    throw new VolumeError(
+      'exists',
+      `Cannot create volume ${directory}: it exists and is not an empty directory`,
+      {
+        directory,
+      },
+    );
+  }
+  return false;
+}
+
+async function exists(path: string): Promise<boolean> {
+  try {
+    await stat(path);
+    return true;
+  } catch (error) {
+    if (systemCode(error) === 'ENOENT' || systemCode(error) === 'ENOTDIR') return false;
+    throw error;
+  }
+}

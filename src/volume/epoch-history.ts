@@ -1,0 +1,95 @@
+/**
+ * Which tracks changed since any point: one set per epoch, and `changedSince(P)` the union of the epochs from
+ * P on (DESIGN section 4, promise 3). So any number of stores, each at its own point, come out of one
+ * mechanism.
+ *
+ * In memory this is the truth; `state.ts` keeps what must outlive the process.
+ */
+
+import { assert } from '../base/index.ts';
+import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
+
+/** The epoch that a point closed. */
+export interface ClosedEpoch {
+  /** Counts from 1; the order of the points. */
+  readonly number: number;
+  readonly point: string;
+  readonly createdMs: number;
+  readonly tracks: TrackSet;
+}
+
+export class EpochHistory {
+  readonly trackCount: number;
+  readonly #closed: ClosedEpoch[];
+  #open: TrackBits;
+  #openNumber: number;
+
+  constructor(options: {
+    readonly trackCount: number;
+    readonly openNumber: number;
+    readonly open: TrackBits;
+    /** Oldest first. */
+    readonly closed: readonly ClosedEpoch[];
+  }) {
+    this.trackCount = options.trackCount;
+    this.#open = options.open;
+    this.#openNumber = options.openNumber;
+    this.#closed = [...options.closed];
+    for (const epoch of this.#closed)
+      assert(epoch.number < options.openNumber, `Epoch ${epoch.number} is not closed`);
+  }
+
+  get openNumber(): number {
+    return this.#openNumber;
+  }
+
+  get openCount(): number {
+    return this.#open.size;
+  }
+
+  /** Oldest first. */
+  get closed(): readonly ClosedEpoch[] {
+    return this.#closed;
+  }
+
+  openTracks(): TrackSet {
+    return this.#open.toTrackSet();
+  }
+
+  /** The tracks of the run are about to be written. */
+  mark(run: TrackRun): void {
+    if (run.count === 1) this.#open.add(run.first);
+    else this.#open.addRun(run);
+  }
+
+  /** The home can no longer be compared with any point: every track counts as changed. */
+  markAll(): void {
+    this.#open = TrackBits.all(this.trackCount);
+  }
+
+  knows(point: string): boolean {
+    return this.#closed.some((epoch) => epoch.point === point);
+  }
+
+  /** Fixes a point: the open epoch is closed by it and the next one begins, empty. */
+  close(point: string, createdMs: number): ClosedEpoch {
+    const closed = { number: this.#openNumber, point, createdMs, tracks: this.#open.toTrackSet() };
+    this.#closed.push(closed);
+    this.#openNumber += 1;
+    this.#open = new TrackBits(this.trackCount);
+    return closed;
+  }
+
+  /** Drops the oldest boundaries beyond `countMax`: their points become unknown. @returns what was dropped. */
+  drop(countMax: number): ClosedEpoch[] {
+    return this.#closed.splice(0, Math.max(0, this.#closed.length - countMax));
+  }
+
+  /** Every track whose content may differ from what it was at the point; for an unknown point, every track. */
+  changedSince(point: string): TrackSet {
+    const place = this.#closed.findIndex((epoch) => epoch.point === point);
+    if (place < 0) return TrackSet.all(this.trackCount);
+    const later = this.#closed.slice(place + 1).map((epoch) => epoch.tracks);
+    return TrackSet.union([...later, this.#open.toTrackSet()]);
+  }
+}

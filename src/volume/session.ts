@@ -1,0 +1,185 @@
+/**
+ * The serving side of one backup session: from the freeze that fixed its point to done, failed or cancelled.
+ *
+ * The side that reads and stores (a lane, in a child process) works through these calls; how they travel is
+ * `backup/`'s. Whatever happens to that side, ending the session here frees every track and every writer.
+ *
+ *     running --mayComplete--> completing --complete--> done
+ *        |                         |
+ *        +--fail, cancel-----------+--fail--> failed
+ *
+ * A session that is completing can no longer be cancelled: its set may be sealed already.
+ */
+
+import type { TrackRun, TrackSet } from '../tracks/index.ts';
+import { VolumeError } from './errors.ts';
+import type { DivertedTrack, Protection } from './protection.ts';
+
+export type SessionState = 'running' | 'completing' | 'done' | 'failed';
+
+/** What the session is to save. */
+export interface SessionPlan {
+  readonly session: string;
+  readonly level: 'full' | 'incremental';
+  /** The point that the session's freeze fixed. */
+  readonly point: string;
+  /** The point that the set builds on; undefined for a full one. */
+  readonly base: string | undefined;
+  /** Why it is a full one, where an incremental was possible by the request. */
+  readonly reason: string | undefined;
+  /** The tracks to read: everything for a full set, what changed since the base for an incremental. */
+  readonly tracks: TrackSet;
+  /** How long the gate was closed. */
+  readonly freezeMs: number;
+}
+
+export interface SessionStatus {
+  readonly session: string;
+  readonly state: SessionState;
+  readonly level: 'full' | 'incremental';
+  readonly point: string;
+  readonly tracks: number;
+  readonly tracksLeft: number;
+  readonly diverted: number;
+  readonly containerEntries: number;
+  readonly containerEntriesMax: number;
+  readonly writesWaiting: number;
+}
+
+export interface BackupSessionOptions {
+  readonly plan: SessionPlan;
+  readonly protection: Protection;
+  /** Settles when the point, and everything it closed, is durable. */
+  readonly durable: Promise<void>;
+  readonly container: { readonly entryCount: number; readonly entryCountMax: number };
+  /** The consumer's point moves to the session's; durable when it resolves. */
+  readonly saveConsumer: (set: string) => Promise<void>;
+  /** The session no longer needs its place on the write path. */
+  readonly onEnded: () => void;
+}
+
+export class BackupSession {
+  readonly plan: SessionPlan;
+  readonly #options: BackupSessionOptions;
+  #state: SessionState = 'running';
+  #failure: unknown;
+  #ending: Promise<void> | undefined;
+  readonly #abort = new AbortController();
+
+  constructor(options: BackupSessionOptions) {
+    this.plan = options.plan;
+    this.#options = options;
+    // A freeze that turns out not to be durable ends the session even while nobody asks.
+    options.durable.catch((error: unknown) => this.fail(error));
+  }
+
+  get state(): SessionState {
+    return this.#state;
+  }
+
+  /** Aborted with the reason when the session fails or is cancelled. */
+  get signal(): AbortSignal {
+    return this.#abort.signal;
+  }
+
+  get divertedCount(): number {
+    return this.#options.protection.divertedCount;
+  }
+
+  status(): SessionStatus {
+    const { protection, container } = this.#options;
+    return {
+      session: this.plan.session,
+      state: this.#state,
+      level: this.plan.level,
+      point: this.plan.point,
+      tracks: this.plan.tracks.size,
+      tracksLeft: protection.protectedCount,
+      diverted: protection.divertedCount,
+      containerEntries: container.entryCount,
+      containerEntriesMax: container.entryCountMax,
+      writesWaiting: protection.waitingCount,
+    };
+  }
+
+  /**
+   * The lane has read these tracks: which were hit meanwhile, and are to be thrown away? The others are saved.
+   *
+   * @throws {VolumeError} `session-ended`, also from the calls below.
+   */
+  confirm(runs: readonly TrackRun[]): { readonly hits: number[]; readonly pendingCount: number } {
+    this.#assertRunning();
+    const hits = this.#options.protection.confirm(runs);
+    return { hits, pendingCount: this.#options.protection.pendingCount };
+  }
+
+  /** See `Protection.take`. */
+  async take(countMax: number, options: { readonly wait: boolean }): Promise<DivertedTrack[]> {
+    this.#assertRunning();
+    const taken = await this.#options.protection.take(countMax, options);
+    this.#assertRunning();
+    return taken;
+  }
+
+  acknowledge(ids: readonly number[]): void {
+    this.#assertRunning();
+    this.#options.protection.acknowledge(ids);
+  }
+
+  /**
+   * Asks to seal the set: everything was saved, and the point is durable when this resolves. From here on the
+   * session cannot be cancelled.
+   */
+  async mayComplete(): Promise<{ readonly divertedCount: number }> {
+    this.#assertRunning();
+    const { protection, durable } = this.#options;
+    const left = protection.protectedCount;
+    if (left > 0) throw this.#ended(`${left} tracks are not saved yet`);
+    await durable;
+    this.#assertRunning();
+    this.#state = 'completing';
+    return { divertedCount: protection.divertedCount };
+  }
+
+  /** The set is sealed and catalogued: the consumer's point moves (promise 4). */
+  async complete(set: string): Promise<void> {
+    if (this.#state !== 'completing') throw this.#ended(`it is ${this.#state}, not completing`);
+    await this.#options.saveConsumer(set);
+    this.#state = 'done';
+    await this.#end();
+  }
+
+  /** Ends the session without a set, for any reason; without effect once it has ended. */
+  fail(error: unknown): void {
+    if (this.#state === 'done' || this.#state === 'failed') return;
+    this.#state = 'failed';
+    this.#failure = error;
+    this.#abort.abort(error);
+    void this.#end();
+  }
+
+  /** Finishes when the session has ended and nothing of it is left on the write path. */
+  async whenEnded(): Promise<void> {
+    await this.#ending;
+  }
+
+  #end(): Promise<void> {
+    this.#options.onEnded();
+    this.#ending ??= this.#options.protection.end();
+    return this.#ending;
+  }
+
+  #assertRunning(): void {
+    if (this.#state !== 'running') throw this.#ended(this.#state);
+  }
+
+  #ended(reason: string): VolumeError {
+    const { session } = this.plan;
+    return new VolumeError(
+      'session-ended',
+      `Session ${session} cannot go on: ${reason}`,
+      { session, reason },
+      { cause: this.#failure },
+    );
+  }
+}

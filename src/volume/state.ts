@@ -1,0 +1,288 @@
+/**
+ * What a volume keeps beside its bytes, in one small LMDB file (FORMAT.md): identity, points, the closed
+ * epochs' changed tracks, consumers, the clean mark and the poisoned state.
+ *
+ * Every change here is durable when its promise resolves, and each is one transaction, so that a crash leaves
+ * the state before or after and nothing between. The open epoch is saved only at a clean stop; without the
+ * clean mark it counts as everything.
+ */
+
+import { stat } from 'node:fs/promises';
+import { CorruptionError, type LmdbFile, openLmdb } from '../base/index.ts';
+import { TrackBits, TrackSet } from '../tracks/index.ts';
+import { type ClosedEpoch, EpochHistory } from './epoch-history.ts';
+
+const FORMAT_VERSION = 0;
+
+/** Which directory a volume was last seen in: a copy of it must not share its points. */
+export interface DirectoryIdentity {
+  readonly device: string;
+  readonly inode: string;
+}
+
+export interface VolumeRecord {
+  readonly formatVersion: number;
+  readonly volumeId: string;
+  readonly sizeBytes: number;
+  readonly trackSizeBytes: number;
+  /** A path, relative to the directory where it lies inside it, or a URI. */
+  readonly home: string;
+  readonly createdMs: number;
+  readonly directory: DirectoryIdentity;
+}
+
+/** How the home looked at the clean stop; a home that looks different was changed behind our back. */
+export interface HomeStamp {
+  readonly sizeBytes: string;
+  readonly inode: string;
+  readonly modifiedNs: string;
+}
+
+export interface Consumer {
+  /** The store's id. */
+  readonly name: string;
+  /** The point of its last complete set. */
+  readonly point: string;
+  readonly set: string;
+  readonly atMs: number;
+}
+
+export interface PoisonRecord {
+  readonly reason: string;
+  readonly atMs: number;
+}
+
+interface OpenRecord {
+  readonly number: number;
+  readonly isClean: boolean;
+  readonly stamp?: HomeStamp;
+}
+
+interface PointRecord {
+  readonly point: string;
+  readonly createdMs: number;
+}
+
+/** What `load` found, and whether the volume was stopped cleanly. */
+export interface LoadedEpochs {
+  readonly history: EpochHistory;
+  readonly isClean: boolean;
+}
+
+export class VolumeState {
+  readonly #file: LmdbFile;
+  #record: VolumeRecord;
+
+  private constructor(file: LmdbFile, record: VolumeRecord) {
+    this.#file = file;
+    this.#record = record;
+  }
+
+  get record(): VolumeRecord {
+    return this.#record;
+  }
+
+  /** Makes the file; the directory is synced by the caller. */
+  static async create(path: string, fields: Omit<VolumeRecord, 'formatVersion'>): Promise<void> {
+    const record: VolumeRecord = { formatVersion: FORMAT_VERSION, ...fields };
+    const file = openLmdb(path, { create: true, ownLock: true });
+    const state = new VolumeState(file, record);
+    try {
+      state.#tables();
+      const open: OpenRecord = { number: 1, isClean: true };
+      file.transaction(() => {
+        state.#put('volume', record);
+        state.#put('open', open);
+        state.#state.put('open-tracks', TrackSet.empty().serialize());
+      });
+      await file.sync('volume-state');
+    } finally {
+      await file.close();
+    }
+  }
+
+  /**
+   * Opens the file.
+   *
+   * @param options.readOnly leaves the file alone: for a look without owning the volume.
+   * @throws {CorruptionError} where the file or a record in it is damaged or of a later version.
+   */
+  static open(path: string, options: { readonly readOnly: boolean }): VolumeState {
+    const file = openLmdb(path, options.readOnly ? { readOnly: true } : { ownLock: true });
+    const bytes = file.database('state').get('volume');
+    if (bytes === undefined)
+      throw new CorruptionError(`Volume record is missing in ${path}`, { where: path });
+    const record: VolumeRecord = JSON.parse(bytes.toString());
+    if (record.formatVersion !== FORMAT_VERSION) {
+      throw new CorruptionError(
+        `Volume state ${path} has format version ${record.formatVersion}, wanted ${FORMAT_VERSION}`,
+        { where: path },
+      );
+    }
+    return new VolumeState(file, record);
+  }
+
+  close(): Promise<void> {
+    return this.#file.close();
+  }
+
+  /** The epochs as they were left. After an unclean stop every track is in the open one. */
+  load(trackCount: number): LoadedEpochs {
+    const { path } = this.#file;
+    const open = this.#open;
+    if (open === undefined)
+      throw new CorruptionError(`Record of the open epoch is missing in ${path}`, { where: path });
+    const closed: ClosedEpoch[] = [];
+    for (const { key, value } of this.#file.database('points').range()) {
+      const { point, createdMs }: PointRecord = JSON.parse(value.toString());
+      const bytes = this.#file.database('epochs').get(key);
+      const number = key.readUInt32BE(0);
+      if (bytes === undefined)
+        throw new CorruptionError(`Epoch ${number} is missing in ${path}`, { where: path });
+      closed.push({
+        number,
+        point,
+        createdMs,
+        tracks: TrackSet.deserialize(bytes, `${path} epoch ${number}`, trackCount),
+      });
+    }
+    const saved = this.#state.get('open-tracks');
+    const openBits =
+      open.isClean && saved !== undefined
+        ? TrackBits.from(TrackSet.deserialize(saved, `${path} open epoch`, trackCount), trackCount)
+        : TrackBits.all(trackCount);
+    const history = new EpochHistory({ trackCount, openNumber: open.number, open: openBits, closed });
+    return { history, isClean: open.isClean };
+  }
+
+  get stamp(): HomeStamp | undefined {
+    return this.#open?.stamp;
+  }
+
+  /** Clears the clean mark: from now on a stop without `saveClean` is an unclean one. */
+  async saveOpened(openNumber: number): Promise<void> {
+    await this.#commit(() => {
+      const open: OpenRecord = { number: openNumber, isClean: false };
+      this.#put('open', open);
+      this.#state.remove('open-tracks');
+    });
+  }
+
+  /** Records a point with the epoch it closed; `dropped` boundaries go in the same transaction. */
+  async savePoint(closed: ClosedEpoch, dropped: readonly ClosedEpoch[]): Promise<void> {
+    const { points, epochs } = this.#tables();
+    const record: PointRecord = { point: closed.point, createdMs: closed.createdMs };
+    const open: OpenRecord = { number: closed.number + 1, isClean: false };
+    const tracks = closed.tracks.serialize();
+    await this.#commit(() => {
+      points.put(keyOf(closed.number), json(record));
+      epochs.put(keyOf(closed.number), tracks);
+      this.#put('open', open);
+      for (const epoch of dropped) {
+        points.remove(keyOf(epoch.number));
+        epochs.remove(keyOf(epoch.number));
+      }
+    });
+  }
+
+  /** The clean mark: the open epoch exactly, and how the home looks. The home was flushed before. */
+  async saveClean(history: EpochHistory, stamp: HomeStamp | undefined): Promise<void> {
+    const open: OpenRecord = {
+      number: history.openNumber,
+      isClean: true,
+      ...(stamp === undefined ? {} : { stamp }),
+    };
+    const tracks = history.openTracks().serialize();
+    await this.#commit(() => {
+      this.#put('open', open);
+      this.#state.put('open-tracks', tracks);
+    });
+  }
+
+  consumers(): Consumer[] {
+    return [...this.#file.database('consumers').range()].map(({ value }): Consumer =>
+      JSON.parse(value.toString()),
+    );
+  }
+
+  /** Moves a consumer's point; only after its set is sealed and catalogued (promise 4). */
+  async saveConsumer(consumer: Consumer): Promise<void> {
+    const { consumers } = this.#tables();
+    await this.#commit(() => consumers.put(consumer.name, json(consumer)));
+  }
+
+  get poison(): PoisonRecord | undefined {
+    const bytes = this.#state.get('poison');
+    return bytes === undefined ? undefined : JSON.parse(bytes.toString());
+  }
+
+  async savePoison(poison: PoisonRecord | undefined): Promise<void> {
+    await this.#commit(() => {
+      if (poison === undefined) this.#state.remove('poison');
+      else this.#put('poison', poison);
+    });
+  }
+
+  /** The volume under a new identity: no point of the old one is known any more. */
+  async saveIdentity(volumeId: string, directory: DirectoryIdentity): Promise<void> {
+    const record: VolumeRecord = { ...this.#record, volumeId, directory };
+    const { points, epochs, consumers } = this.#tables();
+    const isRenamed = volumeId !== this.#record.volumeId;
+    await this.#commit(() => {
+      this.#put('volume', record);
+      if (!isRenamed) return;
+      for (const table of [points, epochs, consumers]) {
+        for (const key of Array.from(table.range(), (entry) => entry.key)) table.remove(key);
+      }
+    });
+    this.#record = record;
+  }
+
+  get #state(): ReturnType<LmdbFile['database']> {
+    return this.#file.database('state');
+  }
+
+  #tables(): Record<'points' | 'epochs' | 'consumers', ReturnType<LmdbFile['database']>> {
+    return {
+      points: this.#file.database('points'),
+      epochs: this.#file.database('epochs'),
+      consumers: this.#file.database('consumers'),
+    };
+  }
+
+  get #open(): OpenRecord | undefined {
+    const bytes = this.#state.get('open');
+    return bytes === undefined ? undefined : JSON.parse(bytes.toString());
+  }
+
+  #put(key: string, value: object): void {
+    this.#state.put(key, json(value));
+  }
+
+  async #commit(body: () => void): Promise<void> {
+    this.#file.transaction(body);
+    await this.#file.sync('volume-state');
+  }
+}
+
+export async function directoryIdentity(directory: string): Promise<DirectoryIdentity> {
+  const { dev, ino } = await stat(directory, { bigint: true });
+  return { device: String(dev), inode: String(ino) };
+}
+
+/** How a home file looks now; undefined where it is no regular file and cannot be watched. */
+export async function homeStamp(path: string): Promise<HomeStamp | undefined> {
+  const found = await stat(path, { bigint: true });
+  if (!found.isFile()) return undefined;
+  return { sizeBytes: String(found.size), inode: String(found.ino), modifiedNs: String(found.mtimeNs) };
+}
+
+function keyOf(number: number): Buffer {
+  const key = Buffer.alloc(4);
+  key.writeUInt32BE(number);
+  return key;
+}
+
+function json(value: object): Buffer {
+  return Buffer.from(JSON.stringify(value));
+}

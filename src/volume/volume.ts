@@ -1,0 +1,506 @@
+/**
+ * A volume: a block device with a memory of what changed, points to compare with, and copy-before-write.
+ *
+ *     client -> write path (order, protection, gate, mark) -> home
+ *                     |                 |
+ *               backup session    epochs -> state.mdb
+ *
+ * It is opened by one owner at a time, who serves it, backs it up, or both. Reads go straight to the home.
+ * See DESIGN section 4 for the promises; each has its test in this folder or in `backup/`.
+ */
+
+import { type FileHandle, open } from 'node:fs/promises';
+import { resolve } from 'node:path';
+import { type Clock, dropCache, LIMITS, messageOf, randomId, systemClock } from '../base/index.ts';
+import { type ContainerArea, IntermediateContainer } from '../container/index.ts';
+import {
+  assertRange,
+  type BlockDevice,
+  type DeviceCapabilities,
+  type DeviceExtent,
+  type DeviceRegistry,
+  type WriteOptions,
+  type ZeroOptions,
+} from '../device/index.ts';
+import { type TrackRun, TrackSet } from '../tracks/index.ts';
+import { homePathOf, identityOf, lockVolume, openState, type VolumeIdentity } from './directory.ts';
+import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
+import { VolumeError } from './errors.ts';
+import { Geometry } from './geometry.ts';
+import { Protection } from './protection.ts';
+import { BackupSession, type SessionStatus } from './session.ts';
+import { type Consumer, directoryIdentity, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
+import { WritePath } from './write-path.ts';
+
+export interface OpenVolumeOptions {
+  /** Opens the home. */
+  readonly registry: Pick<DeviceRegistry, 'open'>;
+  readonly readOnly?: boolean;
+  readonly clock?: Clock;
+  /** What the owner does with the volume, told to whoever is refused: `serving`. */
+  readonly activity: string;
+  /** The directory was moved, not copied: it keeps its id and its points. */
+  readonly moved?: boolean;
+  /** How long a freeze may wait for the gate; LIMITS.freezeWaitMsMax where left out. */
+  readonly freezeWaitMsMax?: number;
+}
+
+export interface SessionRequest {
+  /** The consumer: the store's id. */
+  readonly consumer: string;
+  readonly level: 'auto' | 'full' | 'incremental';
+  /** Points the consumer has complete sets of, the best base first. */
+  readonly candidates: readonly string[];
+  /** Why no candidate could be used, where the consumer knows. */
+  readonly reason?: string;
+  /** Room for diverted content; none at all is allowed. The session closes the areas. */
+  readonly areas: readonly ContainerArea[];
+}
+
+export interface VolumeStatus extends VolumeIdentity {
+  readonly readOnly: boolean;
+  readonly epoch: number;
+  /** Tracks changed in the open epoch. */
+  readonly changedTracks: number;
+  readonly points: number;
+  readonly consumers: readonly (Consumer & { readonly changedTracks: number })[];
+  readonly startedClean: boolean;
+  readonly poisoned: PoisonRecord | undefined;
+  readonly writesWaiting: number;
+  readonly trimsForgotten: number;
+  readonly session: SessionStatus | undefined;
+}
+
+export class Volume implements BlockDevice {
+  readonly blockSizeBytes = LIMITS.blockSizeBytesMin;
+  readonly capabilities: DeviceCapabilities;
+  readonly description: string;
+  readonly identity: VolumeIdentity;
+  readonly geometry: Geometry;
+  /** Whether the stop before this opening was a clean one, with the home untouched since. */
+  readonly startedClean: boolean;
+  readonly #options: OpenVolumeOptions;
+  readonly #clock: Clock;
+  readonly #lock: FileHandle;
+  readonly #state: VolumeState;
+  readonly #home: BlockDevice;
+  readonly #epochs: EpochHistory;
+  readonly #writePath: WritePath;
+  #session: BackupSession | undefined;
+  #isFreezing = false;
+  #poison: PoisonRecord | undefined;
+  #poisoning: Promise<void> | undefined;
+  /** Points on their way to the disk. */
+  readonly #recording = new Set<Promise<void>>();
+  /** False once something that a clean stop would have to know was not recorded. */
+  #mayStopClean = true;
+  #isClosed = false;
+
+  private constructor(parts: OpenParts, options: OpenVolumeOptions) {
+    this.#options = options;
+    this.#clock = options.clock ?? systemClock;
+    this.#lock = parts.lock;
+    this.#state = parts.state;
+    this.#home = parts.home;
+    this.#epochs = parts.epochs;
+    this.#poison = parts.state.poison;
+    this.identity = parts.identity;
+    this.geometry = parts.geometry;
+    this.startedClean = parts.startedClean;
+    this.description = `volume ${parts.identity.name}`;
+    this.capabilities = { readOnly: options.readOnly ?? false, trim: true, extents: true };
+    this.#writePath = new WritePath({
+      geometry: parts.geometry,
+      home: parts.home,
+      epochs: parts.epochs,
+      refuse: () => this.#refuse(),
+      onHomeFailed: (error) => this.#poisonBy(error),
+    });
+  }
+
+  /**
+   * Opens a volume and becomes its owner. The clean mark is durably cleared before this resolves, so before
+   * the first write.
+   *
+   * @throws {VolumeError} `not-a-volume`, `in-use`, `home-unusable`
+   */
+  static async open(path: string, options: OpenVolumeOptions): Promise<Volume> {
+    const directory = resolve(path);
+    const lock = await lockVolume(directory, options.activity);
+    let state: VolumeState | undefined;
+    try {
+      state = await openState(directory, { readOnly: false });
+      return new Volume(await openParts(directory, lock, state, options), options);
+    } catch (error) {
+      await state?.close();
+      await lock.close();
+      throw error;
+    }
+  }
+
+  get sizeBytes(): number {
+    return this.geometry.sizeBytes;
+  }
+
+  get session(): BackupSession | undefined {
+    return this.#session;
+  }
+
+  read(target: Buffer, offsetBytes: number): void | Promise<void> {
+    assertRange(this, offsetBytes, target.length);
+    return this.#home.read(target, offsetBytes);
+  }
+
+  write(source: Buffer, offsetBytes: number, options?: WriteOptions): void | Promise<void> {
+    assertRange(this, offsetBytes, source.length);
+    return this.#writePath.change({ kind: 'write', source }, offsetBytes, source.length, options);
+  }
+
+  writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): void | Promise<void> {
+    assertRange(this, offsetBytes, lengthBytes);
+    const mayTrim = options?.mayTrim ?? false;
+    return this.#writePath.change({ kind: 'zeroes', mayTrim }, offsetBytes, lengthBytes, options);
+  }
+
+  trim(offsetBytes: number, lengthBytes: number, options?: WriteOptions): void | Promise<void> {
+    assertRange(this, offsetBytes, lengthBytes);
+    return this.#writePath.change({ kind: 'trim' }, offsetBytes, lengthBytes, options);
+  }
+
+  flush(): Promise<void> {
+    return this.#writePath.flush();
+  }
+
+  extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
+    assertRange(this, offsetBytes, lengthBytes);
+    return this.#home.extents(offsetBytes, lengthBytes);
+  }
+
+  /** Every track whose content may differ from what it was at the point (promise 3). */
+  changedSince(point: string): TrackSet {
+    return this.#epochs.changedSince(point);
+  }
+
+  status(): VolumeStatus {
+    return {
+      ...this.identity,
+      readOnly: this.capabilities.readOnly,
+      epoch: this.#epochs.openNumber,
+      changedTracks: this.#epochs.openCount,
+      points: this.#epochs.closed.length,
+      consumers: this.#state
+        .consumers()
+        .map((consumer) => ({ ...consumer, changedTracks: this.changedSince(consumer.point).size })),
+      startedClean: this.startedClean,
+      poisoned: this.#poison,
+      writesWaiting: this.#writePath.waitingCount,
+      trimsForgotten: this.#writePath.forgottenTrimCount,
+      session: this.#session?.status(),
+    };
+  }
+
+  /**
+   * Freezes the volume and begins a backup session of the new point: from the instant of the freeze every
+   * track of the plan is protected.
+   *
+   * @throws {VolumeError} `session-running`, `freeze-timeout`, `poisoned`, `read-only`
+   */
+  async beginSession(request: SessionRequest): Promise<BackupSession> {
+    this.#refuse();
+    if (this.#session !== undefined || this.#isFreezing) {
+      const session = this.#session?.plan.session ?? 'starting';
+      throw new VolumeError(
+        'session-running',
+        `Volume ${this.identity.name} has session ${session} running; one at a time, cancel it or wait`,
+        { session },
+      );
+    }
+    const container = new IntermediateContainer(request.areas);
+    this.#isFreezing = true;
+    try {
+      return await this.#freezeInto(request, container);
+    } catch (error) {
+      await container.close();
+      throw error;
+    } finally {
+      this.#isFreezing = false;
+    }
+  }
+
+  /**
+   * Reads the whole home past the page cache, as far as the system allows, and clears the poisoned state. All
+   * tracks count as changed afterwards. Nothing may be writing.
+   *
+   * @param onProgress called with the bytes read so far.
+   * @throws what reading the home throws; the volume then stays as it was.
+   */
+  async check(onProgress?: (bytesRead: number) => void): Promise<void> {
+    await this.#dropHomeCache();
+    const buffer = Buffer.allocUnsafe(LIMITS.sessionRunBytesMax);
+    for (let offset = 0; offset < this.sizeBytes; offset += buffer.length) {
+      await this.#home.read(buffer.subarray(0, Math.min(buffer.length, this.sizeBytes - offset)), offset);
+      onProgress?.(Math.min(offset + buffer.length, this.sizeBytes));
+    }
+    await this.#poisoning;
+    if (this.#poison === undefined) return;
+    this.#epochs.markAll();
+    await this.#state.savePoison(undefined);
+    this.#poison = undefined;
+  }
+
+  /**
+   * Stops cleanly: ends a session, waits for what is in flight, flushes the home and sets the clean mark. On a
+   * poisoned volume, or where the flush fails, the mark is not set and the next opening is an unclean one.
+   */
+  async close(): Promise<void> {
+    if (this.#isClosed) return;
+    this.#session?.fail(
+      new VolumeError('closed', `Volume ${this.identity.name} is being closed`, this.#place),
+    );
+    await this.#session?.whenEnded();
+    await this.#writePath.whenIdle();
+    await Promise.allSettled(this.#recording);
+    this.#isClosed = true;
+    try {
+      if (!this.capabilities.readOnly && this.#poison === undefined && this.#mayStopClean)
+        await this.#saveClean();
+    } finally {
+      await this.#poisoning;
+      await this.#home.close();
+      await this.#state.close();
+      await this.#lock.close();
+    }
+  }
+
+  get #place(): { readonly directory: string } {
+    return { directory: this.identity.directory };
+  }
+
+  async #saveClean(): Promise<void> {
+    await this.#home.flush();
+    const path = homePathOf(this.identity.directory, this.identity.home);
+    await this.#state.saveClean(this.#epochs, path === undefined ? undefined : await homeStamp(path));
+  }
+
+  /** After a failed writeback the page cache shows what the disk does not have. */
+  async #dropHomeCache(): Promise<void> {
+    const path = homePathOf(this.identity.directory, this.identity.home);
+    if (path === undefined) return;
+    const handle = await open(path, 'r');
+    try {
+      await dropCache(handle.fd);
+    } finally {
+      await handle.close();
+    }
+  }
+
+  /** DESIGN section 4, "The gate and the freeze". */
+  async #freezeInto(request: SessionRequest, container: IntermediateContainer): Promise<BackupSession> {
+    await this.flush();
+    const waitMsMax = this.#options.freezeWaitMsMax ?? LIMITS.freezeWaitMsMax;
+    const closedAtMs = this.#clock.monotonicMs();
+    if (!(await this.#writePath.gate.closeAndEmpty(waitMsMax))) {
+      throw new VolumeError(
+        'freeze-timeout',
+        `Freeze of ${this.identity.name} gave up after ${waitMsMax} ms: writes are still running`,
+        { waitedMs: waitMsMax },
+      );
+    }
+    // The gate is closed and empty: what is switched here is switched at one instant.
+    let session: BackupSession;
+    let closed: ClosedEpoch;
+    try {
+      this.#refuse();
+      closed = this.#epochs.close(randomId(), this.#clock.now());
+      session = this.#protect(request, container, closed, closedAtMs);
+    } finally {
+      this.#writePath.gate.reopen();
+    }
+    return session;
+  }
+
+  #protect(
+    request: SessionRequest,
+    container: IntermediateContainer,
+    closed: ClosedEpoch,
+    closedAtMs: number,
+  ): BackupSession {
+    const { base, reason } = this.#chooseBase(request);
+    const tracks = base === undefined ? TrackSet.all(this.geometry.trackCount) : this.changedSince(base);
+    const protection = new Protection({
+      geometry: this.geometry,
+      tracks,
+      container,
+      readHome: (target, track) => this.#home.read(target, this.geometry.offsetOf(track)),
+      onReleased: (run: TrackRun) => this.#writePath.released(run),
+      onFailed: (error) => session.fail(error),
+    });
+    const session: BackupSession = new BackupSession({
+      plan: {
+        session: randomId().slice(0, 8),
+        level: base === undefined ? 'full' : 'incremental',
+        point: closed.point,
+        base,
+        reason,
+        tracks,
+        freezeMs: this.#clock.monotonicMs() - closedAtMs,
+      },
+      protection,
+      container,
+      durable: this.#makeDurable(closed),
+      saveConsumer: (set) =>
+        this.#state.saveConsumer({
+          name: request.consumer,
+          point: closed.point,
+          set,
+          atMs: this.#clock.now(),
+        }),
+      onEnded: () => {
+        this.#writePath.unprotect(protection);
+        if (this.#session === session) this.#session = undefined;
+      },
+    });
+    this.#writePath.protect(protection);
+    this.#session = session;
+    return session;
+  }
+
+  #chooseBase(request: SessionRequest): {
+    readonly base: string | undefined;
+    readonly reason: string | undefined;
+  } {
+    if (request.level === 'full') return { base: undefined, reason: undefined };
+    const base = request.candidates.find((point) => this.#epochs.knows(point));
+    if (base !== undefined) return { base, reason: undefined };
+    const isFirst = request.candidates.length === 0;
+    const reason =
+      request.reason ??
+      (isFirst
+        ? 'the store has no set of this volume yet'
+        : 'the volume knows no point that the store has a set of');
+    return { base: undefined, reason };
+  }
+
+  /** The second flush, begun after the switch, and the durable record of the point. */
+  #makeDurable(closed: ClosedEpoch): Promise<void> {
+    const recording = this.#record(closed).finally(() => this.#recording.delete(recording));
+    this.#recording.add(recording);
+    return recording;
+  }
+
+  async #record(closed: ClosedEpoch): Promise<void> {
+    try {
+      await this.flush();
+      await this.#state.savePoint(closed, this.#epochs.drop(LIMITS.pointCountMax));
+    } catch (error) {
+      // The closed epoch's tracks are in memory only: after a stop everything must count as changed.
+      this.#mayStopClean = false;
+      throw error;
+    }
+  }
+
+  #refuse(): void {
+    const { name } = this.identity;
+    if (this.#isClosed) throw new VolumeError('closed', `Volume ${name} is closed`, this.#place);
+    if (this.capabilities.readOnly) {
+      throw new VolumeError('read-only', `Volume ${name} is open for reading only`, this.#place);
+    }
+    if (this.#poison !== undefined) {
+      const { reason } = this.#poison;
+      throw new VolumeError(
+        'poisoned',
+        `Volume ${name} refuses writes since a write or flush of its home failed (${reason}); run volume check`,
+        { ...this.#place, reason },
+      );
+    }
+  }
+
+  /** Promise 10: no write and no flush is accepted any more; whatever runs fails; the state is recorded. */
+  #poisonBy(error: unknown): void {
+    if (this.#poison !== undefined) return;
+    const poison: PoisonRecord = { reason: messageOf(error), atMs: this.#clock.now() };
+    this.#poison = poison;
+    this.#session?.fail(error);
+    // Where it cannot be recorded the process stays poisoned, and the next opening is an unclean one.
+    this.#poisoning = this.#recordPoison(poison);
+  }
+
+  async #recordPoison(poison: PoisonRecord): Promise<void> {
+    try {
+      await this.#state.savePoison(poison);
+    } catch {
+      this.#mayStopClean = false;
+    }
+  }
+}
+
+interface OpenParts {
+  readonly lock: FileHandle;
+  readonly state: VolumeState;
+  readonly home: BlockDevice;
+  readonly epochs: EpochHistory;
+  readonly identity: VolumeIdentity;
+  readonly geometry: Geometry;
+  readonly startedClean: boolean;
+}
+
+async function openParts(
+  directory: string,
+  lock: FileHandle,
+  state: VolumeState,
+  options: OpenVolumeOptions,
+): Promise<OpenParts> {
+  const readOnly = options.readOnly ?? false;
+  if (!readOnly) await settleIdentity(directory, state, options.moved ?? false);
+  const identity = identityOf(directory, state);
+  const geometry = new Geometry(identity.sizeBytes, identity.trackSizeBytes);
+  const home = await openHome(identity, readOnly, options);
+  try {
+    const { history, isClean } = state.load(geometry.trackCount);
+    const isUntouched = await looksUntouched(identity, state);
+    if (isClean && !isUntouched) history.markAll();
+    if (!readOnly) await state.saveOpened(history.openNumber);
+    return { lock, state, home, epochs: history, identity, geometry, startedClean: isClean && isUntouched };
+  } catch (error) {
+    await home.close();
+    throw error;
+  }
+}
+
+/** A directory that is not where it was is a copy, with an id of its own, unless it is said to be moved. */
+async function settleIdentity(directory: string, state: VolumeState, moved: boolean): Promise<void> {
+  const now = await directoryIdentity(directory);
+  const before = state.record.directory;
+  if (now.device === before.device && now.inode === before.inode) return;
+  await state.saveIdentity(moved ? state.record.volumeId : randomId(), now);
+}
+
+async function openHome(
+  identity: VolumeIdentity,
+  readOnly: boolean,
+  options: OpenVolumeOptions,
+): Promise<BlockDevice> {
+  const home = await options.registry.open(identity.home, {
+    readOnly,
+    syncName: 'home',
+    lock: readOnly ? 'shared' : 'exclusive',
+  });
+  if (home.sizeBytes >= identity.sizeBytes) return home;
+  await home.close();
+  throw new VolumeError(
+    'home-unusable',
+    `Home ${identity.home} of volume ${identity.name} has ${home.sizeBytes} bytes, wanted ${identity.sizeBytes}`,
+    { home: identity.home },
+  );
+}
+
+/** Whether the home looks as it did at the clean stop. A home that cannot be watched is believed. */
+async function looksUntouched(identity: VolumeIdentity, state: VolumeState): Promise<boolean> {
+  const before = state.stamp;
+  const path = homePathOf(identity.directory, identity.home);
+  if (before === undefined || path === undefined) return true;
+  const now = await homeStamp(path);
+  return (
+    now?.sizeBytes === before.sizeBytes && now.inode === before.inode && now.modifiedNs === before.modifiedNs
+  );
+}

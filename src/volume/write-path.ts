@@ -1,0 +1,294 @@
+/**
+ * What every change of a volume's bytes passes: order, protection, gate, mark, home (DESIGN section 4, "The
+ * gate and the freeze").
+ *
+ *     outside the gate   wait for earlier overlapping pieces; have protected content saved
+ *     inside the gate    mark the tracks in the open epoch, write the home, leave
+ *
+ * The short way: where the gate is open, nothing protected is hit and nothing overlapping is in flight, the
+ * call goes straight through and finishes at once if the home does. The long way cuts the range into pieces
+ * and takes them one by one. Between a piece's last check and its entering the gate nothing is awaited, so
+ * what was checked still holds.
+ *
+ * A failed home write or flush poisons the volume (promise 10); ENOSPC from a write does not.
+ */
+
+import { LIMITS, type MaybePromise, systemCode } from '../base/index.ts';
+import type { BlockDevice, WriteOptions } from '../device/index.ts';
+import type { TrackRun } from '../tracks/index.ts';
+import { DeferredTrims } from './deferred-trims.ts';
+import type { EpochHistory } from './epoch-history.ts';
+import { Gate } from './gate.ts';
+import type { Geometry } from './geometry.ts';
+import type { Protection } from './protection.ts';
+import { RangeOrder } from './range-order.ts';
+
+export type Change =
+  | { readonly kind: 'write'; readonly source: Buffer }
+  | { readonly kind: 'zeroes'; readonly mayTrim: boolean }
+  | { readonly kind: 'trim' };
+
+export interface WritePathOptions {
+  readonly geometry: Geometry;
+  readonly home: BlockDevice;
+  readonly epochs: EpochHistory;
+  /** Throws where the volume refuses writes now. */
+  readonly refuse: () => void;
+  /** A write or flush of the home failed. */
+  readonly onHomeFailed: (error: unknown) => void;
+}
+
+export class WritePath {
+  readonly gate = new Gate();
+  readonly #options: WritePathOptions;
+  readonly #order = new RangeOrder();
+  readonly #protections = new Set<Protection>();
+  readonly #trims = new DeferredTrims(LIMITS.deferredTrimCountMax);
+  readonly #trimming = new Set<Promise<void>>();
+  #waitingCount = 0;
+
+  constructor(options: WritePathOptions) {
+    this.#options = options;
+  }
+
+  /** Calls that wait for a backup at this moment. */
+  get waitingCount(): number {
+    return this.#waitingCount;
+  }
+
+  /** Trims that were dropped because too many were put off. */
+  get forgottenTrimCount(): number {
+    return this.#trims.forgottenCount;
+  }
+
+  /** From now on no write passes a protected track unsaved. Called with the gate closed. */
+  protect(protection: Protection): void {
+    this.#protections.add(protection);
+  }
+
+  unprotect(protection: Protection): void {
+    this.#protections.delete(protection);
+  }
+
+  /**
+   * Tracks of the run may be written again: does the trims that were put off for them. One whose range
+   * something is in flight for is forgotten: that may be a later write, which it must not undo.
+   */
+  released(run: TrackRun): void {
+    for (const { start, end } of this.#trims.release(run)) {
+      if (this.#order.conflicts(start, end)) {
+        this.#trims.forget();
+        continue;
+      }
+      const trim = this.#trimReleased(start, end).finally(() => this.#trimming.delete(trim));
+      this.#trimming.add(trim);
+    }
+  }
+
+  async #trimReleased(start: number, end: number): Promise<void> {
+    try {
+      await this.change({ kind: 'trim' }, start, end - start);
+    } catch {
+      // A trim is a hint. A home that failed it has poisoned the volume by now.
+      this.#trims.forget();
+    }
+  }
+
+  /** Finishes when nothing that was under way when it was called still is. */
+  async whenIdle(): Promise<void> {
+    await Promise.all(this.#trimming);
+    await this.#order.whenIdle();
+  }
+
+  /** Carries one change out; the range was checked by the caller. The source buffer is the caller's. */
+  change(
+    change: Change,
+    offsetBytes: number,
+    lengthBytes: number,
+    options?: WriteOptions,
+  ): MaybePromise<void> {
+    this.#options.refuse();
+    const done = this.#mayPass(change, offsetBytes, lengthBytes)
+      ? this.#passAtOnce(change, offsetBytes, lengthBytes)
+      : this.#passInPieces(change, offsetBytes, lengthBytes, options);
+    if (options?.fua !== true) return done;
+    return done === undefined ? this.flush() : done.then(() => this.flush());
+  }
+
+  /** Covers every change that had finished when it was called. */
+  async flush(): Promise<void> {
+    this.#options.refuse();
+    try {
+      await this.#options.home.flush();
+    } catch (error) {
+      this.#options.onHomeFailed(error);
+      throw error;
+    }
+  }
+
+  #mayPass(change: Change, offsetBytes: number, lengthBytes: number): boolean {
+    if (!this.gate.isOpen) return false;
+    if (change.kind !== 'write' && lengthBytes > LIMITS.zeroPieceBytesMax) return false;
+    if (this.#order.size > 0 && this.#order.conflicts(offsetBytes, offsetBytes + lengthBytes)) return false;
+    if (this.#protections.size === 0) return true;
+    return this.#hit(this.#options.geometry.tracksOf(offsetBytes, lengthBytes)) === undefined;
+  }
+
+  /** The first track of the run that some point protects, with that protection. */
+  #hit(run: TrackRun): { readonly track: number; readonly protection: Protection } | undefined {
+    for (const protection of this.#protections) {
+      const track = protection.firstProtected(run);
+      if (track !== undefined) return { track, protection };
+    }
+    return undefined;
+  }
+
+  #passAtOnce(change: Change, offsetBytes: number, lengthBytes: number): MaybePromise<void> {
+    const end = offsetBytes + lengthBytes;
+    if (change.kind !== 'trim') {
+      this.#trims.overwritten(this.#options.geometry.tracksOf(offsetBytes, lengthBytes), {
+        start: offsetBytes,
+        end,
+      });
+    }
+    const done = this.#pass(change, offsetBytes, lengthBytes);
+    if (done === undefined) return undefined;
+    const turn = this.#order.acquire(offsetBytes, end);
+    return done.finally(turn.release);
+  }
+
+  /** Inside the gate: marks and writes. Everything was checked in the same breath. */
+  #pass(change: Change, offsetBytes: number, lengthBytes: number): MaybePromise<void> {
+    this.gate.enter();
+    let done: MaybePromise<void>;
+    try {
+      this.#options.epochs.mark(this.#options.geometry.tracksOf(offsetBytes, lengthBytes));
+      done = this.#perform(change, offsetBytes, lengthBytes);
+    } catch (error) {
+      this.gate.leave();
+      throw this.#failed(error);
+    }
+    if (done === undefined) {
+      this.gate.leave();
+      return undefined;
+    }
+    return this.#finish(done);
+  }
+
+  async #finish(done: Promise<void>): Promise<void> {
+    try {
+      await done;
+    } catch (error) {
+      throw this.#failed(error);
+    } finally {
+      this.gate.leave();
+    }
+  }
+
+  #perform(change: Change, offsetBytes: number, lengthBytes: number): MaybePromise<void> {
+    const { home } = this.#options;
+    if (change.kind === 'write') return home.write(change.source, offsetBytes);
+    if (change.kind === 'trim' && home.capabilities.trim) return home.trim(offsetBytes, lengthBytes);
+    return home.writeZeroes(offsetBytes, lengthBytes, { mayTrim: change.kind === 'trim' || change.mayTrim });
+  }
+
+  #failed(error: unknown): unknown {
+    const code = systemCode(error);
+    if (code !== 'no-space' && code !== 'ENOSPC') this.#options.onHomeFailed(error);
+    return error;
+  }
+
+  async #passInPieces(
+    change: Change,
+    offsetBytes: number,
+    lengthBytes: number,
+    options: WriteOptions | undefined,
+  ): Promise<void> {
+    let hasWaited = false;
+    const onWaiting = (): void => {
+      if (hasWaited) return;
+      hasWaited = true;
+      this.#waitingCount += 1;
+      options?.onWaiting?.();
+    };
+    try {
+      const end = offsetBytes + lengthBytes;
+      for (let start = offsetBytes; start < end;) {
+        const pieceBytes = this.#pieceBytes(change, start, end);
+        const from = start - offsetBytes;
+        const piece: Change =
+          change.kind === 'write'
+            ? { kind: 'write', source: change.source.subarray(from, from + pieceBytes) }
+            : change;
+        await this.#passPiece(piece, start, pieceBytes, onWaiting);
+        start += pieceBytes;
+      }
+    } finally {
+      if (hasWaited) {
+        this.#waitingCount -= 1;
+        options?.onResumed?.();
+      }
+    }
+  }
+
+  /** Up to the next track boundary where the track is protected, else as far as nothing is. */
+  #pieceBytes(change: Change, start: number, end: number): number {
+    const { geometry } = this.#options;
+    const lengthMax = change.kind === 'write' ? end - start : Math.min(end - start, LIMITS.zeroPieceBytesMax);
+    const run = geometry.tracksOf(start, lengthMax);
+    let stop = start + lengthMax;
+    for (const protection of this.#protections) {
+      const track = protection.firstProtected(run);
+      if (track === undefined) continue;
+      const boundary = geometry.offsetOf(track === run.first ? track + 1 : track);
+      stop = Math.min(stop, boundary);
+    }
+    return stop - start;
+  }
+
+  async #passPiece(
+    change: Change,
+    offsetBytes: number,
+    lengthBytes: number,
+    onWaiting: () => void,
+  ): Promise<void> {
+    const run = this.#options.geometry.tracksOf(offsetBytes, lengthBytes);
+    const end = offsetBytes + lengthBytes;
+    const turn = this.#order.acquire(offsetBytes, end);
+    if (change.kind !== 'trim') this.#trims.overwritten(run, { start: offsetBytes, end });
+    try {
+      if (turn.ready !== undefined) {
+        onWaiting();
+        await turn.ready;
+      }
+      for (;;) {
+        this.#options.refuse();
+        if (!this.gate.isOpen) {
+          await this.gate.whenOpen();
+          continue;
+        }
+        const hit = this.#hit(run);
+        if (hit === undefined) break;
+        if (change.kind === 'trim') {
+          this.#putOff(run, offsetBytes, lengthBytes);
+          return;
+        }
+        await hit.protection.save(hit.track, onWaiting);
+      }
+      // Nothing is awaited between the last check and the gate.
+      await this.#pass(change, offsetBytes, lengthBytes);
+    } finally {
+      turn.release();
+    }
+  }
+
+  /** Remembers a trim, track by track, for when the tracks are released. */
+  #putOff(run: TrackRun, offsetBytes: number, lengthBytes: number): void {
+    const { geometry } = this.#options;
+    for (let track = run.first; track < run.first + run.count; track += 1) {
+      const start = Math.max(offsetBytes, geometry.offsetOf(track));
+      const end = Math.min(offsetBytes + lengthBytes, geometry.offsetOf(track + 1));
+      this.#trims.remember(track, { start, end });
+    }
+  }
+}
