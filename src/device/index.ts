@@ -6,3 +6,24 @@ export {
   type WriteOptions,
   type ZeroOptions,
 } from './block-device.ts';
+export { conformance, type ConformanceOptions } from './conformance.ts';
+export { DeviceError, type DeviceErrorCode, type DeviceErrorDetails, deviceErrorFrom } from './errors.ts';
+export {
+  FaultyDevice,
+  type FaultyGate,
+  type FaultyKind,
+  type FaultyMatch,
+  type FaultyOperation,
+  type FaultyRule,
+} from './faulty.ts';
+export { createSparseFile } from './file-open.ts';
+export { type FileDeviceOptions, openFileDevice } from './file.ts';
+export { MemoryDevice, type MemoryDeviceOptions } from './memory.ts';
+export { PieceDevice } from './piece.ts';
+export {
+  type DeviceAddress,
+  type DeviceOpener,
+  DeviceRegistry,
+  type OpenOptions,
+  parseDeviceAddress,
+} from './registry.ts';

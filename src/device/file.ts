@@ -1,0 +1,250 @@
+/**
+ * A regular file, a block device, or one piece of either, as a device.
+ *
+ * Small reads are taken from the page cache at once; what is not there goes to the thread pool, so that a cold
+ * read never blocks the loop. Small writes are plain `write` calls into the page cache. Large requests run on
+ * the pool, where copying uses other cores. Zeroes and trims become holes where the filesystem has them and
+ * written zeroes where not.
+ *
+ * A flush is one fdatasync under the name given at open, shared as `shared-flush.ts` says; `fua` is a write and
+ * a flush. Once a flush has failed, all later ones of this open device fail.
+ *
+ * Buffered I/O only: the page cache serves requests of any alignment, and is shared with whoever else reads the
+ * file. Does not lock unless asked to, and does not notice a file that someone else shortens until a read ends
+ * early.
+ */
+
+import { close as closeCallback, type Stats, writeSync } from 'node:fs';
+import { promisify } from 'node:util';
+import {
+  assert,
+  hasSparseFiles,
+  LIMITS,
+  type LockMode,
+  type MaybePromise,
+  punchHole,
+  readNoWait,
+  seekData,
+  seekHole,
+  syncFile,
+  type SyncName,
+  zeroRange,
+} from '../base/index.ts';
+import {
+  assertRange,
+  type BlockDevice,
+  type DeviceCapabilities,
+  type DeviceExtent,
+  type WriteOptions,
+  type ZeroOptions,
+} from './block-device.ts';
+import { DeviceError, deviceErrorFrom } from './errors.ts';
+import { lockPiece, measure, openPath, type Piece } from './file-open.ts';
+import { SharedFlush } from './shared-flush.ts';
+import { poolRead, poolWrite } from './thread-pool.ts';
+
+const closeFile = promisify(closeCallback);
+
+export interface FileDeviceOptions {
+  readonly path: string;
+  readonly readOnly: boolean;
+  /** The name of this device's syncs. */
+  readonly syncName: SyncName;
+  /** Where the piece starts; 0 where left out. */
+  readonly offsetBytes?: number | undefined;
+  /** How long the piece is; up to the end where left out. */
+  readonly lengthBytes?: number | undefined;
+  /** Requests up to this size are tried at once; `LIMITS.smallIoBytesMax` where left out. */
+  readonly smallBytesMax?: number | undefined;
+  /** Locks the piece against other users of Cowbell while it is open; needs koffi. */
+  readonly lock?: LockMode | undefined;
+  /** Refuses a block device that is mounted or otherwise in use by the kernel. No meaning for files. */
+  readonly exclusive?: boolean | undefined;
+}
+
+/**
+ * Opens an existing file or block device.
+ *
+ * @throws {DeviceError} 'not-found', 'not-a-device', 'denied', 'read-only', 'busy', 'too-small', 'unaligned'
+ *   (the size must be a multiple of 512 bytes, and so must the piece), 'io'.
+ */
+export async function openFileDevice(options: FileDeviceOptions): Promise<BlockDevice> {
+  assert(
+    options.lock !== 'exclusive' || !options.readOnly,
+    'An exclusive lock needs a device open for writing',
+  );
+  const { descriptor, stats } = await openPath(options);
+  try {
+    const piece = measure(descriptor, stats, options);
+    if (options.lock !== undefined) lockPiece(descriptor, piece, options.path, options.lock);
+    return new FileDevice(descriptor, stats, piece, options);
+  } catch (error) {
+    await closeFile(descriptor);
+    throw error;
+  }
+}
+
+class FileDevice implements BlockDevice {
+  readonly sizeBytes: number;
+  readonly blockSizeBytes: number = LIMITS.blockSizeBytesMin;
+  readonly capabilities: DeviceCapabilities;
+  readonly description: string;
+  readonly #descriptor: number;
+  /** Where the piece starts in the file. */
+  readonly #startBytes: number;
+  readonly #smallBytesMax: number;
+  readonly #flush: SharedFlush;
+
+  constructor(descriptor: number, stats: Stats, piece: Piece, options: FileDeviceOptions) {
+    this.sizeBytes = piece.lengthBytes;
+    this.description = piece.description;
+    this.capabilities = {
+      readOnly: options.readOnly,
+      trim: !options.readOnly,
+      extents: stats.isFile() && hasSparseFiles(),
+    };
+    this.#descriptor = descriptor;
+    this.#startBytes = piece.offsetBytes;
+    this.#smallBytesMax = options.smallBytesMax ?? LIMITS.smallIoBytesMax;
+    this.#flush = new SharedFlush(() => syncFile(options.syncName, descriptor, options.path));
+  }
+
+  read(target: Buffer, offsetBytes: number): MaybePromise<void> {
+    assertRange(this, offsetBytes, target.length);
+    if (target.length > this.#smallBytesMax) return this.#readOnPool(target, offsetBytes, 0);
+    let count: number;
+    try {
+      count = readNoWait(this.#descriptor, target, this.#startBytes + offsetBytes);
+    } catch (error) {
+      throw this.#failed('Read', offsetBytes, target.length, error);
+    }
+    if (count === target.length) return undefined;
+    return this.#readOnPool(target, offsetBytes, Math.max(count, 0));
+  }
+
+  /** Reads what is missing after the first `done` bytes. */
+  async #readOnPool(target: Buffer, offsetBytes: number, done: number): Promise<void> {
+    let at = done;
+    try {
+      while (at < target.length) {
+        const count = await poolRead(
+          this.#descriptor,
+          target.subarray(at),
+          this.#startBytes + offsetBytes + at,
+        );
+        if (count === 0) throw new Error(`the file ends at ${this.#startBytes + offsetBytes + at} bytes`);
+        at += count;
+      }
+    } catch (error) {
+      throw this.#failed('Read', offsetBytes, target.length, error);
+    }
+  }
+
+  write(source: Buffer, offsetBytes: number, options?: WriteOptions): MaybePromise<void> {
+    this.#assertWritable(offsetBytes, source.length);
+    if (source.length > this.#smallBytesMax) return this.#writeOnPool(source, offsetBytes, options);
+    try {
+      // A short count is no error: the rest fails, or goes through, by itself.
+      for (let at = 0; at < source.length;) {
+        const position = this.#startBytes + offsetBytes + at;
+        at += writeSync(this.#descriptor, source, at, source.length - at, position);
+      }
+    } catch (error) {
+      throw this.#failed('Write', offsetBytes, source.length, error);
+    }
+    return options?.fua === true ? this.flush() : undefined;
+  }
+
+  async #writeOnPool(source: Buffer, offsetBytes: number, options?: WriteOptions): Promise<void> {
+    try {
+      for (let at = 0; at < source.length;) {
+        at += await poolWrite(this.#descriptor, source.subarray(at), this.#startBytes + offsetBytes + at);
+      }
+    } catch (error) {
+      throw this.#failed('Write', offsetBytes, source.length, error);
+    }
+    if (options?.fua === true) await this.flush();
+  }
+
+  async writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): Promise<void> {
+    this.#assertWritable(offsetBytes, lengthBytes);
+    try {
+      const clear = options?.mayTrim === false ? zeroRange : punchHole;
+      const done = await clear(this.#descriptor, this.#startBytes + offsetBytes, lengthBytes);
+      if (!done) await this.#writeOutZeroes(offsetBytes, lengthBytes);
+    } catch (error) {
+      throw this.#failed('Zeroing', offsetBytes, lengthBytes, error);
+    }
+    if (options?.fua === true) await this.flush();
+  }
+
+  async trim(offsetBytes: number, lengthBytes: number, options?: WriteOptions): Promise<void> {
+    await this.writeZeroes(offsetBytes, lengthBytes, { fua: options?.fua === true, mayTrim: true });
+  }
+
+  flush(): Promise<void> {
+    return this.#flush.flush().catch((error: unknown) => {
+      throw deviceErrorFrom('Flush', this.description, error, 'flush-failed');
+    });
+  }
+
+  async extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
+    assertRange(this, offsetBytes, lengthBytes);
+    const extents: DeviceExtent[] = [];
+    let rounds = 0;
+    const end = this.#startBytes + offsetBytes + lengthBytes;
+    try {
+      for (let at = this.#startBytes + offsetBytes; at < end;) {
+        const data = Math.min(seekData(this.#descriptor, at) ?? end, end);
+        // Writers may be at work: whatever the file says next, the runs go forward and leave no gap.
+        const hole = data === end ? end : Math.min(seekHole(this.#descriptor, data) ?? end, end);
+        if (data > at) extents.push(this.#extent(at, data, true));
+        if (hole > data) extents.push(this.#extent(data, hole, false));
+        assert(hole > at, `Extents of ${this.description} do not advance from ${at}`);
+        at = hole;
+        rounds += 1;
+        if (rounds % ROUNDS_PER_TURN === 0) await nextTurn();
+      }
+    } catch (error) {
+      throw this.#failed('Asking for extents', offsetBytes, lengthBytes, error);
+    }
+    return extents;
+  }
+
+  #extent(start: number, end: number, hole: boolean): DeviceExtent {
+    return { offsetBytes: start - this.#startBytes, lengthBytes: end - start, hole, zero: hole };
+  }
+
+  async close(): Promise<void> {
+    try {
+      await closeFile(this.#descriptor);
+    } catch (error) {
+      throw deviceErrorFrom('Close', this.description, error);
+    }
+  }
+
+  async #writeOutZeroes(offsetBytes: number, lengthBytes: number): Promise<void> {
+    for (let at = 0; at < lengthBytes;) {
+      const piece = ZEROES.subarray(0, Math.min(ZEROES.length, lengthBytes - at));
+      at += await poolWrite(this.#descriptor, piece, this.#startBytes + offsetBytes + at);
+    }
+  }
+
+  #assertWritable(offsetBytes: number, lengthBytes: number): void {
+    assertRange(this, offsetBytes, lengthBytes);
+    assert(!this.capabilities.readOnly, `Write to ${this.description}, which is open read-only`);
+  }
+
+  #failed(what: string, offsetBytes: number, lengthBytes: number, error: unknown): DeviceError {
+    return deviceErrorFrom(`${what} of ${lengthBytes} bytes at ${offsetBytes}`, this.description, error);
+  }
+}
+
+const ZEROES = Buffer.alloc(LIMITS.zeroWriteBytesMax);
+
+/** After so many runs of data the loop gets a turn, as each takes two system calls. */
+const ROUNDS_PER_TURN = 128;
+
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
