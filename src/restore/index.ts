@@ -41,7 +41,6 @@ export {
   OpenTargets,
   type OpenTargetsOptions,
   type TargetLayout,
-  type TargetOpener,
   type TargetRequest,
 } from './targets.ts';
 export { type RestoreOptions, type RestoreProgress, type RestoreResult, writeRestore } from './writer.ts';

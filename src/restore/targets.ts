@@ -1,25 +1,34 @@
 /**
  * Opens the targets of a restore, and refuses those that somebody uses.
  *
- * A target is a path (regular file or block device) or the URI of a device. In this order, so that a restore
- * that is refused has changed nothing:
+ * A target is whatever the device registry can open: a path (regular file or block device), a piece of one,
+ * or the URI of a device. In this order, so that a restore that is refused has changed nothing:
  *
- *     inspect all -> claim the existing ones -> open them -> size and create the missing ones -> plan -> write
+ *     inspect all -> claim and open the existing ones -> size and create the missing ones -> plan -> write
  *
- * A file that does not exist is created sparse, mode 0600 (it will hold a disk's content), and is removed
- * again by `discard` when the restore is refused afterwards. An existing one is used as it is and never
- * resized. Claims are held until `close`: a lock on the whole file and on all its bytes, the same ones that
- * volumes take, and on block devices the kernel's exclusive open, which keeps others from mounting it.
+ * A file that does not exist is created sparse and readable to its owner only (it will hold a disk's
+ * content), and is removed again by `discard` when the restore is refused afterwards. An existing one is used
+ * as it is and never resized.
+ *
+ * A claim is held until `close`. It is three things: a flock on the file (shared for a piece), a lock on the
+ * bytes written, the same that volumes take on their homes, and on a block device the kernel's exclusive
+ * open, which keeps others from mounting it.
  *
  * What stands behind a URI cannot be inspected: whoever serves it decides.
  */
 
-import { constants, type Stats } from 'node:fs';
+import type { Stats } from 'node:fs';
 import { type FileHandle, open, realpath, stat, unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { LIMITS, messageOf, systemCode, tryLock, tryLockRange } from '../base/index.ts';
-import type { BlockDevice } from '../device/index.ts';
+import { LIMITS, messageOf, systemCode, tryLock } from '../base/index.ts';
+import {
+  type BlockDevice,
+  createSparseFile,
+  type DeviceAddress,
+  DeviceError,
+  type DeviceRegistry,
+  parseDeviceAddress,
+} from '../device/index.ts';
 import { RestoreError } from './errors.ts';
 import type { RestoreTarget } from './planner.ts';
 import { RemapTable } from './remap-table.ts';
@@ -37,13 +46,8 @@ export interface TargetRequest {
 /** What shall go to the targets: rows of a table, or the volume over all targets in sequence. */
 export type TargetLayout = { readonly table: RemapTable } | { readonly sequenceBytes: number };
 
-/** What opens devices; the device room's registry, told to sync as `restore-target`. */
-export interface TargetOpener {
-  open(uri: string): Promise<BlockDevice>;
-}
-
 export interface OpenTargetsOptions {
-  readonly registry: TargetOpener;
+  readonly registry: Pick<DeviceRegistry, 'open'>;
   /** Whether a file is the home of a volume, which is never overwritten from outside. */
   readonly isVolumeHome: (path: string) => Promise<boolean>;
   readonly kernelTables?: KernelTables;
@@ -115,16 +119,22 @@ export async function openTargets(
   }
 }
 
+interface Named {
+  readonly name: string;
+  /** As it was asked for. */
+  readonly uri: string;
+}
+
 /** What stands behind a request. */
 type Place =
-  | { readonly kind: 'file' | 'block'; readonly name: string; readonly path: string; readonly stats: Stats }
-  | {
-      readonly kind: 'missing';
-      readonly name: string;
+  | (Named & {
+      readonly kind: 'file' | 'block';
       readonly path: string;
-      readonly sizeBytes: number | undefined;
-    }
-  | { readonly kind: 'remote'; readonly name: string; readonly path: string };
+      readonly stats: Stats;
+      readonly piece: DeviceAddress['piece'];
+    })
+  | (Named & { readonly kind: 'missing'; readonly path: string; readonly sizeBytes: number | undefined })
+  | (Named & { readonly kind: 'remote' });
 
 /** What must be given back, in the order in which it was taken. */
 class Resources {
@@ -156,9 +166,12 @@ class Resources {
 }
 
 async function inspectAll(requests: readonly TargetRequest[]): Promise<Place[]> {
-  if (requests.length > LIMITS.restoreTargetCountMax) {
-    const reason = `is one of ${requests.length} targets, wanted at most ${LIMITS.restoreTargetCountMax}`;
-    throw badTarget({ name: requests[0]?.name ?? '', path: requests[0]?.uri ?? '' }, reason);
+  const [first] = requests;
+  if (first !== undefined && requests.length > LIMITS.restoreTargetCountMax) {
+    throw badTarget(
+      first,
+      `is one of ${requests.length} targets, wanted at most ${LIMITS.restoreTargetCountMax}`,
+    );
   }
   const places: Place[] = [];
   const names = new Set<string>();
@@ -176,59 +189,66 @@ async function inspectAll(requests: readonly TargetRequest[]): Promise<Place[]> 
   return places;
 }
 
-async function inspect({ name, uri, sizeBytes }: TargetRequest): Promise<Place> {
-  const scheme = /^([a-z][a-z0-9+.-]*):/i.exec(uri)?.[1]?.toLowerCase();
-  if (scheme !== undefined && scheme !== 'file') return { kind: 'remote', name, path: uri };
-  const path = scheme === 'file' ? pathOf(name, uri) : uri;
+async function inspect(request: TargetRequest): Promise<Place> {
+  const { name, uri, sizeBytes } = request;
+  let address: DeviceAddress;
+  try {
+    address = parseDeviceAddress(uri);
+  } catch (error) {
+    throw badTarget(request, `names no device: ${messageOf(error)}`, error);
+  }
+  const { scheme, target: path, piece } = address;
+  if (scheme !== 'file') return { kind: 'remote', name, uri };
   let stats: Stats;
   try {
     stats = await stat(path);
   } catch (error) {
-    if (systemCode(error) !== 'ENOENT') throw badTarget({ name, path }, messageOf(error), error);
-    await checkParent(name, path);
-    return { kind: 'missing', name, path, sizeBytes };
+    if (systemCode(error) !== 'ENOENT') throw badTarget(request, `failed: ${messageOf(error)}`, error);
+    await checkCreatable(request, path, piece);
+    return { kind: 'missing', name, uri, path, sizeBytes };
   }
-  if (stats.isDirectory()) throw badTarget({ name, path }, 'is a directory, wanted a file or a device');
+  if (stats.isDirectory()) throw badTarget(request, 'is a directory, wanted a file or a device');
   if (!stats.isFile() && !stats.isBlockDevice()) {
-    throw badTarget({ name, path }, 'is neither a regular file nor a block device');
+    throw badTarget(request, 'is neither a regular file nor a block device');
   }
-  if (sizeBytes !== undefined && stats.isFile() && stats.size < sizeBytes) {
-    throw new RestoreError(
-      'target-too-small',
-      `Target ${name} (${path}) exists with ${stats.size} bytes, wanted ${sizeBytes}`,
-      { target: name, sizeBytes: stats.size, wantedBytes: sizeBytes },
+  return { kind: stats.isFile() ? 'file' : 'block', name, uri, path, stats, piece };
+}
+
+async function checkCreatable(
+  request: TargetRequest,
+  path: string,
+  piece: DeviceAddress['piece'],
+): Promise<void> {
+  const { sizeBytes } = request;
+  if (piece !== undefined) throw badTarget(request, 'is a piece of a file that does not exist');
+  if (sizeBytes !== undefined && sizeBytes % LIMITS.blockSizeBytesMin !== 0) {
+    throw badTarget(
+      request,
+      `would get ${sizeBytes} bytes, wanted a multiple of ${LIMITS.blockSizeBytesMin}`,
     );
   }
-  return { kind: stats.isFile() ? 'file' : 'block', name, path, stats };
-}
-
-function pathOf(name: string, uri: string): string {
-  try {
-    return fileURLToPath(uri);
-  } catch (error) {
-    throw badTarget({ name, path: uri }, messageOf(error), error);
-  }
-}
-
-async function checkParent(name: string, path: string): Promise<void> {
   const parent = dirname(path);
   const stats = await stat(parent).catch(() => undefined);
   if (stats?.isDirectory() === true) return;
-  throw badTarget({ name, path }, `cannot be created, because ${parent} is no directory`);
+  throw badTarget(request, `cannot be created, because ${parent} is no directory`);
 }
 
-/** The same text for two places that are the same bytes, as far as can be seen. */
+/** The same text for two places that are the same bytes, as far as can be seen; locks see pieces that overlap. */
 async function identityOf(place: Place): Promise<string> {
   switch (place.kind) {
     case 'file':
-      return `file ${place.stats.dev}:${place.stats.ino}`;
+      return `file ${place.stats.dev}:${place.stats.ino} ${pieceText(place.piece)}`;
     case 'block':
-      return `block ${place.stats.rdev}`;
+      return `block ${place.stats.rdev} ${pieceText(place.piece)}`;
     case 'missing':
       return `path ${join(await realpath(dirname(place.path)), basename(place.path))}`;
     case 'remote':
-      return place.path;
+      return place.uri;
   }
+}
+
+function pieceText(piece: DeviceAddress['piece']): string {
+  return piece === undefined ? 'whole' : `${piece.offsetBytes}+${piece.lengthBytes}`;
 }
 
 /** Makes sure that nobody else uses a place, and that nobody starts to while it is claimed. */
@@ -244,27 +264,26 @@ async function claim(
       : await fileUse(place.stats, tables);
   if (by !== undefined) throw inUse(place, by);
   if (await options.isVolumeHome(place.path)) throw inUse(place, 'the home of a volume');
-  let handle: FileHandle;
+  await lockFile(place, place.path, resources);
+}
+
+/** Takes the flock; the lock on the bytes comes with the device. */
+async function lockFile(
+  place: Exclude<Place, { readonly kind: 'remote' }>,
+  path: string,
+  resources: Resources,
+): Promise<void> {
+  let free: boolean;
   try {
-    const exclusive = place.kind === 'block' ? constants.O_EXCL : 0;
-    handle = await open(place.path, constants.O_RDWR | exclusive);
+    const handle = await open(path, 'r');
+    resources.addClaim(handle);
+    const isPiece = place.kind !== 'missing' && place.piece !== undefined;
+    free = tryLock(handle.fd, isPiece ? 'shared' : 'exclusive');
   } catch (error) {
-    if (systemCode(error) === 'EBUSY') throw inUse(place, 'the system, as an exclusive open shows');
-    throw badTarget(place, messageOf(error), error);
+    throw badTarget(place, `cannot be locked: ${messageOf(error)}`, error);
   }
-  resources.addClaim(handle);
-  lock(place, handle);
+  if (!free) throw inUse(place, 'another process, which holds its lock');
 }
-
-function lock(place: Place, handle: FileHandle): void {
-  if (!tryLock(handle.fd, 'exclusive')) throw inUse(place, 'another process, which holds its lock');
-  if (!tryLockRange(handle.fd, 0, LOCK_BYTES, 'exclusive')) {
-    throw inUse(place, 'another process, which holds a lock on a part of it');
-  }
-}
-
-/** All bytes that a file can have. */
-const LOCK_BYTES = Number.MAX_SAFE_INTEGER;
 
 async function openDevice(
   place: Place,
@@ -272,10 +291,18 @@ async function openDevice(
   resources: Resources,
 ): Promise<BlockDevice> {
   try {
-    const device = await options.registry.open(place.path);
+    const device = await options.registry.open(place.uri, {
+      readOnly: false,
+      syncName: 'restore-target',
+      lock: 'exclusive',
+      exclusive: true,
+    });
     resources.addDevice(device);
     return device;
   } catch (error) {
+    if (error instanceof DeviceError && error.code === 'busy') {
+      throw inUse(place, 'the system or another process, which holds all or a part of it', error);
+    }
     throw badTarget(place, `cannot be opened: ${messageOf(error)}`, error);
   }
 }
@@ -307,37 +334,33 @@ async function create(
   resources: Resources,
 ): Promise<void> {
   try {
-    const handle = await open(place.path, 'wx+', 0o600);
-    resources.addClaim(handle);
-    resources.addCreated(place.path);
-    lock(place, handle);
-    await handle.truncate(sizeBytes);
+    await createSparseFile(place.path, sizeBytes, 'restore-target');
   } catch (error) {
-    if (error instanceof RestoreError) throw error;
     throw badTarget(place, `cannot be created: ${messageOf(error)}`, error);
   }
+  resources.addCreated(place.path);
+  await lockFile(place, place.path, resources);
 }
 
-function badTarget(
-  { name, path }: { readonly name: string; readonly path: string },
-  reason: string,
-  cause?: unknown,
-): RestoreError<'bad-target'> {
+function badTarget({ name, uri }: Named, reason: string, cause?: unknown): RestoreError<'bad-target'> {
   return new RestoreError(
     'bad-target',
-    `Target ${name} (${path}) ${reason}`,
-    { target: name, path, reason },
+    `Target ${describe({ name, uri })} ${reason}`,
+    { target: name, path: uri, reason },
     { cause },
   );
 }
 
-function inUse(
-  { name, path }: { readonly name: string; readonly path: string },
-  by: string,
-): RestoreError<'target-in-use'> {
-  return new RestoreError('target-in-use', `Target ${name} (${path}) is in use: ${by}`, {
-    target: name,
-    path,
-    by,
-  });
+function inUse({ name, uri }: Named, by: string, cause?: unknown): RestoreError<'target-in-use'> {
+  return new RestoreError(
+    'target-in-use',
+    `Target ${describe({ name, uri })} is in use: ${by}`,
+    { target: name, path: uri, by },
+    { cause },
+  );
+}
+
+/** Name and place, once where they are the same, as with targets of the command line. */
+function describe({ name, uri }: Named): string {
+  return name === uri ? uri : `${name} (${uri})`;
 }
