@@ -1,0 +1,68 @@
+/** The errors of the client: what a server said no to, and what went wrong on the way. */
+
+import { BlockError } from '../base/index.ts';
+import { type NbdErrorName, nbdErrorName } from './errno.ts';
+
+/** What a request asked for, and the name and value the server answered with. */
+export interface RequestRefusal {
+  readonly request: string;
+  readonly errorName: NbdErrorName;
+  readonly errorValue: number;
+}
+
+export interface NbdClientErrorDetails {
+  /** No connection: nobody listens, the host is not known, or the time limit passed. */
+  'connect-failed': { readonly address: string };
+  /** The server sent what the protocol does not allow. */
+  'protocol-violation': { readonly address: string };
+  /** The server has no such export. */
+  'export-unknown': { readonly address: string; readonly exportName: string };
+  /** The server insists on TLS. */
+  'tls-required': { readonly address: string };
+  /** The server refused an option for another reason; `replyType` is its option reply. */
+  'option-refused': { readonly address: string; readonly option: number; readonly replyType: number };
+  /** The export cannot be used as a block device. */
+  'export-unsuitable': { readonly address: string; readonly sizeBytes: number };
+  /** The connection ended before a request was answered; whether the request was done is not known. */
+  'connection-lost': { readonly address: string };
+  /** The client was disconnected by this program. */
+  disconnected: { readonly address: string };
+  /** EPERM */
+  'read-only': RequestRefusal;
+  /** EIO */
+  io: RequestRefusal;
+  /** ENOMEM */
+  'out-of-memory': RequestRefusal;
+  /** EINVAL, and values the protocol does not list. */
+  'invalid-request': RequestRefusal;
+  /** ENOSPC */
+  'no-space': RequestRefusal;
+  /** EOVERFLOW */
+  overflow: RequestRefusal;
+  /** ENOTSUP */
+  'not-supported': RequestRefusal;
+  /** ESHUTDOWN */
+  'shutting-down': RequestRefusal;
+}
+
+export class NbdClientError<
+  Code extends keyof NbdClientErrorDetails = keyof NbdClientErrorDetails,
+> extends BlockError<NbdClientErrorDetails, Code> {}
+
+const CODE_BY_NAME = {
+  EPERM: 'read-only',
+  EIO: 'io',
+  ENOMEM: 'out-of-memory',
+  EINVAL: 'invalid-request',
+  ENOSPC: 'no-space',
+  EOVERFLOW: 'overflow',
+  ENOTSUP: 'not-supported',
+  ESHUTDOWN: 'shutting-down',
+} as const satisfies Record<NbdErrorName, keyof NbdClientErrorDetails>;
+
+/** The error for a request that the server answered with an error value. */
+export function requestRefused(request: string, errorValue: number): NbdClientError {
+  const errorName = nbdErrorName(errorValue);
+  const message = `The server answered ${request} with ${errorName}`;
+  return new NbdClientError(CODE_BY_NAME[errorName], message, { request, errorName, errorValue });
+}

@@ -1,0 +1,202 @@
+/**
+ * One client's connection: the socket, and the two machines that take turns on it.
+ *
+ *     accepted -> handshake (with a time limit) -> transmission -> closing -> closed
+ *
+ * This is the only module that touches the sockets of the server. It turns their events into calls of the
+ * machines and their decisions into calls of the socket: read, pause, send, close.
+ *
+ * Input is taken from 'data' events: Node allocates a buffer per read, and the machines own the chunks they
+ * are given. A faster way of reading can replace `#listen` without touching anything else.
+ *
+ * **Closing.** After the last reply our side is ended and the client may take its time to read it; once the
+ * server itself wants to close, `closeMsMax` bounds that. The socket allows half-open connections, so a
+ * client that shut down its sending side still gets its answers.
+ */
+
+import type { Socket } from 'node:net';
+import { type AssertionError, assert } from '../base/index.ts';
+import { type HandshakeView, type Negotiated, ServerHandshake } from './handshake.ts';
+import type { NbdLimits } from './limits.ts';
+import type { NbdLog } from './log.ts';
+import { Transmission, type TransmissionPort, type TransmissionTarget } from './transmission.ts';
+
+/** What a connection needs of its server. */
+export interface ConnectionHost {
+  readonly limits: NbdLimits;
+  readonly view: HandshakeView;
+  readonly log: NbdLog;
+  programmerError(error: AssertionError): void;
+  /** The export to serve; undefined where it was removed since it was offered. */
+  target(exportName: string): TransmissionTarget | undefined;
+}
+
+export class ServerConnection implements TransmissionPort {
+  readonly peer: string;
+  readonly #host: ConnectionHost;
+  readonly #socket: Socket;
+  readonly #handshake: ServerHandshake;
+  #transmission: Transmission | undefined;
+  #exportName: string | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #isClosing = false;
+  readonly #closed: Promise<void>;
+
+  /** Starts at once: sends the greeting and reads. The socket is the connection's from now on. */
+  constructor(socket: Socket, peer: string, host: ConnectionHost) {
+    this.#socket = socket;
+    this.peer = peer;
+    this.#host = host;
+    this.#handshake = new ServerHandshake(host.view, host.limits);
+    this.#closed = new Promise((resolve) => socket.once('close', () => resolve()));
+    this.#listen();
+    this.#destroyAfter(host.limits.handshakeMsMax, 'The handshake took too long');
+    socket.write(this.#handshake.greeting());
+  }
+
+  /** The export being served, undefined during the handshake. */
+  get exportName(): string | undefined {
+    return this.#exportName;
+  }
+
+  /** Resolves when the socket is closed and no operation of this connection runs any more. */
+  async whenClosed(): Promise<void> {
+    await this.#closed;
+    await this.#transmission?.whenIdle();
+  }
+
+  /** Answers what is in flight, refuses what is new, and closes. */
+  shutdown(): void {
+    if (this.#transmission === undefined) {
+      // The protocol lets a closing server refuse further options; a client in between has none to refuse.
+      if (this.#handshake.isBetweenOptions) this.#close();
+      return;
+    }
+    this.#isClosing = true;
+    if (this.#transmission.isFinished) this.#close();
+    else this.#transmission.shutdown();
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // TransmissionPort
+
+  send(buffers: readonly Buffer[]): void {
+    const socket = this.#socket;
+    if (this.isBroken()) return;
+    const last = buffers.length - 1;
+    if (last > 0) socket.cork();
+    for (const [index, buffer] of buffers.entries()) {
+      if (index === last) socket.write(buffer, () => this.#transmission?.outputDrained());
+      else socket.write(buffer);
+    }
+    if (last > 0) socket.uncork();
+  }
+
+  unsentBytes(): number {
+    return this.#socket.writableLength;
+  }
+
+  isBroken(): boolean {
+    return this.#socket.destroyed || this.#socket.errored !== null || this.#socket.writableEnded;
+  }
+
+  resumeInput(): void {
+    if (!this.#socket.destroyed) this.#socket.resume();
+  }
+
+  finished(): void {
+    if (this.#isClosing) this.#close();
+    else this.#socket.end(() => this.#destroyAfter(this.#host.limits.closeMsMax, 'The client did not close'));
+    this.#socket.resume();
+  }
+
+  hangUp(reason: string): void {
+    this.log('warning', reason);
+    this.#socket.destroy();
+  }
+
+  log(level: 'info' | 'warning' | 'error', message: string, error?: unknown): void {
+    const { peer } = this;
+    const exportName = this.#exportName;
+    this.#host.log({
+      level,
+      message,
+      peer,
+      ...(exportName === undefined ? {} : { exportName }),
+      ...(error === undefined ? {} : { error }),
+    });
+  }
+
+  programmerError(error: AssertionError): void {
+    this.#host.programmerError(error);
+  }
+
+  // -------------------------------------------------------------------------------------------------
+
+  #listen(): void {
+    const socket = this.#socket;
+    socket.on('data', (chunk: Buffer) => this.#receive(chunk));
+    socket.on('end', () => this.#end());
+    socket.on('error', (error) => this.log('info', 'The connection broke', error));
+    socket.on('close', () => {
+      clearTimeout(this.#timer);
+      this.#transmission?.abort();
+    });
+  }
+
+  #receive(chunk: Buffer): void {
+    if (this.#socket.writableEnded || this.#socket.destroyed) return;
+    if (this.#transmission === undefined) {
+      this.#negotiate(chunk);
+      return;
+    }
+    this.#transmission.receive(chunk);
+    if (this.#transmission.isBlocked) this.#socket.pause();
+  }
+
+  #negotiate(chunk: Buffer): void {
+    const { output, decision } = this.#handshake.receive(chunk);
+    if (output.length > 0) this.#socket.write(output);
+    switch (decision.kind) {
+      case 'continue':
+        return;
+      case 'close':
+        this.log('info', decision.reason);
+        this.#close();
+        return;
+      case 'transmission':
+        this.#transmit(decision.negotiated, decision.rest);
+    }
+  }
+
+  #transmit(negotiated: Negotiated, rest: Buffer): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const target = this.#host.target(negotiated.exportName);
+    assert(target !== undefined, `Export ${negotiated.exportName} was offered and does not exist`);
+    this.#exportName = negotiated.exportName;
+    this.#transmission = new Transmission(target, this.#host.limits, this);
+    if (rest.length > 0) this.#receive(rest);
+  }
+
+  #end(): void {
+    if (this.#transmission === undefined) this.#close();
+    else this.#transmission.end();
+  }
+
+  /** Sends what is queued, then closes; a client that does not take it, or stays, is cut off. */
+  #close(): void {
+    this.#destroyAfter(this.#host.limits.closeMsMax, undefined);
+    this.#socket.end();
+    this.#socket.resume();
+  }
+
+  #destroyAfter(milliseconds: number, reason: string | undefined): void {
+    if (this.#socket.destroyed) return;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      if (reason !== undefined) this.log('info', reason);
+      this.#socket.destroy();
+    }, milliseconds);
+  }
+}

@@ -1,0 +1,163 @@
+/**
+ * An NBD export as a block device.
+ *
+ * Requests that exceed the server's limits are cut into pieces, which run one after another. What the server
+ * does not offer is done another way, where there is one:
+ *
+ * - FUA: a flush after the write;
+ * - zeroes: writes of zeroes;
+ * - flush: nothing. A server that does not offer it says that it keeps nothing back (as Linux assumes);
+ * - trim: NBD does not say what a trimmed range reads as, and our port does. So a trim is sent as zeroes that
+ *   may become a hole, and only offered where the server has both.
+ *
+ * What it does not do: extents (they need structured replies) and reconnecting. After a lost connection every
+ * call fails with `connection-lost`; the caller opens a new device.
+ */
+
+import { assert, LIMITS, MIB } from '../base/index.ts';
+import {
+  assertRange,
+  type BlockDevice,
+  type DeviceCapabilities,
+  type DeviceExtent,
+  type WriteOptions,
+  type ZeroOptions,
+} from '../device/index.ts';
+import { NbdClient, type NbdConnectOptions } from './client.ts';
+import { NbdClientError } from './client-error.ts';
+import { formatNbdUri, type NbdAddress } from './uri.ts';
+
+/** Zeroes and trims carry no payload; pieces of this size keep one request from taking very long. */
+const ZERO_PIECE_BYTES = 128 * MIB;
+
+export class NbdDevice implements BlockDevice {
+  readonly sizeBytes: number;
+  readonly blockSizeBytes: number;
+  readonly capabilities: DeviceCapabilities;
+  readonly description: string;
+  readonly client: NbdClient;
+  readonly #payloadBytesMax: number;
+
+  /** @throws {NbdClientError} export-unsuitable */
+  constructor(client: NbdClient) {
+    const info = client.exportInfo;
+    const address = formatNbdUri(client.address);
+    this.client = client;
+    this.sizeBytes = info.sizeBytes;
+    this.blockSizeBytes = Math.max(info.minimumBlockSizeBytes, LIMITS.blockSizeBytesMin);
+    this.description = `nbd ${address}`;
+    this.capabilities = {
+      readOnly: info.readOnly,
+      trim: info.canTrim && info.canWriteZeroes,
+      extents: false,
+    };
+    const payloadBytesMax = Math.min(info.maximumPayloadBytes, LIMITS.nbdPayloadBytesMax);
+    this.#payloadBytesMax = payloadBytesMax - (payloadBytesMax % this.blockSizeBytes);
+    if (info.sizeBytes % this.blockSizeBytes !== 0 || this.#payloadBytesMax === 0) {
+      const message =
+        `Export ${address} of ${info.sizeBytes} bytes in payloads of ${info.maximumPayloadBytes} ` +
+        `cannot be a device of whole ${this.blockSizeBytes}-byte blocks`;
+      throw new NbdClientError('export-unsuitable', message, { address, sizeBytes: info.sizeBytes });
+    }
+  }
+
+  read(target: Buffer, offsetBytes: number): Promise<void> {
+    assertRange(this, offsetBytes, target.length);
+    return this.#inPieces(target.length, this.#payloadBytesMax, (at, lengthBytes) =>
+      this.client.read(target.subarray(at, at + lengthBytes), offsetBytes + at),
+    );
+  }
+
+  write(source: Buffer, offsetBytes: number, options: WriteOptions = {}): Promise<void> {
+    this.#assertWritable(offsetBytes, source.length);
+    return this.#change(options, (fua) =>
+      this.#inPieces(source.length, this.#payloadBytesMax, (at, lengthBytes) =>
+        this.client.write(source.subarray(at, at + lengthBytes), offsetBytes + at, { fua }),
+      ),
+    );
+  }
+
+  writeZeroes(offsetBytes: number, lengthBytes: number, options: ZeroOptions = {}): Promise<void> {
+    this.#assertWritable(offsetBytes, lengthBytes);
+    const { mayTrim = true } = options;
+    if (!this.client.exportInfo.canWriteZeroes) {
+      return this.#change(options, (fua) => this.#writeZeroBytes(offsetBytes, lengthBytes, fua));
+    }
+    return this.#change(options, (fua) =>
+      this.#inPieces(lengthBytes, ZERO_PIECE_BYTES, (at, pieceBytes) =>
+        this.client.writeZeroes(offsetBytes + at, pieceBytes, { fua, mayTrim }),
+      ),
+    );
+  }
+
+  trim(offsetBytes: number, lengthBytes: number, options: WriteOptions = {}): Promise<void> {
+    assert(this.capabilities.trim, `${this.description} cannot trim`);
+    return this.writeZeroes(offsetBytes, lengthBytes, { ...options, mayTrim: true });
+  }
+
+  flush(): Promise<void> {
+    return this.client.exportInfo.canFlush ? this.client.flush() : Promise.resolve();
+  }
+
+  /** Everything is data: the protocol as spoken here does not tell. */
+  extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
+    assertRange(this, offsetBytes, lengthBytes);
+    return Promise.resolve([{ offsetBytes, lengthBytes, hole: false, zero: false }]);
+  }
+
+  close(): Promise<void> {
+    return this.client.disconnect();
+  }
+
+  /** Runs a change with the server's FUA, or with a flush behind it. */
+  async #change(options: WriteOptions, change: (fua: boolean) => Promise<void>): Promise<void> {
+    const fua = options.fua === true;
+    const hasFua = this.client.exportInfo.canFua;
+    await change(fua && hasFua);
+    if (fua && !hasFua) await this.flush();
+  }
+
+  #writeZeroBytes(offsetBytes: number, lengthBytes: number, fua: boolean): Promise<void> {
+    const pieceBytesMax = Math.min(this.#payloadBytesMax, Math.max(MIB, this.blockSizeBytes));
+    const zeroes = Buffer.alloc(Math.min(pieceBytesMax, lengthBytes));
+    return this.#inPieces(lengthBytes, pieceBytesMax, (at, pieceBytes) =>
+      this.client.write(zeroes.subarray(0, pieceBytes), offsetBytes + at, { fua }),
+    );
+  }
+
+  async #inPieces(
+    lengthBytes: number,
+    pieceBytesMax: number,
+    run: (at: number, pieceBytes: number) => Promise<void>,
+  ): Promise<void> {
+    if (lengthBytes <= pieceBytesMax) return run(0, lengthBytes);
+    for (let at = 0; at < lengthBytes; at += pieceBytesMax) {
+      await run(at, Math.min(pieceBytesMax, lengthBytes - at));
+    }
+    return undefined;
+  }
+
+  #assertWritable(offsetBytes: number, lengthBytes: number): void {
+    assert(!this.capabilities.readOnly, `${this.description} is read-only`);
+    assertRange(this, offsetBytes, lengthBytes);
+  }
+}
+
+/**
+ * Connects to an export and makes a device of it. Closing the device disconnects.
+ *
+ * @throws {NbdClientError} export-unsuitable, and all that `NbdClient.connect` throws
+ * @throws {NbdUriError} uri-invalid
+ */
+export async function openNbdDevice(
+  target: string | NbdAddress,
+  options: NbdConnectOptions = {},
+): Promise<NbdDevice> {
+  const client = await NbdClient.connect(target, options);
+  try {
+    return new NbdDevice(client);
+  } catch (error) {
+    await client.disconnect();
+    throw error;
+  }
+}

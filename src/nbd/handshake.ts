@@ -1,0 +1,303 @@
+/**
+ * The server's side of the handshake: fixed newstyle negotiation as a pure state machine.
+ *
+ *     greeting -> client flags -> option* -> transmission | close
+ *
+ * Bytes go in (`receive`), the bytes to answer and a decision come out. The machine knows no socket, no
+ * device and no clock: the connection sends, closes, and limits the time. Exports are seen through
+ * `HandshakeView`, which says what each offers.
+ *
+ * A peer's mistakes are answered in protocol where it has an answer, and end the session where it has none
+ * (wrong magic, unknown client flags, NBD_OPT_EXPORT_NAME for an export that is not there). Options that
+ * are not known are refused with NBD_REP_ERR_UNSUP and the session goes on.
+ *
+ * An extension adds its option to `#answer`, its result to `Negotiated`, and, where the stream changes (TLS),
+ * a decision.
+ *
+ * Source: NBD proto.md § Fixed newstyle negotiation, § Option types, § Option reply types.
+ */
+
+import { ByteQueue } from './byte-queue.ts';
+import {
+  CLIENT_FLAG,
+  CLIENT_FLAGS_BYTES,
+  decodeInfoRequest,
+  decodeOptionHeader,
+  decodeString,
+  encodeExportNameReply,
+  encodeGreeting,
+  encodeInfoReply,
+  encodeOptionReply,
+  encodeServerEntry,
+  HANDSHAKE_FLAG,
+  INFO,
+  OPTION,
+  OPTION_HEADER_BYTES,
+  OPTION_REPLY,
+  type OptionHeader,
+} from './codec.ts';
+import type { NbdLimits } from './limits.ts';
+
+/** What an export offers to clients. */
+export interface ExportOffer {
+  readonly name: string;
+  readonly description: string;
+  readonly sizeBytes: number;
+  readonly transmissionFlags: number;
+  readonly minimumBlockSizeBytes: number;
+  readonly preferredBlockSizeBytes: number;
+  readonly maximumPayloadBytes: number;
+}
+
+/** The server as the handshake sees it. */
+export interface HandshakeView {
+  /** All exports, in the order they are listed. */
+  list(): readonly ExportOffer[];
+  /** The export a client means by `name`; the empty name means the default export. */
+  find(name: string): ExportOffer | undefined;
+  /** True once the server is being shut down: options are then refused. */
+  isClosing(): boolean;
+}
+
+/** What was agreed on for the transmission. */
+export interface Negotiated {
+  readonly exportName: string;
+}
+
+export type HandshakeDecision =
+  | { readonly kind: 'continue' }
+  /** Send the output, then end the session. */
+  | { readonly kind: 'close'; readonly reason: string }
+  /** Send the output, then serve; `rest` is what arrived behind the handshake. */
+  | { readonly kind: 'transmission'; readonly negotiated: Negotiated; readonly rest: Buffer };
+
+export interface HandshakeStep {
+  readonly output: Buffer;
+  readonly decision: HandshakeDecision;
+}
+
+const CONTINUE: HandshakeDecision = { kind: 'continue' };
+const NO_DATA = Buffer.alloc(0);
+
+type State =
+  | { readonly kind: 'client-flags' }
+  | { readonly kind: 'option-header' }
+  | { readonly kind: 'option-data'; readonly header: OptionHeader }
+  /** Data of an option that is too big to be kept. */
+  | { readonly kind: 'discard'; readonly header: OptionHeader; readonly leftBytes: number }
+  | { readonly kind: 'over' };
+
+/** What the data of NBD_OPT_INFO and NBD_OPT_GO came to. */
+type InfoAnswer = { readonly offer: ExportOffer } | { readonly failed: true };
+
+export class ServerHandshake {
+  readonly #view: HandshakeView;
+  readonly #limits: NbdLimits;
+  readonly #input = new ByteQueue();
+  #output: Buffer[] = [];
+  #state: State = { kind: 'client-flags' };
+  #fixedNewstyle = false;
+  #zeroes = true;
+  #optionCount = 0;
+
+  constructor(view: HandshakeView, limits: NbdLimits) {
+    this.#view = view;
+    this.#limits = limits;
+  }
+
+  /** The bytes that open the session, sent before anything is received. */
+  greeting(): Buffer {
+    return encodeGreeting(HANDSHAKE_FLAG.fixedNewstyle | HANDSHAKE_FLAG.noZeroes);
+  }
+
+  /** Whether no option is half received: the moment at which a closing server may hang up. */
+  get isBetweenOptions(): boolean {
+    return this.#input.lengthBytes === 0 && this.#state.kind !== 'option-data';
+  }
+
+  /** Takes what arrived. After any decision but `continue` it must not be called again. */
+  receive(chunk: Buffer): HandshakeStep {
+    this.#input.push(chunk);
+    let decision = CONTINUE;
+    while (decision.kind === 'continue') {
+      const next = this.#advance();
+      if (next === undefined) break;
+      decision = next;
+    }
+    if (decision.kind !== 'continue') this.#state = { kind: 'over' };
+    const output = this.#output.length === 1 ? (this.#output[0] ?? NO_DATA) : Buffer.concat(this.#output);
+    this.#output = [];
+    return { output, decision };
+  }
+
+  /** One step; undefined where more bytes are needed. */
+  #advance(): HandshakeDecision | undefined {
+    const state = this.#state;
+    switch (state.kind) {
+      case 'client-flags':
+        if (this.#input.lengthBytes < CLIENT_FLAGS_BYTES) return undefined;
+        return this.#takeClientFlags(this.#input.take(CLIENT_FLAGS_BYTES).readUInt32BE(0));
+      case 'option-header':
+        if (this.#input.lengthBytes < OPTION_HEADER_BYTES) return undefined;
+        return this.#takeOptionHeader(this.#input.take(OPTION_HEADER_BYTES));
+      case 'option-data':
+        if (this.#input.lengthBytes < state.header.lengthBytes) return undefined;
+        this.#state = { kind: 'option-header' };
+        return this.#answer(state.header.option, this.#input.take(state.header.lengthBytes));
+      case 'discard':
+        return this.#discard(state.header, state.leftBytes);
+      case 'over':
+        return undefined;
+    }
+  }
+
+  /** NBD proto.md § Client flags: unknown flags end the session. */
+  #takeClientFlags(flags: number): HandshakeDecision {
+    const known = CLIENT_FLAG.fixedNewstyle | CLIENT_FLAG.noZeroes;
+    if ((flags & ~known) !== 0) return close(`Client flags 0x${flags.toString(16)} are not known`);
+    this.#fixedNewstyle = (flags & CLIENT_FLAG.fixedNewstyle) !== 0;
+    this.#zeroes = (flags & CLIENT_FLAG.noZeroes) === 0;
+    this.#state = { kind: 'option-header' };
+    return CONTINUE;
+  }
+
+  #takeOptionHeader(bytes: Buffer): HandshakeDecision {
+    const header = decodeOptionHeader(bytes);
+    if (header === undefined) return close('An option does not begin with the option magic');
+    this.#optionCount += 1;
+    if (this.#optionCount > this.#limits.optionCountMax) {
+      return close(`More than ${this.#limits.optionCountMax} options were sent`);
+    }
+    if (!this.#fixedNewstyle && header.option !== OPTION.exportName) {
+      return close(`Option ${header.option} was sent without fixed newstyle`);
+    }
+    if (header.lengthBytes <= this.#limits.optionBytesMax) {
+      this.#state = { kind: 'option-data', header };
+      return CONTINUE;
+    }
+    if (header.option === OPTION.exportName) {
+      return close(`An export name of ${header.lengthBytes} bytes was sent`);
+    }
+    this.#state = { kind: 'discard', header, leftBytes: header.lengthBytes };
+    return CONTINUE;
+  }
+
+  #discard(header: OptionHeader, leftBytes: number): HandshakeDecision | undefined {
+    const left = leftBytes - this.#input.drop(leftBytes);
+    if (left > 0) {
+      this.#state = { kind: 'discard', header, leftBytes: left };
+      return undefined;
+    }
+    this.#state = { kind: 'option-header' };
+    const message = `${header.lengthBytes} bytes of option data are more than ${this.#limits.optionBytesMax}`;
+    this.#reply(header.option, OPTION_REPLY.errorTooBig, message);
+    return CONTINUE;
+  }
+
+  #answer(option: number, data: Buffer): HandshakeDecision {
+    if (option === OPTION.abort) {
+      this.#reply(option, OPTION_REPLY.ack);
+      return close('The client aborted the handshake');
+    }
+    if (this.#view.isClosing()) {
+      if (option === OPTION.exportName) return close('The server is shutting down');
+      this.#reply(option, OPTION_REPLY.errorShutdown, 'The server is shutting down');
+      return CONTINUE;
+    }
+    switch (option) {
+      case OPTION.exportName:
+        return this.#chooseByName(data);
+      case OPTION.list:
+        this.#list(data);
+        return CONTINUE;
+      case OPTION.info:
+        this.#describe(option, data);
+        return CONTINUE;
+      case OPTION.go: {
+        const answer = this.#describe(option, data);
+        return 'offer' in answer ? this.#begin(answer.offer) : CONTINUE;
+      }
+      default:
+        this.#reply(option, OPTION_REPLY.errorUnsupported, `Option ${option} is not supported`);
+        return CONTINUE;
+    }
+  }
+
+  /** NBD_OPT_EXPORT_NAME: no error can be returned, so a name that is not there ends the session. */
+  #chooseByName(data: Buffer): HandshakeDecision {
+    const name = data.length > this.#limits.nameBytesMax ? undefined : decodeString(data);
+    const offer = name === undefined ? undefined : this.#view.find(name);
+    if (offer === undefined) return close(`Export ${JSON.stringify(name ?? '')} does not exist`);
+    this.#output.push(encodeExportNameReply(offer, this.#zeroes));
+    return this.#begin(offer);
+  }
+
+  #list(data: Buffer): void {
+    if (data.length > 0) {
+      this.#reply(OPTION.list, OPTION_REPLY.errorInvalid, 'A list takes no data');
+      return;
+    }
+    for (const { name, description } of this.#view.list()) {
+      const entry = encodeServerEntry({ name, description });
+      this.#output.push(encodeOptionReply(OPTION.list, OPTION_REPLY.server, entry));
+    }
+    this.#reply(OPTION.list, OPTION_REPLY.ack);
+  }
+
+  /**
+   * NBD_OPT_INFO and NBD_OPT_GO share this. Block sizes are sent whether asked for or not: this server
+   * enforces a minimum of its own, and clients must ignore what they did not ask for.
+   */
+  #describe(option: number, data: Buffer): InfoAnswer {
+    const request = decodeInfoRequest(data);
+    if (request === undefined) return this.#fail(option, OPTION_REPLY.errorInvalid, 'The lengths do not fit');
+    if (request.name.length > this.#limits.nameBytesMax) {
+      return this.#fail(
+        option,
+        OPTION_REPLY.errorTooBig,
+        `A name of ${request.name.length} bytes is too long`,
+      );
+    }
+    const name = decodeString(request.name);
+    if (name === undefined)
+      return this.#fail(option, OPTION_REPLY.errorInvalid, 'The name is no UTF-8 string');
+    const offer = this.#view.find(name);
+    if (offer === undefined) {
+      return this.#fail(option, OPTION_REPLY.errorUnknown, `Export ${JSON.stringify(name)} does not exist`);
+    }
+    const infos = [encodeInfoReply({ kind: 'export', ...offer })];
+    if (request.infos.includes(INFO.name)) infos.push(encodeInfoReply({ kind: 'name', text: offer.name }));
+    if (request.infos.includes(INFO.description) && offer.description !== '') {
+      infos.push(encodeInfoReply({ kind: 'description', text: offer.description }));
+    }
+    infos.push(
+      encodeInfoReply({
+        kind: 'block-size',
+        minimumBytes: offer.minimumBlockSizeBytes,
+        preferredBytes: offer.preferredBlockSizeBytes,
+        maximumPayloadBytes: offer.maximumPayloadBytes,
+      }),
+    );
+    for (const info of infos) this.#output.push(encodeOptionReply(option, OPTION_REPLY.info, info));
+    this.#reply(option, OPTION_REPLY.ack);
+    return { offer };
+  }
+
+  #begin(offer: ExportOffer): HandshakeDecision {
+    const rest = this.#input.take(this.#input.lengthBytes);
+    return { kind: 'transmission', negotiated: { exportName: offer.name }, rest };
+  }
+
+  #fail(option: number, type: number, message: string): InfoAnswer {
+    this.#reply(option, type, message);
+    return { failed: true };
+  }
+
+  #reply(option: number, type: number, message = ''): void {
+    this.#output.push(encodeOptionReply(option, type, Buffer.from(message)));
+  }
+}
+
+function close(reason: string): HandshakeDecision {
+  return { kind: 'close', reason };
+}

@@ -1,0 +1,20 @@
+export { NbdClient, type NbdConnectOptions, type NbdWriteOptions, type NbdZeroOptions } from './client.ts';
+export { NbdClientError, type NbdClientErrorDetails, type RequestRefusal } from './client-error.ts';
+export type { NbdExportInfo } from './client-handshake.ts';
+export type { ServerEntry } from './codec.ts';
+export { NbdDevice, openNbdDevice } from './device.ts';
+export { nbdErrorName, type NbdErrorName, nbdErrorOfCode } from './errno.ts';
+export type { Export } from './export.ts';
+export type { NbdLimits } from './limits.ts';
+export type { NbdLog, NbdLogEvent } from './log.ts';
+export { NbdServer, NbdServerError, type NbdServerErrorDetails, type NbdServerOptions } from './server.ts';
+export {
+  formatNbdUri,
+  isNbdUri,
+  NBD_PORT,
+  type NbdAddress,
+  type NbdTransport,
+  NbdUriError,
+  type NbdUriErrorDetails,
+  parseNbdUri,
+} from './uri.ts';
