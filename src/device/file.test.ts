@@ -305,19 +305,30 @@ t.test('a full disk is told by its code', async (t) => {
     t.comment(`SKIPPED: no small filesystem could be mounted here: ${String(error)}`);
     return;
   }
-  t.teardown(() => execFileSync('umount', [small]));
-  const path = join(small, 'home');
+  try {
+    await fillDisk(t, join(small, 'home'));
+  } finally {
+    execFileSync('umount', [small]);
+  }
+});
+
+/** On a filesystem of 1 MiB. */
+async function fillDisk(t: Test, path: string): Promise<void> {
   await createSparseFile(path, 4 * MIB, 'home-create');
   const device = await openFileDevice({ path, readOnly: false, syncName: 'home' });
-  await t.rejects(async () => device.write(Buffer.alloc(2 * MIB, 1), 0), {
-    code: 'no-space',
-    details: { errno: 'ENOSPC' },
-  });
-  t.throws(() => device.write(Buffer.alloc(64 * KIB, 1), 3 * MIB), { code: 'no-space' });
-  await device.trim(0, 2 * MIB);
-  await device.write(Buffer.alloc(64 * KIB, 1), 3 * MIB);
-  await device.close();
-});
+  try {
+    await t.rejects(async () => device.write(Buffer.alloc(2 * MIB, 1), 0), {
+      code: 'no-space',
+      details: { errno: 'ENOSPC' },
+    });
+    t.throws(() => device.write(Buffer.alloc(64 * KIB, 1), 3 * MIB), { code: 'no-space' });
+    await device.trim(0, 2 * MIB);
+    await device.write(Buffer.alloc(64 * KIB, 1), 3 * MIB);
+    await device.flush();
+  } finally {
+    await device.close();
+  }
+}
 
 t.test('a file that was cut short fails its reads and nothing else', async (t) => {
   t.testdir();
