@@ -6,8 +6,9 @@
  * server behind. Nothing is killed by name. Waiting is always for an event (a line, an exit) under a time
  * limit, never for an amount of time.
  *
- * A child does not inherit what tap puts into the environment for its own tests (`NODE_OPTIONS`, `TAP_*`):
- * `cowbell` must run as a user runs it.
+ * tap puts a `NODE_OPTIONS` of its own into the environment of every child, even where it is left out.
+ * `cowbell` must run as a user runs it, so it is started through `env -u`, which becomes `cowbell` and keeps
+ * the process id.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -19,7 +20,7 @@ import { fileURLToPath } from 'node:url';
 /** The repository's root, with a slash at its end. */
 export const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 
-const LAUNCHER = join(ROOT, 'bin/cowbell.cjs');
+const COWBELL = ['-u', 'NODE_OPTIONS', process.execPath, join(ROOT, 'bin/cowbell.cjs')];
 const RUN_LIMIT_MS = 60_000;
 const STOP_LIMIT_MS = 20_000;
 
@@ -52,11 +53,6 @@ export function killAtExit(child: ChildProcess): void {
   child.once('exit', () => running.delete(child));
 }
 
-function environment(extra: Readonly<Record<string, string>> = {}): NodeJS.ProcessEnv {
-  const kept = Object.entries(process.env).filter(([name]) => !/^(NODE_OPTIONS$|_?TAP|TS_NODE_)/.test(name));
-  return { ...Object.fromEntries(kept), ...extra };
-}
-
 /** A process that goes on while the test does other things. */
 export class Running {
   readonly child: ChildProcess;
@@ -73,7 +69,7 @@ export class Running {
     this.title = [command, ...args].join(' ');
     this.child = spawn(command, args, {
       cwd: options.cwd,
-      env: environment(options.env),
+      env: { ...process.env, ...options.env },
       stdio: ['pipe', 'pipe', 'pipe'],
     });
     killAtExit(this.child);
@@ -207,17 +203,17 @@ export async function must(
 
 /** Runs `cowbell` with these arguments to its end. */
 export async function cowbell(args: readonly string[], options: ProcessOptions = {}): Promise<Finished> {
-  return await run(process.execPath, [LAUNCHER, ...args], options);
+  return await run('env', [...COWBELL, ...args], options);
 }
 
 /** Runs `cowbell`, which must end with status 0, and returns its standard output. */
 export async function mustCowbell(args: readonly string[], options: ProcessOptions = {}): Promise<string> {
-  return await must(process.execPath, [LAUNCHER, ...args], options);
+  return await must('env', [...COWBELL, ...args], options);
 }
 
 /** Starts `cowbell` and leaves it running, as for `serve`. */
 export function startCowbell(args: readonly string[], options: ProcessOptions = {}): Running {
-  return new Running(process.execPath, [LAUNCHER, ...args], options);
+  return new Running('env', [...COWBELL, ...args], options);
 }
 
 /** A TCP port of the loopback interface that nobody listens on now. */
