@@ -11,7 +11,7 @@ import t, { type Test } from 'tap';
 import { tryLock, tryLockRange } from '../base/index.ts';
 import { DeviceRegistry, MemoryDevice } from '../device/index.ts';
 import { RemapTable } from './remap-table.ts';
-import { openTargets, type TargetLayout, type TargetRequest } from './targets.ts';
+import { openTargets, type OpenTargetsOptions, type TargetLayout, type TargetRequest } from './targets.ts';
 
 const TRACK = 4096;
 
@@ -24,7 +24,13 @@ function registry(): DeviceRegistry {
   return devices;
 }
 
-const options = { registry: registry(), isVolumeHome: async () => false };
+interface Refusal {
+  readonly name?: string;
+  readonly code: string;
+  readonly message?: RegExp;
+}
+
+const options: OpenTargetsOptions = { registry: registry(), isVolumeHome: async () => false };
 
 function onto(name: string, tracks: number): TargetLayout {
   return { table: RemapTable.identity(name, { offsetBytes: 0, lengthBytes: tracks * TRACK }) };
@@ -33,8 +39,8 @@ function onto(name: string, tracks: number): TargetLayout {
 async function refused(
   t: Test,
   requests: readonly TargetRequest[],
-  wanted: object,
-  more: Partial<typeof options> & { kernelTables?: Parameters<typeof openTargets>[2]['kernelTables'] } = {},
+  wanted: Refusal,
+  more: Partial<OpenTargetsOptions> = {},
 ): Promise<void> {
   await t.rejects(openTargets(requests, onto('a', 1), { ...options, ...more }), wanted);
 }
@@ -141,7 +147,7 @@ t.test('one place under two names, two places under one name', async (t) => {
   const at = (name: string): string => join(directory, name);
   symlinkSync('a', at('link'));
   mkdirSync(at('sub'));
-  const pairs: [string, string, object][] = [
+  const pairs: [string, string, Refusal][] = [
     [at('a'), at('link'), { code: 'target-in-use', message: /is in use: target a of the same restore/ }],
     [at('new'), at('sub/../new'), { code: 'target-in-use' }],
     ['memory:4096', 'memory:4096', { code: 'target-in-use' }],

@@ -127,7 +127,6 @@ class RestoreRun {
       // Reads and writes that finish at once would starve timers and signals.
       await loopTurn();
     }
-    await this.#window.drain();
     this.#checkComplete();
   }
 
@@ -143,11 +142,11 @@ class RestoreRun {
         await loopTurn();
       }
     }
-    await this.#window.drain();
   }
 
-  /** Flushes the targets, then makes the names of created ones durable. */
+  /** Waits for the last writes, flushes the targets, then makes the names of created ones durable. */
   async makeDurable(): Promise<void> {
+    await this.#window.drain();
     this.#checkCancelled();
     for (const target of this.#plan.targets) {
       await named(target, 'Flushing', () => target.device.flush());
