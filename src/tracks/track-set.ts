@@ -46,11 +46,15 @@ export class TrackSet implements Iterable<number> {
     return new TrackSet(new RoaringBitmap32(tracks));
   }
 
+  static ofRun(run: TrackRun): TrackSet {
+    const set = TrackSet.empty();
+    set.addRun(run);
+    return set;
+  }
+
   /** Tracks 0 to `count - 1`. */
   static all(count: number): TrackSet {
-    const set = TrackSet.empty();
-    if (count > 0) set.addRun({ first: 0, count });
-    return set;
+    return count === 0 ? TrackSet.empty() : TrackSet.ofRun({ first: 0, count });
   }
 
   static union(sets: readonly TrackSet[]): TrackSet {

@@ -1,3 +1,4 @@
+export { type ContainerArea, DeviceArea, MemoryArea } from '../container/index.ts';
 export {
   createVolume,
   type CreateOptions,

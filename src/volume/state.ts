@@ -8,7 +8,7 @@
  */
 
 import { stat } from 'node:fs/promises';
-import { CorruptionError, type LmdbFile, openLmdb } from '../base/index.ts';
+import { CorruptionError, type LmdbDatabaseView, type LmdbFile, openLmdb } from '../base/index.ts';
 import { TrackBits, TrackSet } from '../tracks/index.ts';
 import { type ClosedEpoch, EpochHistory } from './epoch-history.ts';
 
@@ -71,10 +71,18 @@ export interface LoadedEpochs {
 
 export class VolumeState {
   readonly #file: LmdbFile;
+  readonly #state: LmdbDatabaseView;
+  readonly #points: LmdbDatabaseView;
+  readonly #epochs: LmdbDatabaseView;
+  readonly #consumers: LmdbDatabaseView;
   #record: VolumeRecord;
 
   private constructor(file: LmdbFile, record: VolumeRecord) {
     this.#file = file;
+    this.#state = file.database('state');
+    this.#points = file.database('points');
+    this.#epochs = file.database('epochs');
+    this.#consumers = file.database('consumers');
     this.#record = record;
   }
 
@@ -88,7 +96,6 @@ export class VolumeState {
     const file = openLmdb(path, { create: true, ownLock: true });
     const state = new VolumeState(file, record);
     try {
-      state.#tables();
       const open: OpenRecord = { number: 1, isClean: true };
       file.transaction(() => {
         state.#put('volume', record);
@@ -133,9 +140,9 @@ export class VolumeState {
     if (open === undefined)
       throw new CorruptionError(`Record of the open epoch is missing in ${path}`, { where: path });
     const closed: ClosedEpoch[] = [];
-    for (const { key, value } of this.#file.database('points').range()) {
+    for (const { key, value } of this.#points.range()) {
       const { point, createdMs }: PointRecord = JSON.parse(value.toString());
-      const bytes = this.#file.database('epochs').get(key);
+      const bytes = this.#epochs.get(key);
       const number = key.readUInt32BE(0);
       if (bytes === undefined)
         throw new CorruptionError(`Epoch ${number} is missing in ${path}`, { where: path });
@@ -170,17 +177,16 @@ export class VolumeState {
 
   /** Records a point with the epoch it closed; `dropped` boundaries go in the same transaction. */
   async savePoint(closed: ClosedEpoch, dropped: readonly ClosedEpoch[]): Promise<void> {
-    const { points, epochs } = this.#tables();
     const record: PointRecord = { point: closed.point, createdMs: closed.createdMs };
     const open: OpenRecord = { number: closed.number + 1, isClean: false };
     const tracks = closed.tracks.serialize();
     await this.#commit(() => {
-      points.put(keyOf(closed.number), json(record));
-      epochs.put(keyOf(closed.number), tracks);
+      this.#points.put(keyOf(closed.number), json(record));
+      this.#epochs.put(keyOf(closed.number), tracks);
       this.#put('open', open);
       for (const epoch of dropped) {
-        points.remove(keyOf(epoch.number));
-        epochs.remove(keyOf(epoch.number));
+        this.#points.remove(keyOf(epoch.number));
+        this.#epochs.remove(keyOf(epoch.number));
       }
     });
   }
@@ -200,15 +206,12 @@ export class VolumeState {
   }
 
   consumers(): Consumer[] {
-    return [...this.#file.database('consumers').range()].map(({ value }): Consumer =>
-      JSON.parse(value.toString()),
-    );
+    return [...this.#consumers.range()].map(({ value }): Consumer => JSON.parse(value.toString()));
   }
 
   /** Moves a consumer's point; only after its set is sealed and catalogued (promise 4). */
   async saveConsumer(consumer: Consumer): Promise<void> {
-    const { consumers } = this.#tables();
-    await this.#commit(() => consumers.put(consumer.name, json(consumer)));
+    await this.#commit(() => this.#consumers.put(consumer.name, json(consumer)));
   }
 
   get poison(): PoisonRecord | undefined {
@@ -226,28 +229,15 @@ export class VolumeState {
   /** The volume under a new identity: no point of the old one is known any more. */
   async saveIdentity(volumeId: string, directory: DirectoryIdentity): Promise<void> {
     const record: VolumeRecord = { ...this.#record, volumeId, directory };
-    const { points, epochs, consumers } = this.#tables();
     const isRenamed = volumeId !== this.#record.volumeId;
     await this.#commit(() => {
       this.#put('volume', record);
       if (!isRenamed) return;
-      for (const table of [points, epochs, consumers]) {
+      for (const table of [this.#points, this.#epochs, this.#consumers]) {
         for (const key of Array.from(table.range(), (entry) => entry.key)) table.remove(key);
       }
     });
     this.#record = record;
-  }
-
-  get #state(): ReturnType<LmdbFile['database']> {
-    return this.#file.database('state');
-  }
-
-  #tables(): Record<'points' | 'epochs' | 'consumers', ReturnType<LmdbFile['database']>> {
-    return {
-      points: this.#file.database('points'),
-      epochs: this.#file.database('epochs'),
-      consumers: this.#file.database('consumers'),
-    };
   }
 
   get #open(): OpenRecord | undefined {

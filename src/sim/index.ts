@@ -1,0 +1,11 @@
+export { LossyDisk, type LossyDiskOptions } from './lossy-disk.ts';
+export {
+  labelled,
+  labelOf,
+  labelsOf,
+  makeTestVolume,
+  TEST_TRACK_BYTES,
+  type TestVolume,
+  type TestVolumeOptions,
+  writeLabel,
+} from './test-volume.ts';
