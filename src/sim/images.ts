@@ -1,0 +1,165 @@
+/**
+ * Images of files: what is durable of each, which commits may have become so, and how one of these becomes the
+ * file again. Part of `lossy-disk.ts`.
+ *
+ * Files are known by device and inode, since names move. A hard link kept here stops an inode number from
+ * being given to another file, and still has the content of a file that was removed from the tree.
+ */
+
+import {
+  chmodSync,
+  closeSync,
+  linkSync,
+  openSync,
+  readFileSync,
+  statSync,
+  truncateSync,
+  unlinkSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { present, type SeededRandom } from '../base/index.ts';
+import { idOf } from './names.ts';
+import { copySparse, overwriteSparse } from './sparse-copy.ts';
+
+const PAGE_BYTES = 4096;
+
+interface Image {
+  readonly path: string;
+  /** When it was taken, in the order of all events. */
+  readonly sequence: number;
+}
+
+export interface RestoreOptions {
+  readonly random: SeededRandom;
+  /** Mix in pages of the present content. */
+  readonly tear: boolean;
+  readonly keepInode: boolean;
+}
+
+/** The images of all files. */
+export interface Images {
+  /** The images of the file with this id; `path` is a name it has now, needed where it is not known yet. */
+  of(id: string, path: string): FileImages;
+  /** The images of the file that the path names now; undefined for what is no regular file. */
+  ofPath(path: string): FileImages | undefined;
+}
+
+export class ImageStore implements Images {
+  readonly #directory: string;
+  readonly #commitCountMax: number;
+  readonly #files = new Map<string, FileImages>();
+  #made = 0;
+
+  constructor(directory: string, commitCountMax: number) {
+    this.#directory = directory;
+    this.#commitCountMax = commitCountMax;
+  }
+
+  of(id: string, path: string): FileImages {
+    const known = this.#files.get(id);
+    if (known !== undefined) return known;
+    const pin = this.#newPath('pin');
+    linkSync(path, pin);
+    const images = new FileImages(pin, this.#commitCountMax, () => this.#newPath('image'));
+    this.#files.set(id, images);
+    return images;
+  }
+
+  ofPath(path: string): FileImages | undefined {
+    return statSync(path).isFile() ? this.of(idOf(path), path) : undefined;
+  }
+
+  #newPath(kind: string): string {
+    this.#made += 1;
+    return join(this.#directory, `${kind}-${this.#made}`);
+  }
+}
+
+export class FileImages {
+  readonly #pin: string;
+  readonly #commitCountMax: number;
+  readonly #newPath: () => string;
+  #durable: Image | undefined;
+  #commits: Image[] = [];
+  #hasCommitted = false;
+
+  constructor(pin: string, commitCountMax: number, newPath: () => string) {
+    this.#pin = pin;
+    this.#commitCountMax = commitCountMax;
+    this.#newPath = newPath;
+  }
+
+  /** Takes an image of the present content; it counts for nothing until it is promoted. @returns its path. */
+  take(): string {
+    const path = this.#newPath();
+    copySparse(this.#pin, path);
+    copyTimes(this.#pin, path);
+    return path;
+  }
+
+  setDurable(sequence: number): void {
+    this.promote(this.take(), sequence);
+  }
+
+  /** The sync that was issued when the image was taken has succeeded. */
+  promote(path: string, sequence: number): void {
+    if (this.#durable !== undefined && this.#durable.sequence > sequence) {
+      unlinkSync(path);
+      return;
+    }
+    const outdated = this.#commits.filter((commit) => commit.sequence < sequence);
+    for (const image of this.#durable === undefined ? outdated : [this.#durable, ...outdated]) {
+      unlinkSync(image.path);
+    }
+    this.#durable = { path, sequence };
+    this.#commits = this.#commits.filter((commit) => commit.sequence > sequence);
+  }
+
+  addCommit(sequence: number): void {
+    this.#hasCommitted = true;
+    this.#commits.push({ path: this.take(), sequence });
+    if (this.#commits.length > this.#commitCountMax) {
+      unlinkSync(present(this.#commits.shift(), 'There is a commit to drop').path);
+    }
+  }
+
+  /** Makes the file anew at `target`, where nothing is, with content that a power cut could have left. */
+  restore(target: string, { random, tear, keepInode }: RestoreOptions): void {
+    const image = random.pick([this.#durable?.path ?? '', ...this.#commits.map((commit) => commit.path)]);
+    const source = tear && image !== '' && !this.#hasCommitted ? this.#torn(image, random) : image;
+    if (!keepInode) {
+      if (source === '') closeSync(openSync(target, 'wx'));
+      else copySparse(source, target);
+      chmodSync(target, statSync(this.#pin).mode);
+    } else {
+      linkSync(this.#pin, target);
+      if (source === '') truncateSync(target, 0);
+      else if (!readFileSync(source).equals(readFileSync(target))) overwriteSparse(source, target);
+      else return;
+    }
+    if (source !== '') copyTimes(source, target);
+  }
+
+  /** A mixture of an image and of the present content. @returns the path of its own image. */
+  #torn(image: string, random: SeededRandom): string {
+    const then = readFileSync(image);
+    const now = readFileSync(this.#pin);
+    const size = random.pick([then.length, now.length]);
+    const mixed = Buffer.alloc(size);
+    then.copy(mixed);
+    for (let at = 0; at < Math.min(size, now.length); at += PAGE_BYTES) {
+      if (random.chance(0.5)) now.copy(mixed, at, at, Math.min(at + PAGE_BYTES, size));
+    }
+    const path = this.#newPath();
+    writeFileSync(path, mixed);
+    return path;
+  }
+}
+
+/** As exact as Node can set them: about a microsecond. */
+function copyTimes(source: string, target: string): void {
+  const { atimeMs, mtimeMs } = statSync(source);
+  utimesSync(target, atimeMs / 1000, mtimeMs / 1000);
+}
