@@ -87,6 +87,8 @@ export const LIMITS = {
   /** One frame, or one group of metadata, with room to spare; LMDB keeps a value in one run of pages. */
   databaseValueBytesMax: 64 * MIB,
 
+  /** The store's lock is held for moments; whoever holds it this long hangs. */
+  storeLockWaitMsMax: 30_000,
   setNameBytesMax: 255,
   remapRowCountMax: 1_000_000,
   /** A remap file of the most rows, written with generous white space; it is parsed in memory. */

@@ -1,0 +1,382 @@
+/**
+ * A store: a directory of block sets with a catalog.
+ *
+ *     store.json            says that this is a store, and of which format
+ *     lock                  flock, see store-lock.ts
+ *     catalog               index of the complete sets, can be rebuilt (catalog.ts)
+ *     sets/<id>-0.cbs       a complete set, lane 0
+ *     sets/<id>-0.cbs.partial   a set that is being written, or was cut off
+ *
+ * Opening a store for writing puts in order what a crash left: a sealed partial set is finished, an unsealed
+ * one removed, sets without a catalog entry are entered. A partial set whose writer lives, which its flock
+ * shows, is left alone.
+ *
+ * Calls work synchronously on LMDB and may hold the loop for long: stores belong into child processes, also
+ * because a failing disk under a mapped file kills the process.
+ */
+
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import {
+  type Clock,
+  CorruptionError,
+  makeUlid,
+  messageOf,
+  openLmdb,
+  randomId,
+  syncDirectory,
+  syncPath,
+  systemClock,
+  systemCode,
+  tryLock,
+} from '../base/index.ts';
+import { type CatalogEntry, dropCatalog, readCatalog, updateCatalog } from './catalog.ts';
+import { ChainView } from './chain-view.ts';
+import { asStoreErrorsLater, StoreError } from './errors.ts';
+import { chainOf, pointsOf, previousPoint, selectSet, type StoredPoint, type StoredSet } from './lineage.ts';
+import {
+  DATABASES,
+  FORMAT_VERSION,
+  SEAL_KEY,
+  type SetCodec,
+  type SetHeader,
+  type SetLevel,
+} from './set-format.ts';
+import { SetReader } from './set-reader.ts';
+import { SetWriter } from './set-writer.ts';
+import { withStoreLock } from './store-lock.ts';
+
+const MARKER = 'store.json';
+const SET_NAME = /^([0-9A-HJKMNP-TV-Z]{26})-0\.cbs(\.partial)?$/;
+
+export interface StoreOptions {
+  /** Nothing is written, not even to put the store in order; works on a read-only file system. */
+  readonly readOnly?: boolean;
+  readonly clock?: Clock;
+}
+
+export interface NewSet {
+  readonly volumeId: string;
+  readonly volumeName: string;
+  readonly level: SetLevel;
+  /** The point that the set builds on; null for a full set. */
+  readonly base: string | null;
+  /** The set's own point. */
+  readonly point: string;
+  readonly sizeBytes: number;
+  readonly trackSizeBytes: number;
+  readonly codec: SetCodec;
+}
+
+export class Store {
+  readonly path: string;
+  readonly #readOnly: boolean;
+  readonly #clock: Clock;
+
+  private constructor(path: string, options: StoreOptions) {
+    this.path = path;
+    this.#readOnly = options.readOnly ?? false;
+    this.#clock = options.clock ?? systemClock;
+  }
+
+  /**
+   * Makes an empty store in a directory that does not exist or is empty; durable when it returns.
+   *
+   * @throws {StoreError} `not-empty`, `no-space` or `io`.
+   */
+  static async init(path: string, options: { clock?: Clock } = {}): Promise<Store> {
+    return await asStoreErrorsLater(path, async () => {
+      if (existsSync(path) && readdirSync(path).length > 0) {
+        throw new StoreError('not-empty', `Directory ${path} is not empty`, { path });
+      }
+      await mkdir(join(path, 'sets'), { recursive: true });
+      await writeFile(join(path, 'lock'), '', { mode: 0o600 });
+      await updateCatalog(join(path, 'catalog'), new Map());
+      // The marker comes last and whole, so that a store that was cut off in the making is none.
+      const marker = join(path, MARKER);
+      await writeFile(
+        `${marker}.new`,
+        `${JSON.stringify({ cowbellStore: FORMAT_VERSION, id: randomId() })}\n`,
+      );
+      await syncPath('store-directory', `${marker}.new`);
+      renameSync(`${marker}.new`, marker);
+      await syncDirectory('store-directory', path);
+      await syncDirectory('store-directory', dirname(path));
+      return new Store(path, options);
+    });
+  }
+
+  /**
+   * Opens a store and, unless it is for reading only, puts in order what a crash left.
+   *
+   * @throws {StoreError} `not-a-store`, `newer-format`, `locked`, `no-space` or `io`.
+   */
+  static async open(path: string, options: StoreOptions = {}): Promise<Store> {
+    return await asStoreErrorsLater(path, async () => {
+      checkMarker(path);
+      const store = new Store(path, options);
+      if (options.readOnly !== true) await store.#locked('exclusive', () => store.#putInOrder());
+      return store;
+    });
+  }
+
+  #locked<T>(mode: 'exclusive' | 'shared', body: () => Promise<T>): Promise<T> {
+    return asStoreErrorsLater(this.path, () => withStoreLock(join(this.path, 'lock'), mode, body));
+  }
+
+  get #catalogPath(): string {
+    return join(this.path, 'catalog');
+  }
+
+  #setPath(id: string): string {
+    return join(this.path, 'sets', `${id}-0.cbs`);
+  }
+
+  // ---- putting in order -------------------------------------------------------------------------------
+
+  /** Under the exclusive lock. */
+  async #putInOrder(): Promise<void> {
+    for (const name of this.#setFiles()) {
+      if (name.partial) await this.#settlePartial(name.id);
+    }
+    const known = await readCatalog(this.#catalogPath);
+    if (known === undefined) dropCatalog(this.#catalogPath);
+    const missing = new Map<string, CatalogEntry>();
+    for (const { id, partial } of this.#setFiles()) {
+      if (partial || known?.has(id) === true) continue;
+      const read = await readEntry(this.#setPath(id));
+      if ('header' in read) missing.set(id, read);
+    }
+    if (known === undefined || missing.size > 0) await updateCatalog(this.#catalogPath, missing);
+  }
+
+  /** Finishes a partial set that is sealed, removes one that is not, leaves one alone whose writer lives. */
+  async #settlePartial(id: string): Promise<void> {
+    const path = this.#setPath(id);
+    const partialPath = `${path}.partial`;
+    let descriptor: number;
+    try {
+      descriptor = openSync(partialPath, 'r');
+    } catch (error) {
+      if (systemCode(error) === 'ENOENT') return;
+      throw error;
+    }
+    try {
+      if (!tryLock(descriptor, 'exclusive')) return;
+      if (await isSealed(partialPath)) {
+        // The seal may have been seen in the page cache only.
+        await syncPath('set-seal', partialPath);
+        renameSync(partialPath, path);
+      } else {
+        rmSync(partialPath, { force: true });
+      }
+      rmSync(`${partialPath}-lock`, { force: true });
+      await syncDirectory('set-directory', dirname(path));
+    } finally {
+      closeSync(descriptor);
+    }
+  }
+
+  #setFiles(): { id: string; partial: boolean }[] {
+    const files: { id: string; partial: boolean }[] = [];
+    for (const name of readdirSync(join(this.path, 'sets')).sort()) {
+      const match = SET_NAME.exec(name);
+      if (match?.[1] !== undefined) files.push({ id: match[1], partial: match[2] !== undefined });
+    }
+    return files;
+  }
+
+  // ---- writing ----------------------------------------------------------------------------------------
+
+  /**
+   * Begins a set. The point that is latest for the volume now becomes its previous point.
+   *
+   * @throws {StoreError} `no-space`, `io`, `locked` or `read-only`.
+   */
+  async createSet(wanted: NewSet): Promise<SetWriter> {
+    if (this.#readOnly) {
+      throw new StoreError('read-only', `Store ${this.path} is open for reading only`, { path: this.path });
+    }
+    return await this.#locked('exclusive', async () => {
+      const sets = await this.#listUnderLock();
+      const header: SetHeader = {
+        ...wanted,
+        id: makeUlid(this.#clock.now()),
+        previous: previousPoint(sets, wanted.volumeId, wanted.base),
+        createdMs: this.#clock.now(),
+        lanes: 1,
+      };
+      const path = this.#setPath(header.id);
+      return new SetWriter({
+        header,
+        path,
+        partialPath: `${path}.partial`,
+        catalogue: (sealed) =>
+          this.#locked('exclusive', () => updateCatalog(this.#catalogPath, new Map([[header.id, sealed]]))),
+      });
+    });
+  }
+
+  // ---- reading ----------------------------------------------------------------------------------------
+
+  /** All sets, oldest id first; those that are missing or visibly damaged say so. */
+  async list(): Promise<StoredSet[]> {
+    return await this.#locked('shared', () => this.#listUnderLock());
+  }
+
+  async #listUnderLock(): Promise<StoredSet[]> {
+    const known = (await readCatalog(this.#catalogPath)) ?? new Map<string, CatalogEntry>();
+    const sets: StoredSet[] = [];
+    for (const [id, entry] of known) {
+      const path = this.#setPath(id);
+      sets.push({ id, path, ...entry, damage: visibleDamage(path, entry.lengthBytes) });
+    }
+    for (const { id, partial } of this.#setFiles()) {
+      if (partial || known.has(id)) continue;
+      const path = this.#setPath(id);
+      const read = await readEntry(path);
+      const entry = 'header' in read ? { ...read, damage: undefined } : { ...NOTHING_KNOWN, ...read };
+      sets.push({ id, path, ...entry });
+    }
+    return sets.sort((a, b) => (a.id < b.id ? -1 : 1));
+  }
+
+  /**
+   * The set that a selector names: a set id or unique prefix, `latest`, `latest:<volume id or name>`.
+   *
+   * @throws {StoreError} `unknown-set` or `ambiguous-set`, with the candidates in `details`.
+   */
+  async find(selector: string): Promise<StoredSet> {
+    return selectSet(await this.list(), selector);
+  }
+
+  /**
+   * The volume's points that a set can build on, newest first by lineage: each has an undamaged set whose
+   * chain is complete. Damage that only reading shows is found by `chain`.
+   */
+  async newestPoints(volumeId: string): Promise<StoredPoint[]> {
+    const sets = await this.list();
+    return pointsOf(sets, volumeId).filter(({ sets: holding }) =>
+      holding.some((set) => isComplete(sets, set.id)),
+    );
+  }
+
+  /** The points of `newestPoints` by themselves. */
+  async basePoints(volumeId: string): Promise<string[]> {
+    return (await this.newestPoints(volumeId)).map(({ point }) => point);
+  }
+
+  /** The best set with this point: one whose chain is complete, full sets first; undefined where there is none. */
+  async setWithPoint(volumeId: string, point: string): Promise<StoredSet | undefined> {
+    const sets = await this.list();
+    const found = pointsOf(sets, volumeId).find((entry) => entry.point === point);
+    return found?.sets.find((set) => isComplete(sets, set.id));
+  }
+
+  /**
+   * Opens one set by itself; the caller closes it.
+   *
+   * @throws {CorruptionError} where it is damaged.
+   */
+  openSet(set: StoredSet): SetReader {
+    if (set.damage !== undefined && !existsSync(set.path)) {
+      throw new CorruptionError(`Block set ${set.id} is damaged: ${set.damage}`, { where: set.path });
+    }
+    return SetReader.open(set.path, set.seal === undefined ? {} : { seal: set.seal });
+  }
+
+  /**
+   * The volume at a set's point; the caller closes it.
+   *
+   * @param setId a whole id, as `find` gives it.
+   * @throws {StoreError} `unknown-set`, `missing-base` naming the point, or `wrong-volume`.
+   * @throws {CorruptionError} where a set of the chain is damaged.
+   */
+  async chain(setId: string): Promise<ChainView> {
+    const readers: SetReader[] = [];
+    try {
+      for (const set of chainOf(await this.list(), setId)) readers.push(this.openSet(set));
+      return new ChainView(readers);
+    } catch (error) {
+      for (const reader of readers) await reader.close();
+      throw error;
+    }
+  }
+}
+
+const NOTHING_KNOWN = { header: undefined, counters: undefined, seal: undefined, lengthBytes: 0 } as const;
+
+function checkMarker(path: string): void {
+  let format: unknown;
+  try {
+    const marker: unknown = JSON.parse(readFileSync(join(path, MARKER), 'utf8'));
+    if (typeof marker === 'object' && marker !== null && 'cowbellStore' in marker)
+      format = marker.cowbellStore;
+  } catch (error) {
+    const code = systemCode(error);
+    if (code !== undefined && code !== 'ENOENT' && code !== 'ENOTDIR') throw error;
+  }
+  if (typeof format !== 'number') throw new StoreError('not-a-store', `${path} is not a store`, { path });
+  if (format > FORMAT_VERSION) {
+    const message = `Store ${path} has format ${format}, this version reads up to ${FORMAT_VERSION}`;
+    throw new StoreError('newer-format', message, { path, format });
+  }
+}
+
+/** What can be seen of a set's state without reading it. */
+function visibleDamage(path: string, lengthBytes: number): string | undefined {
+  try {
+    const found = statSync(path).size;
+    return found === lengthBytes ? undefined : `its file has ${found} bytes, wanted ${lengthBytes}`;
+  } catch (error) {
+    return systemCode(error) === 'ENOENT' ? 'its file is missing' : messageOf(error);
+  }
+}
+
+/** Reads what the catalog should say of a set, from the set. */
+async function readEntry(path: string): Promise<CatalogEntry | { damage: string }> {
+  try {
+    const reader = SetReader.open(path);
+    const { header, counters, seal } = reader;
+    await reader.close();
+    return { header, counters, seal, lengthBytes: statSync(path).size };
+  } catch (error) {
+    if (error instanceof CorruptionError || error instanceof StoreError) return { damage: error.message };
+    throw error;
+  }
+}
+
+/** Whether the file has a seal. One that cannot be read has none: its sync never ended. */
+async function isSealed(path: string): Promise<boolean> {
+  try {
+    const file = openLmdb(path, { readOnly: true, ownLock: true });
+    try {
+      return file.database(DATABASES.header).get(SEAL_KEY) !== undefined;
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    if (error instanceof CorruptionError) return false;
+    throw error;
+  }
+}
+
+function isComplete(sets: readonly StoredSet[], id: string): boolean {
+  try {
+    chainOf(sets, id);
+    return true;
+  } catch (error) {
+    if (error instanceof StoreError || error instanceof CorruptionError) return false;
+    throw error;
+  }
+}
