@@ -3,10 +3,16 @@
  * order, is restored to another allocation on a device of twelve tracks.
  *
  * Method: the two lists are joined to a table, which is compared with the expected one and then carried out
- * for all 720 orders of arrival, with one writer and with four, onto targets that are compared whole.
+ * for all 720 orders of arrival, with one writer and with four, onto targets that are compared whole. Then
+ * the same with a real store and files as targets, for some orders, where a flipped byte must reach no target.
  */
 
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import t from 'tap';
+import { randomId } from '../base/index.ts';
+import { Store } from '../blockset/index.ts';
+import { DeviceRegistry } from '../device/index.ts';
 import {
   type AllocatedExtent,
   isRestoreError,
@@ -18,6 +24,7 @@ import {
   sliceLogical,
   type SourceExtent,
   writeRestore,
+  restore,
 } from './index.ts';
 import { ModelSource, ModelTarget } from './model.fixture.ts';
 
@@ -220,6 +227,128 @@ t.test('B4: split over two targets', async (t) => {
     t.equal(letters(one), '--AC-------B');
     t.equal(letters(two), 'F------DE');
     t.ok(one.flushed && two.flushed, 'both are flushed');
+  }
+});
+
+// ---- with a store and files ---------------------------------------------------------------------------
+
+const OPTIONS = { registry: new DeviceRegistry(), isVolumeHome: async () => false };
+
+/** Stores the object in the order of `arrival`, each track in a frame of its own or all in one. */
+async function storeObject(
+  store: Store,
+  arrival: readonly number[],
+  framed: 'one' | 'each',
+): Promise<{ readonly id: string; readonly path: string }> {
+  const writer = await store.createSet({
+    volumeId: randomId(),
+    volumeName: 'object',
+    level: 'full',
+    base: null,
+    point: randomId(),
+    sizeBytes: 21 * TRACK,
+    trackSizeBytes: TRACK,
+    codec: 'none',
+  });
+  const content = backedUp();
+  for (const track of arrival) {
+    writer.add(track, content.subarray(track * TRACK, (track + 1) * TRACK));
+    if (framed === 'each') writer.flush();
+  }
+  const rows = ADDRESSES.map((address, position) => ({ position, address, count: 1 }));
+  writer.putObject({ name: 'object', blockSizeBytes: TRACK, ordering: { form: 'addresses', rows } });
+  await writer.finish({ bytesRead: 6 * TRACK, diverted: 0 });
+  await writer.seal();
+  const { path } = await store.find(writer.id);
+  return { id: writer.id, path };
+}
+
+/** The object's metadata as the set recorded it. */
+async function storedMetadata(store: Store, id: string): Promise<SourceExtent[]> {
+  const reader = store.openSet(await store.find(id));
+  const { ordering, blockSizeBytes } = reader.object('object');
+  await reader.close();
+  if (ordering.form === 'positions') throw new TypeError('The object was stored with its addresses');
+  return ordering.rows.map(({ position, address, count }) => ({
+    logicalOffsetBytes: position * blockSizeBytes,
+    lengthBytes: count * blockSizeBytes,
+    offsetBytes: address * blockSizeBytes,
+  }));
+}
+
+function lettersOf(path: string): string {
+  return letters(new ModelTarget(readFileSync(path)));
+}
+
+t.test('B4: with a store and files, whole, in part and split over two', async (t) => {
+  const directory = t.testdir({});
+  const at = (name: string): string => join(directory, name);
+  const store = await Store.init(at('store'));
+  for (const [index, arrival] of [ARRIVAL, ADDRESSES, ARRIVAL.toReversed()].entries()) {
+    const { id } = await storeObject(store, arrival, index === 1 ? 'one' : 'each');
+    const object = await storedMetadata(store, id);
+    const part = sliceLogical(object, { offsetBytes: TRACK, lengthBytes: 3 * TRACK });
+    const halves = [...allocated(ALLOCATION.slice(0, 3), 'disk'), ...allocated(ALLOCATION, 'two').slice(3)];
+    const cases = [
+      { rows: mergeRemap(object, allocated(ALLOCATION, 'disk')), disk: EXPECTED_DEVICE, two: '------------' },
+      { rows: mergeRemap(part, allocated(ALLOCATION, 'disk')), disk: '---C---D---B', two: '------------' },
+      { rows: mergeRemap(object, halves), disk: '--AC-------B', two: 'F------DE---' },
+    ];
+    for (const { rows, disk, two } of cases) {
+      for (const writers of [1, 4]) {
+        for (const name of ['disk', 'two']) writeFileSync(at(name), '-'.repeat(12 * TRACK));
+        const chain = await store.chain(id);
+        const targets = ['disk', 'two'].map((name) => ({ name, uri: at(name) }));
+        const layout = { table: RemapTable.of(rows) };
+        await restore(chain, targets, { ...OPTIONS, layout, writers }).finally(() => chain.close());
+        t.equal(lettersOf(at('disk')), disk);
+        t.equal(lettersOf(at('two')), two);
+      }
+    }
+  }
+});
+
+t.test('B4: with a store, a file of five tracks is refused untouched', async (t) => {
+  const directory = t.testdir({ disk: '-'.repeat(5 * TRACK) });
+  const store = await Store.init(join(directory, 'store'));
+  const { id } = await storeObject(store, ARRIVAL, 'one');
+  const rows = mergeRemap(await storedMetadata(store, id), allocated([0, 1, 2, 3, 4, 5], 'disk'));
+  const chain = await store.chain(id);
+  const restored = restore(chain, [{ name: 'disk', uri: join(directory, 'disk') }], {
+    ...OPTIONS,
+    layout: { table: RemapTable.of(rows) },
+  });
+  await t.rejects(restored, { code: 'target-too-small', message: /^Target disk .* wanted at least 24576$/ });
+  t.equal(lettersOf(join(directory, 'disk')), '-----');
+  await chain.close();
+});
+
+t.test('B4: with a store, a flipped byte reaches no target', async (t) => {
+  for (const writers of [1, 4]) {
+    const directory = t.testdir({ disk: '-'.repeat(12 * TRACK) });
+    const store = await Store.init(join(directory, 'store'));
+    const { id, path } = await storeObject(store, ARRIVAL, 'each');
+    const rows = mergeRemap(await storedMetadata(store, id), allocated(ALLOCATION, 'disk'));
+    const bytes = readFileSync(path);
+    // The fourth track to arrive, and nothing else in the file, holds a run of this letter.
+    const place = bytes.indexOf('C'.repeat(512));
+    t.ok(place > 0);
+    bytes.write('x', place + 100);
+    writeFileSync(path, bytes);
+    const chain = await store.chain(id);
+    const restored = restore(chain, [{ name: 'disk', uri: join(directory, 'disk') }], {
+      ...OPTIONS,
+      layout: { table: RemapTable.of(rows) },
+      writers,
+    });
+    await t.rejects(restored, {
+      name: 'CorruptionError',
+      message: /damaged in track 20: .*; target disk is incomplete$/,
+      place: { where: path, tracks: [20] },
+      incompleteTargets: ['disk'],
+    });
+    t.equal(lettersOf(join(directory, 'disk')), 'F------D---B', 'what came before it, whole, and no more');
+    await chain.close();
   }
 });
 

@@ -38,7 +38,11 @@ t.test('onto a new file: equal, sparse, its data and name durable', async (t) =>
   t.same(result, { tracks: 2, bytesWritten: 2 * TRACK, bytesZeroed: 0, bytesSkipped: 998 * TRACK });
   t.ok(readFileSync(path).equals(source().content));
   t.ok(statSync(path).blocks * 512 < 100 * TRACK, 'sparse');
-  t.same(synced.slice(-2), [`restore-target file ${path}`, `restore-target directory ${directory}`]);
+  t.same(
+    synced,
+    [`restore-target file ${path}`, `restore-target file ${path}`, `restore-target directory ${directory}`],
+    'the creation, then the data, then the name',
+  );
 });
 
 t.test('onto a file in use before: zeroes are written too', async (t) => {
