@@ -12,7 +12,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { createServer } from 'node:net';
+import { createServer, Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -73,6 +73,9 @@ export class Running {
       stdio: ['pipe', 'pipe', 'pipe'],
     });
     killAtExit(this.child);
+    // A test that fails and forgets this process must still end; whoever waits for it holds a timer.
+    this.child.unref();
+    for (const pipe of this.child.stdio) if (pipe instanceof Socket) pipe.unref();
     this.child.stdin?.on('error', () => undefined); // A process may end without reading its input.
     this.child.stdin?.end(options.input);
     this.child.stdout?.setEncoding('utf8').on('data', (text: string) => {
