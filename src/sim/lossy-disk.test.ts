@@ -196,6 +196,21 @@ t.test('a rename shows the old or the new name, durable with the directory', asy
   t.same(two, ['a=1 b=2', 'a=1 d=2', 'b=2 c=1', 'c=1 d=2'], 'two renames have no order');
 });
 
+t.test('renames through the same name are kept or undone together', async (t) => {
+  const left = await outcomes(
+    t,
+    (at) => {
+      writeFileSync(at('a'), 'old');
+      writeFileSync(at('b'), 'new');
+    },
+    ({ at }) => {
+      renameSync(at('a'), at('kept'));
+      renameSync(at('b'), at('a'));
+    },
+  );
+  t.same(left, ['a=new kept=old', 'a=old b=new'], 'no file has two names or none');
+});
+
 t.test('a rename of an unsynced file leaves an empty one', async (t) => {
   const left = await outcomes(
     t,
