@@ -28,7 +28,9 @@ export type SyncName =
   | 'set-directory'
   | 'catalog'
   | 'store-directory'
-  | 'restore-target';
+  | 'restore-target'
+  /** Areas of an intermediate container: never synced, the name is there for the device port. */
+  | 'container';
 
 export type SyncEvent =
   | { readonly kind: 'file'; readonly name: SyncName; readonly path: string }

@@ -1,0 +1,84 @@
+/** What is typed, read: sizes, container areas, listen addresses, paths and URIs. Pure; every refusal is a usage error. */
+
+import { resolve } from 'node:path';
+import { LIMITS, parseSize } from '../base/index.ts';
+import type { ContainerSpec } from '../daemon/index.ts';
+import { UsageError } from './exit.ts';
+
+const SIZE_WANTED = 'wanted bytes or a number with K, M, G or T, such as 64M';
+
+/** @throws {UsageError} when the text is no size. */
+export function readSize(option: string, text: string): number {
+  const bytes = parseSize(text);
+  if (bytes === undefined) throw new UsageError(`${option} is '${text}', ${SIZE_WANTED}`);
+  return bytes;
+}
+
+/**
+ * Reads `memory:64M`, `memory:0` or `/var/tmp/area:1G`. The size follows the last colon, so that a path may
+ * have some.
+ */
+export function readContainer(texts: readonly string[], directory: string): readonly ContainerSpec[] {
+  if (texts.length > LIMITS.containerAreaCountMax) {
+    throw new UsageError(
+      `--container is given ${texts.length} times, wanted at most ${LIMITS.containerAreaCountMax}`,
+    );
+  }
+  if (texts.length === 0) return [{ kind: 'memory', sizeBytes: LIMITS.containerBytesDefault }];
+  return texts.map((text) => {
+    const colon = text.lastIndexOf(':');
+    const place = text.slice(0, colon);
+    if (colon === -1 || place === '') {
+      throw new UsageError(`--container is '${text}', wanted memory:<size> or <path>:<size>`);
+    }
+    const sizeBytes = readSize(`The size of --container ${place}`, text.slice(colon + 1));
+    return place === 'memory'
+      ? { kind: 'memory', sizeBytes }
+      : { kind: 'path', path: resolve(directory, place), sizeBytes };
+  });
+}
+
+export interface ListenAddress {
+  readonly host: string;
+  /** 0 picks a free port. */
+  readonly port: number;
+}
+
+/** Reads `127.0.0.1:10809`, `[::1]:10809`, `localhost:0`. */
+export function readListen(text: string): ListenAddress {
+  const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d+)$/.exec(text);
+  const host = match?.[1] ?? match?.[2];
+  const port = Number(match?.[3]);
+  if (host !== undefined && port <= 65_535) return { host, port };
+  throw new UsageError(
+    `--listen is '${text}', wanted <host>:<port> with a port up to 65535, such as 127.0.0.1:10809`,
+  );
+}
+
+/** Whether a text is a URI with a scheme, rather than a path. */
+export function isUri(text: string): boolean {
+  return /^[a-z][a-z0-9+.-]*:\/\//i.test(text);
+}
+
+/** A path made absolute; a URI as it is. */
+export function absolutePlace(text: string, directory: string): string {
+  return isUri(text) ? text : resolve(directory, text);
+}
+
+/** A path made absolute. `what` names the argument in the refusal of an empty one. */
+export function absolutePath(what: string, text: string, directory: string): string {
+  if (text === '') throw new UsageError(`${what} is empty, wanted a path`);
+  return resolve(directory, text);
+}
+
+/** An option that yargs turned into a list because it was given twice. */
+export function single<T>(option: string, value: T | readonly T[] | undefined): T | undefined {
+  if (!Array.isArray(value)) return value as T | undefined;
+  throw new UsageError(`${option} is given ${value.length} times, wanted once`);
+}
+
+/** Options that may be repeated, however often they were. */
+export function several(value: readonly (string | number)[] | string | undefined): readonly string[] {
+  if (value === undefined) return [];
+  return typeof value === 'string' ? [value] : value.map(String);
+}

@@ -1,0 +1,122 @@
+/** `cowbell backup`: a set of each volume in a store, while the volumes are served or at rest. */
+
+import { formatSize } from '../../base/index.ts';
+import type { LaneProgress, SetOutcome } from '../../backup/index.ts';
+import {
+  type BackupParams,
+  type Codec,
+  CODECS,
+  type Level,
+  LEVELS,
+  reachVolume,
+} from '../../daemon/index.ts';
+import { absolutePath, readContainer, several, single } from '../arguments.ts';
+import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
+import { UsageError } from '../exit.ts';
+import type { Output } from '../output.ts';
+import { workerPath } from '../worker-path.ts';
+
+interface Options extends GlobalOptions {
+  readonly volume: readonly string[];
+  readonly store: string;
+  readonly level: Level;
+  readonly container: readonly string[] | undefined;
+  readonly codec: Codec;
+}
+
+export const addBackup: AddCommand = (parser, run) =>
+  parser.command(
+    'backup <volume..>',
+    'Back volumes up into a store, one after the other, served or not',
+    (command) =>
+      command
+        .positional('volume', {
+          type: 'string',
+          array: true,
+          demandOption: true,
+          describe: 'Directories of volumes',
+        })
+        .option('store', {
+          type: 'string',
+          demandOption: true,
+          requiresArg: true,
+          describe: 'Directory of the store',
+        })
+        .option('level', {
+          choices: LEVELS,
+          default: 'auto' as Level,
+          describe: 'auto is incremental where the store has a base for it, full where not',
+        })
+        .option('container', {
+          type: 'string',
+          array: true,
+          requiresArg: true,
+          describe: 'memory:<size> or <path>:<size>: room for old content that clients overwrite meanwhile',
+        })
+        .option('codec', { choices: CODECS, default: 'zstd' as Codec, describe: 'How content is compressed' })
+        .example('$0 backup --store /backup/store /srv/vol', '')
+        .example(
+          '$0 backup --store /backup/store /srv/vol --level full --container memory:64M --container /var/tmp:4G',
+          'A full one, with room in a file when memory is full',
+        ),
+    (options) => run<Options>(options, backup),
+  );
+
+async function backup(context: CommandContext, options: Options): Promise<void> {
+  const { directory } = context;
+  const params: BackupParams = {
+    store: absolutePath('--store', single('--store', options.store) ?? '', directory),
+    level: single('--level', options.level) ?? 'auto',
+    codec: single('--codec', options.codec) ?? 'zstd',
+    container: readContainer(several(options.container), directory),
+  };
+  const volumes = options.volume.map((volume) => absolutePath('The volume', volume, directory));
+  const twice = volumes.find((volume, index) => volumes.indexOf(volume) !== index);
+  if (twice !== undefined) throw new UsageError(`Volume ${twice} is named twice, wanted once`);
+  for (const volume of volumes) await backupOne(context, volume, params);
+}
+
+async function backupOne(context: CommandContext, volume: string, params: BackupParams): Promise<void> {
+  const { output, signal, clock } = context;
+  signal.throwIfAborted();
+  const access = await reachVolume(volume, { activity: 'backup', clock, workerPath: workerPath() });
+  // Ctrl-C cancels this command's own session, wherever it runs; one that has just not begun is met when it tells its id.
+  let session: string | undefined;
+  const cancel = (): void => {
+    if (session !== undefined) access.cancel(session).catch(() => undefined);
+  };
+  signal.addEventListener('abort', cancel);
+  try {
+    const summary = (await access.backup(params, {
+      session: (id) => {
+        session = id;
+        if (signal.aborted) cancel();
+      },
+      progress: (progress) => showProgress(output, volume, progress as LaneProgress),
+    })) as SetOutcome;
+    reportSet(output, summary);
+  } finally {
+    signal.removeEventListener('abort', cancel);
+    await access.close();
+  }
+}
+
+function showProgress(output: Output, volume: string, progress: LaneProgress): void {
+  output.progress({
+    title: `Backing up ${volume}`,
+    done: progress.tracksDone,
+    total: progress.tracksTotal,
+    event: { volume, ...progress },
+  });
+}
+
+function reportSet(output: Output, summary: SetOutcome): void {
+  const seconds = (summary.durationMs / 1000).toFixed(1);
+  output.report(
+    { event: 'set', ...summary },
+    ...(summary.reason === undefined
+      ? []
+      : [`A full backup of ${summary.volume} is taken: ${summary.reason}`]),
+    `Set ${summary.set}: ${summary.level} backup of ${summary.volume}, ${summary.tracks} tracks, ${formatSize(summary.bytesRead)} read, ${formatSize(summary.bytesStored)} stored, ${seconds} s, writes paused ${summary.freezeMs} ms`,
+  );
+}

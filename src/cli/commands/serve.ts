@@ -1,0 +1,70 @@
+/** `cowbell serve`: the serving process, until Ctrl-C or SIGTERM. */
+
+import { Serving } from '../../daemon/index.ts';
+import { absolutePath, readListen, several } from '../arguments.ts';
+import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
+import { workerPath } from '../worker-path.ts';
+
+interface Options extends GlobalOptions {
+  readonly volume: readonly string[];
+  readonly socket: readonly string[] | undefined;
+  readonly listen: readonly string[] | undefined;
+  readonly readOnly: boolean;
+}
+
+export const addServe: AddCommand = (parser, run) =>
+  parser.command(
+    'serve <volume..>',
+    'Serve volumes over NBD until Ctrl-C or SIGTERM',
+    (command) =>
+      command
+        .positional('volume', {
+          type: 'string',
+          array: true,
+          demandOption: true,
+          describe:
+            'Directories of volumes; each gets <volume>/nbd.sock, and its base name is the export name',
+        })
+        .option('socket', {
+          type: 'string',
+          array: true,
+          requiresArg: true,
+          describe: 'Also listen on this Unix socket, for all volumes',
+        })
+        .option('listen', {
+          type: 'string',
+          array: true,
+          requiresArg: true,
+          describe: 'Also listen on this <host:port>, for all volumes, without encryption; port 0 picks one',
+        })
+        .option('read-only', { type: 'boolean', default: false, describe: 'Refuse writes' })
+        .example('$0 serve /srv/vol', 'Only on /srv/vol/nbd.sock')
+        .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809', 'Two volumes over TCP too'),
+    (options) => run<Options>(options, serve),
+  );
+
+async function serve(context: CommandContext, options: Options): Promise<void> {
+  const { output, signal, directory } = context;
+  const serving = await Serving.start({
+    volumes: options.volume.map((volume) => absolutePath('The volume', volume, directory)),
+    sockets: several(options.socket).map((path) => absolutePath('--socket', path, directory)),
+    listens: several(options.listen).map(readListen),
+    readOnly: options.readOnly,
+    clock: context.clock,
+    workerPath: workerPath(),
+    warn: (sentence) => output.warn(sentence),
+  });
+  try {
+    for (const uri of serving.uris) output.report({ event: 'ready', uri }, `ready ${uri}`);
+    await aborted(signal);
+  } finally {
+    await serving.stop();
+  }
+}
+
+function aborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener('abort', () => resolve(), { once: true });
+  });
+}

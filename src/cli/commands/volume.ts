@@ -1,0 +1,135 @@
+/** `cowbell volume create|show|check`. */
+
+import type { Argv } from 'yargs';
+import { formatSize, LIMITS } from '../../base/index.ts';
+import { checkVolume } from '../../daemon/index.ts';
+import { createVolume, readVolumeIdentity, type VolumeIdentity } from '../../volume/index.ts';
+import { absolutePath, absolutePlace, readSize, single } from '../arguments.ts';
+import type { AddCommand, CommandContext, GlobalOptions, Run } from '../command.ts';
+import { UsageError } from '../exit.ts';
+import { describe } from '../output.ts';
+
+interface VolumeOptions extends GlobalOptions {
+  readonly volume: string;
+}
+
+interface CheckOptions extends VolumeOptions {
+  readonly moved: boolean;
+}
+
+interface CreateOptions extends VolumeOptions {
+  readonly size: string;
+  readonly trackSize: string | undefined;
+  readonly home: string | undefined;
+}
+
+export const addVolume: AddCommand = (parser, run) =>
+  parser.command('volume', 'Create, show and check volumes', (command) =>
+    addCheck(addShow(addCreate(command, run), run), run).demandCommand(1, 'No volume command is given'),
+  );
+
+function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
+  return parser.command(
+    'create <volume>',
+    'Create a volume of zeroes in a new or empty directory',
+    (command) =>
+      command
+        .positional('volume', { type: 'string', demandOption: true, describe: 'The directory to make' })
+        .option('size', { type: 'string', demandOption: true, requiresArg: true, describe: 'Such as 10G' })
+        .option('track-size', {
+          type: 'string',
+          requiresArg: true,
+          describe: `Unit of change tracking: a power of two from ${formatSize(LIMITS.trackSizeBytesMin)} to ${formatSize(LIMITS.trackSizeBytesMax)}; ${formatSize(LIMITS.trackSizeBytesDefault)} when left out`,
+        })
+        .option('home', {
+          type: 'string',
+          requiresArg: true,
+          describe: 'File, block device or NBD URI for the bytes; a file in the directory when left out',
+        })
+        .example('$0 volume create /srv/vol --size 10G', '')
+        .example('$0 volume create /srv/vol --size 10G --home /dev/sdb', ''),
+    (options) => run<CreateOptions>(options, create),
+  );
+}
+
+function addShow(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
+  return parser.command(
+    'show <volume>',
+    'Show what a volume is; see status for what it does',
+    (command) =>
+      command
+        .positional('volume', { type: 'string', demandOption: true, describe: 'Directory of the volume' })
+        .example('$0 volume show /srv/vol', ''),
+    (options) => run<VolumeOptions>(options, show),
+  );
+}
+
+function addCheck(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
+  return parser.command(
+    'check <volume>',
+    'Read a volume that is not served through, and clear the mark of a failed flush',
+    (command) =>
+      command
+        .positional('volume', { type: 'string', demandOption: true, describe: 'Directory of the volume' })
+        .option('moved', {
+          type: 'boolean',
+          default: false,
+          describe: 'The directory was moved here, not copied: the volume keeps its id and its points',
+        })
+        .example('$0 volume check /srv/vol', ''),
+    (options) => run<CheckOptions>(options, check),
+  );
+}
+
+async function create(context: CommandContext, options: CreateOptions): Promise<void> {
+  const directory = absolutePath('The volume', options.volume, context.directory);
+  const trackSize = single('--track-size', options.trackSize);
+  const home = single('--home', options.home);
+  if (home === '') throw new UsageError('--home is empty, wanted a path or a URI');
+  const identity = await createVolume(directory, {
+    sizeBytes: readSize('--size', single('--size', options.size) ?? ''),
+    trackSizeBytes:
+      trackSize === undefined ? LIMITS.trackSizeBytesDefault : readSize('--track-size', trackSize),
+    ...(home === undefined ? {} : { home: absolutePlace(home, context.directory) }),
+    clock: context.clock,
+  });
+  context.output.report(
+    { event: 'volume', ...identity },
+    `Created volume ${identity.name} of ${formatSize(identity.sizeBytes)} in ${identity.directory}`,
+  );
+}
+
+async function show(context: CommandContext, options: VolumeOptions): Promise<void> {
+  const directory = absolutePath('The volume', options.volume, context.directory);
+  const identity = await readVolumeIdentity(directory);
+  context.output.report({ event: 'volume', ...identity }, ...describeIdentity(identity));
+}
+
+function describeIdentity(identity: VolumeIdentity): readonly string[] {
+  return describe({
+    name: identity.name,
+    'volume id': identity.volumeId,
+    directory: identity.directory,
+    size: formatSize(identity.sizeBytes),
+    'track size': formatSize(identity.trackSizeBytes),
+    home: identity.home,
+    created: new Date(identity.createdMs).toISOString(),
+  });
+}
+
+async function check(context: CommandContext, options: CheckOptions): Promise<void> {
+  const directory = absolutePath('The volume', options.volume, context.directory);
+  const { output, signal, clock } = context;
+  const result = await checkVolume(directory, {
+    clock,
+    moved: options.moved,
+    onProgress: (done, total) => {
+      signal.throwIfAborted();
+      const event = { volume: directory, bytesRead: done, bytesTotal: total };
+      output.progress({ title: `Checking ${directory}`, done, total, event });
+    },
+  });
+  const cleared = result['clearedFailure'];
+  const note = typeof cleared === 'string' ? `; it takes writes again after: ${cleared}` : '';
+  output.report({ event: 'check', ...result }, `Checked ${directory}: it reads through${note}`);
+}

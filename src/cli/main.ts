@@ -1,0 +1,60 @@
+/**
+ * Where the process begins: the streams, the signals and the exit status; everything else is below.
+ *
+ * The first Ctrl-C or SIGTERM asks the command to stop in good order; a second Ctrl-C ends the process at
+ * once.
+ */
+
+import { spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { systemClock } from '../base/index.ts';
+import { runCommandLine } from './command-line.ts';
+import { EXIT, InterruptedError } from './exit.ts';
+
+const INTERRUPTED_STATUS = 130;
+
+function readVersion(): string {
+  const manifest: unknown = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));
+  const isManifest = typeof manifest === 'object' && manifest !== null && 'version' in manifest;
+  return isManifest ? String(manifest.version) : 'unknown';
+}
+
+function watchSignals(): AbortSignal {
+  const abort = new AbortController();
+  process.on('SIGTERM', () => abort.abort(new InterruptedError()));
+  process.on('SIGINT', () => {
+    if (abort.signal.aborted) process.exit(INTERRUPTED_STATUS);
+    abort.abort(new InterruptedError());
+  });
+  return abort.signal;
+}
+
+/** nbd-client lies in a directory that an ordinary user's path leaves out. */
+const SYSTEM_DIRECTORIES = '/usr/local/sbin:/usr/sbin:/sbin';
+
+function runProgram(program: string, words: readonly string[]): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const path = `${process.env['PATH'] ?? ''}:${SYSTEM_DIRECTORIES}`;
+    // Standard output carries our own lines only, so the program's goes where its complaints go.
+    const child = spawn(program, words, {
+      stdio: ['inherit', 2, 'inherit'],
+      env: { ...process.env, PATH: path },
+    });
+    child.once('error', reject);
+    child.once('close', (status) => resolve(status ?? EXIT.operatingError));
+  });
+}
+
+// A reader that went away (`cowbell ... | head`) must not end a server.
+process.stdout.on('error', () => undefined);
+process.stderr.on('error', () => undefined);
+
+process.exitCode = await runCommandLine(process.argv.slice(2), {
+  stdout: process.stdout,
+  stderr: process.stderr,
+  directory: process.cwd(),
+  signal: watchSignals(),
+  clock: systemClock,
+  runProgram,
+  version: readVersion(),
+});

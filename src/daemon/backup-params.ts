@@ -1,0 +1,20 @@
+/** What a backup is asked for: the same words on the command line, in the control protocol and offline. */
+
+export const LEVELS = ['auto', 'full', 'incremental'] as const;
+export type Level = (typeof LEVELS)[number];
+
+export const CODECS = ['zstd', 'none'] as const;
+export type Codec = (typeof CODECS)[number];
+
+/** One area of the intermediate container, as asked for. A path is absolute. */
+export type ContainerSpec =
+  | { readonly kind: 'memory'; readonly sizeBytes: number }
+  | { readonly kind: 'path'; readonly path: string; readonly sizeBytes: number };
+
+export interface BackupParams {
+  /** The store's directory, absolute. */
+  readonly store: string;
+  readonly level: Level;
+  readonly codec: Codec;
+  readonly container: readonly ContainerSpec[];
+}

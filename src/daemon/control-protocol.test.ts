@@ -1,0 +1,128 @@
+/**
+ * Goal: well-formed lines survive the wire; anything else is refused with a sentence, never with a throw.
+ *
+ * Method: round trips; a table of wrong lines with what the answer must name; garbage by property.
+ */
+
+import fc from 'fast-check';
+import t from 'tap';
+import { CorruptionError } from '../base/index.ts';
+import { encodeLine, parseReply, parseRequest } from './control-protocol.ts';
+import { DaemonError, fromWireError, RemoteError, toWireError } from './errors.ts';
+
+const BACKUP = {
+  store: '/store',
+  level: 'auto',
+  codec: 'zstd',
+  container: [
+    { kind: 'memory', sizeBytes: 0 },
+    { kind: 'path', path: '/var/tmp', sizeBytes: 4096 },
+  ],
+} as const;
+
+t.test('requests survive the wire', (t) => {
+  const requests = [
+    { id: 0, command: 'status' },
+    { id: 1, command: 'show' },
+    { id: 2, command: 'cancel', params: {} },
+    { id: 3, command: 'cancel', params: { session: 'x' } },
+    { id: Number.MAX_SAFE_INTEGER, command: 'backup', params: BACKUP },
+  ] as const;
+  for (const request of requests) {
+    const line = encodeLine(request).toString();
+    t.ok(line.endsWith('\n'));
+    t.strictSame(parseRequest(line.trimEnd()), request);
+  }
+  t.end();
+});
+
+t.test('wrong requests are answered under their id, with what is wrong', (t) => {
+  const cases: [string, number | null, RegExp][] = [
+    ['', null, /no JSON/],
+    ['{"id":1', null, /no JSON/],
+    ['null', null, /is null, wanted an object/],
+    ['[1]', null, /is \[1\], wanted an object/],
+    ['{}', null, /Member id is missing/],
+    ['{"id":"1","command":"status"}', null, /Member id is "1"/],
+    ['{"id":-1,"command":"status"}', null, /Member id is -1/],
+    ['{"id":1.5,"command":"status"}', null, /Member id is 1.5/],
+    ['{"id":7}', 7, /Command missing is unknown, wanted one of status/],
+    ['{"id":7,"command":"format"}', 7, /Command "format" is unknown/],
+    ['{"id":7,"command":"cancel","params":3}', 7, /Member params is 3/],
+    ['{"id":7,"command":"cancel","params":{"session":""}}', 7, /Member session is ""/],
+    ['{"id":7,"command":"backup"}', 7, /Member store is missing/],
+  ];
+  const wrong: [object, RegExp][] = [
+    [{ store: 'relative' }, /Member store is "relative", wanted an absolute path/],
+    [{ level: 'differential' }, /Member level is "differential", wanted one of auto, full, incremental/],
+    [{ codec: 'gzip' }, /Member codec is "gzip"/],
+    [{ container: 'memory' }, /Member container is "memory", wanted a list/],
+    [{ container: [{ sizeBytes: -1 }] }, /Member sizeBytes is -1/],
+    [{ container: [{ sizeBytes: 1, path: 'tmp' }] }, /Member path is "tmp"/],
+    [{ container: Array.from({ length: 17 }, () => ({ sizeBytes: 1 })) }, /has 17 areas, wanted at most 16/],
+  ];
+  for (const [params, pattern] of wrong) {
+    cases.push([JSON.stringify({ id: 9, command: 'backup', params: { ...BACKUP, ...params } }), 9, pattern]);
+  }
+  for (const [line, id, pattern] of cases) {
+    const answer = parseRequest(line);
+    if (!('error' in answer)) return t.fail(`accepted ${line}`);
+    t.equal(answer.id, id, line);
+    t.equal(answer.error.code, 'bad-request');
+    t.match(answer.error.message, pattern);
+  }
+  return t.end();
+});
+
+t.test('garbage is refused, never thrown', (t) => {
+  fc.assert(
+    fc.property(fc.oneof(fc.string(), fc.json()), (line) => {
+      t.ok('error' in parseRequest(line), line);
+      t.throws(() => parseReply(line), DaemonError);
+    }),
+    { numRuns: 100 },
+  );
+  t.end();
+});
+
+t.test('replies survive the wire', (t) => {
+  const replies = [
+    { id: 1, event: 'done', result: { a: [1, null, 'x'] } },
+    { id: 1, event: 'session', session: 's' },
+    { id: 1, event: 'progress', progress: { tracksDone: 1 } },
+    { id: null, event: 'error', error: { code: 'c', message: 'm' } },
+  ] as const;
+  for (const reply of replies) t.strictSame(parseReply(encodeLine(reply).toString()), reply);
+  for (const bad of [
+    { id: 1, event: 'x' },
+    { id: 1, event: 'error' },
+    { id: 1, event: 'session' },
+    { event: 'done' },
+  ]) {
+    t.throws(() => parseReply(JSON.stringify(bad)), { code: 'bad-request' });
+  }
+  t.end();
+});
+
+t.test('errors keep their code and message across the wire, damage its place', (t) => {
+  const operating = new DaemonError('cancelled', 'It was cancelled', { volume: 'v', session: 's' });
+  const remote = fromWireError(toWireError(operating));
+  t.type(remote, RemoteError);
+  t.match(remote, { code: 'cancelled', message: 'It was cancelled' });
+
+  const place = { where: 'set A', expected: 'x', tracks: [1, 2] };
+  const line = encodeLine({
+    id: 1,
+    event: 'error',
+    error: toWireError(new CorruptionError('Set A is damaged', place)),
+  });
+  const reply = parseReply(line.toString());
+  if (reply.event !== 'error') return t.fail('no error');
+  const damage = fromWireError(reply.error);
+  t.type(damage, CorruptionError);
+  t.strictSame((damage as CorruptionError).place, place);
+
+  t.equal(toWireError(new Error('x')).code, 'internal');
+  t.equal(toWireError('thrown text').message, 'thrown text');
+  return t.end();
+});

@@ -1,0 +1,164 @@
+/**
+ * The control protocol: newline-delimited JSON on `<volume>/control.sock`. FORMAT.md describes it.
+ *
+ * What comes from outside is checked here, member by member, and answered with a sentence that names the
+ * member; nothing behind this file sees an unchecked value. It knows no sockets.
+ */
+
+import { isAbsolute } from 'node:path';
+import { LIMITS, messageOf } from '../base/index.ts';
+import { type BackupParams, CODECS, type ContainerSpec, LEVELS } from './backup-params.ts';
+import { DaemonError, type WireError } from './errors.ts';
+
+export type ControlRequest = { readonly id: number } & (
+  | { readonly command: 'status' }
+  | { readonly command: 'show' }
+  | { readonly command: 'backup'; readonly params: BackupParams }
+  | { readonly command: 'cancel'; readonly params: { readonly session?: string } }
+);
+
+export const COMMANDS = ['status', 'show', 'backup', 'cancel'] as const;
+
+/** A line of the server. `id` is null where the request had none that could be read. */
+export type ControlReply = { readonly id: number | null } & (
+  | { readonly event: 'done'; readonly result: unknown }
+  | { readonly event: 'error'; readonly error: WireError }
+  | { readonly event: 'session'; readonly session: string }
+  | { readonly event: 'progress'; readonly progress: unknown }
+);
+
+type Json = Readonly<Record<string, unknown>>;
+
+/** One line with its newline. */
+export function encodeLine(message: ControlRequest | ControlReply): Buffer {
+  return Buffer.from(`${JSON.stringify(message)}\n`, 'utf8');
+}
+
+/** What was wrong with a request line, and the id to answer under. */
+export interface RefusedRequest {
+  readonly id: number | null;
+  readonly error: DaemonError<'bad-request'>;
+}
+
+/** Reads one request line. Never throws: a peer's mistake is an answer. */
+export function parseRequest(line: string): ControlRequest | RefusedRequest {
+  let id: number | null = null;
+  try {
+    const value = parseObject(line, 'The request');
+    id = readId(value['id']);
+    return readRequest(id, value);
+  } catch (error) {
+    if (error instanceof DaemonError && error.code === 'bad-request')
+      return { id, error: badRequest(error.message) };
+    throw error;
+  }
+}
+
+/** @throws {DaemonError} bad-request when the line is no reply. */
+export function parseReply(line: string): ControlReply {
+  const value = parseObject(line, 'The reply');
+  const id = value['id'] === null ? null : readId(value['id']);
+  const event = value['event'];
+  if (event === 'done') return { id, event, result: value['result'] };
+  if (event === 'progress') return { id, event, progress: value['progress'] };
+  if (event === 'session') return { id, event, session: readString(value, 'session') };
+  if (event === 'error') return { id, event, error: readWireError(value['error']) };
+  throw badRequest(`The reply's event is ${show(event)}, wanted done, error, session or progress`);
+}
+
+function readRequest(id: number, value: Json): ControlRequest {
+  const command = COMMANDS.find((known) => known === value['command']);
+  if (command === undefined) {
+    throw badRequest(`Command ${show(value['command'])} is unknown, wanted one of ${COMMANDS.join(', ')}`);
+  }
+  const params = value['params'] === undefined ? {} : asObject(value['params'], 'Member params');
+  if (command === 'backup') return { id, command, params: readBackupParams(params) };
+  if (command === 'cancel') {
+    const session = params['session'];
+    return { id, command, params: session === undefined ? {} : { session: readString(params, 'session') } };
+  }
+  return { id, command };
+}
+
+function readBackupParams(params: Json): BackupParams {
+  const store = readString(params, 'store');
+  if (!isAbsolute(store)) throw badRequest(`Member store is ${show(store)}, wanted an absolute path`);
+  return {
+    store,
+    level: readChoice(params, 'level', LEVELS),
+    codec: readChoice(params, 'codec', CODECS),
+    container: readContainer(params['container']),
+  };
+}
+
+function readContainer(value: unknown): readonly ContainerSpec[] {
+  if (!Array.isArray(value)) throw badRequest(`Member container is ${show(value)}, wanted a list`);
+  if (value.length > LIMITS.containerAreaCountMax) {
+    throw badRequest(
+      `Member container has ${value.length} areas, wanted at most ${LIMITS.containerAreaCountMax}`,
+    );
+  }
+  return value.map((entry: unknown) => {
+    const area = asObject(entry, 'A member of container');
+    const sizeBytes = area['sizeBytes'];
+    if (typeof sizeBytes !== 'number' || !Number.isSafeInteger(sizeBytes) || sizeBytes < 0) {
+      throw badRequest(`Member sizeBytes is ${show(sizeBytes)}, wanted a whole number of bytes`);
+    }
+    if (area['path'] === undefined) return { kind: 'memory', sizeBytes };
+    const path = readString(area, 'path');
+    if (!isAbsolute(path)) throw badRequest(`Member path is ${show(path)}, wanted an absolute path`);
+    return { kind: 'path', path, sizeBytes };
+  });
+}
+
+function readWireError(value: unknown): WireError {
+  const error = asObject(value, 'Member error');
+  const base = { code: readString(error, 'code'), message: readString(error, 'message') };
+  if (error['corruption'] === undefined) return base;
+  const place = asObject(error['corruption'], 'Member corruption');
+  return { ...base, corruption: { ...place, where: readString(place, 'where') } };
+}
+
+function parseObject(line: string, what: string): Json {
+  let value: unknown;
+  try {
+    value = JSON.parse(line);
+  } catch (error) {
+    throw badRequest(`${what} is no JSON: ${messageOf(error)}`);
+  }
+  return asObject(value, what);
+}
+
+function asObject(value: unknown, what: string): Json {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw badRequest(`${what} is ${show(value)}, wanted an object`);
+  }
+  return value as Json;
+}
+
+function readId(value: unknown): number {
+  if (typeof value === 'number' && Number.isSafeInteger(value) && value >= 0) return value;
+  throw badRequest(`Member id is ${show(value)}, wanted a whole number from 0`);
+}
+
+function readString(value: Json, name: string): string {
+  const member = value[name];
+  if (typeof member === 'string' && member !== '') return member;
+  throw badRequest(`Member ${name} is ${show(member)}, wanted a text`);
+}
+
+function readChoice<T extends string>(value: Json, name: string, choices: readonly T[]): T {
+  const choice = choices.find((known) => known === value[name]);
+  if (choice !== undefined) return choice;
+  throw badRequest(`Member ${name} is ${show(value[name])}, wanted one of ${choices.join(', ')}`);
+}
+
+function badRequest(reason: string): DaemonError<'bad-request'> {
+  return new DaemonError('bad-request', reason, { reason });
+}
+
+/** A value as a message shows it: short, whatever it is. */
+function show(value: unknown): string {
+  const text = JSON.stringify(value) ?? 'missing';
+  return text.length > 60 ? `${text.slice(0, 57)}...` : text;
+}

@@ -1,0 +1,88 @@
+/**
+ * The operating errors of the room `daemon`, and how an error crosses the control socket.
+ *
+ * A class does not survive the socket; its code and message do. The client raises a `RemoteError` with the
+ * code of the original, or a `CorruptionError` again where the server met damage, so that the command line
+ * ends with the same exit status online and offline.
+ */
+
+import { BackupError } from '../backup/index.ts';
+import { BlockError, CorruptionError, type CorruptionPlace, messageOf, systemCode } from '../base/index.ts';
+
+export interface DaemonErrorDetails {
+  /** Two served volumes have one base name; their exports could not be told apart. */
+  'duplicate-name': { readonly name: string; readonly directories: readonly string[] };
+  /** A socket cannot be bound. */
+  'cannot-listen': { readonly address: string };
+  /** The volume already runs a session; one is allowed. */
+  'session-running': { readonly volume: string; readonly session: string; readonly kind: string };
+  'unknown-session': { readonly volume: string; readonly session: string | undefined };
+  /** The session was cancelled, by Ctrl-C, by `cancel` or because the server stops. */
+  cancelled: { readonly volume: string; readonly session: string };
+  /** The server is stopping and starts nothing new. */
+  stopping: { readonly volume: string };
+  /** A line of the control protocol is not what FORMAT.md says. */
+  'bad-request': { readonly reason: string };
+  /** The connection of a control client ended before its answer. */
+  'control-lost': { readonly path: string };
+  /** Nobody serves the volume, and the command needs a server. */
+  'not-served': { readonly directory: string };
+  /** An area of the intermediate container cannot be used. */
+  'bad-container': { readonly path: string };
+  /** More control connections, or more requests of one connection, than the limit. */
+  'too-many': { readonly limit: number };
+  /** What the other side of the control socket said is no reply of this protocol. */
+  'bad-reply': { readonly path: string; readonly reason: string };
+}
+
+export type DaemonErrorCode = keyof DaemonErrorDetails;
+
+export class DaemonError<Code extends DaemonErrorCode = DaemonErrorCode> extends BlockError<
+  DaemonErrorDetails,
+  Code
+> {}
+
+/** An operating error that happened in the serving process; `code` is that of the original. */
+export class RemoteError extends Error {
+  override readonly name = 'RemoteError';
+  readonly code: string;
+
+  constructor(code: string, message: string) {
+    super(message);
+    this.code = code;
+  }
+}
+
+/** An error as it crosses the control socket. */
+export interface WireError {
+  readonly code: string;
+  readonly message: string;
+  /** There for damage only. */
+  readonly corruption?: CorruptionPlace;
+}
+
+/** What any thrown thing looks like on the wire. */
+export function toWireError(error: unknown): WireError {
+  if (error instanceof CorruptionError) {
+    return { code: 'corruption', message: error.message, corruption: error.place };
+  }
+  return { code: errorCode(error), message: messageOf(error) };
+}
+
+/** The error a client raises for what the server said. */
+export function fromWireError(error: WireError): Error {
+  if (error.corruption !== undefined) return new CorruptionError(error.message, error.corruption);
+  return new RemoteError(error.code, error.message);
+}
+
+/**
+ * The code of anything that was thrown: its own, the errno name of a system error, or `internal`. What failed in
+ * a session's child keeps the code it had there.
+ */
+export function errorCode(error: unknown): string {
+  if (error instanceof CorruptionError) return 'corruption';
+  if (error instanceof BackupError && 'workerCode' in error.details) {
+    return error.details.workerCode ?? error.code;
+  }
+  return systemCode(error) ?? 'internal';
+}

@@ -1,0 +1,25 @@
+export {
+  cancelSession,
+  checkVolume,
+  type ReachOptions,
+  reachVolume,
+  type StatusRecord,
+  type VolumeAccess,
+} from './access.ts';
+export {
+  type BackupParams,
+  type Codec,
+  CODECS,
+  type ContainerSpec,
+  type Level,
+  LEVELS,
+} from './backup-params.ts';
+export { createDeviceRegistry } from './devices.ts';
+export {
+  DaemonError,
+  type DaemonErrorCode,
+  type DaemonErrorDetails,
+  errorCode,
+  RemoteError,
+} from './errors.ts';
+export { Serving, type ServingOptions } from './serving.ts';
