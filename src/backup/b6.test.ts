@@ -1,0 +1,151 @@
+/**
+ * EXAMPLES B6 and B7, on the real volume, container, lane and store.
+ */
+
+import t from 'tap';
+import { labelsOf, makeTestVolume, TEST_TRACK_BYTES, writeLabel } from '../sim/index.ts';
+import { MemoryArea, type Volume } from '../volume/index.ts';
+import { backUp } from './index.ts';
+import { labelsInStore, LocalSource, makeTestStore, type Step, tracksInSet } from './session.fixture.ts';
+
+const AREAS = (): MemoryArea[] => [
+  new MemoryArea({ sizeBytes: 8 * TEST_TRACK_BYTES, trackSizeBytes: TEST_TRACK_BYTES }),
+];
+
+const OPTIONS = { codec: 'none', runBytesMax: TEST_TRACK_BYTES, drainBytesMax: TEST_TRACK_BYTES } as const;
+
+async function writeLabels(volume: Volume, labels: Readonly<Record<number, string>>): Promise<void> {
+  for (const [track, label] of Object.entries(labels)) await writeLabel(volume, Number(track), label);
+}
+
+t.test('B6: marked tracks and hits', async (t) => {
+  const { volume, home } = await makeTestVolume(t, { trackCount: 8 });
+  const store = await makeTestStore(t);
+  await writeLabels(volume, { 0: 'a0', 1: 'a1', 2: 'a2', 3: 'a3', 4: 'a4', 5: 'a5', 6: 'a6', 7: 'a7' });
+  const level0 = new LocalSource({ volume, areas: AREAS() });
+  await backUp({ ...OPTIONS, source: level0, store, level: 'full' });
+  // What is written since the full is marked: 1 3 4 6.
+  await writeLabels(volume, { 1: '1', 3: '3', 4: '4', 6: '6' });
+
+  const read: number[] = [];
+  home.forgetOperations();
+  const source = new LocalSource({
+    volume,
+    areas: AREAS(),
+    before: async (step: Step, tracks) => {
+      if (step !== 'read') return;
+      read.push(...tracks);
+      // The worker has stored 1 and is about to take whatever is next.
+      if (read.length === 2) await writeHits(volume);
+    },
+  });
+  const outcome = await backUp({ ...OPTIONS, source, store, level: 'incremental' });
+
+  t.equal(outcome.level, 'incremental');
+  t.equal(outcome.diverted, 1, 'only the first write copied anything, once');
+  t.same(await tracksInSet(store, outcome.set), [1, 3, 4, 6]);
+  const frozen = ['a0', '1', 'a2', '3', '4', 'a5', '6', 'a7'];
+  t.same(await labelsInStore(store, outcome.set), frozen);
+  t.equal(source.session.status().tracksLeft, 0, 'no mark is left');
+  const touched = home.operations
+    .filter(({ kind }) => kind === 'read')
+    .map((operation) => operation.offsetBytes / TEST_TRACK_BYTES);
+  t.same([...new Set(touched)].sort(), [1, 3, 4, 6], 'the session never reads 0, 2, 5 and 7');
+  t.same(await labelsOf(volume), ["0'", "1'", 'a2', '3', "4''", 'a5', '6', 'a7']);
+});
+
+async function writeHits(volume: Volume): Promise<void> {
+  await writeLabel(volume, 4, "4'");
+  await writeLabel(volume, 4, "4''");
+  await writeLabel(volume, 0, "0'");
+  await writeLabel(volume, 1, "1'");
+}
+
+t.test('B7: levels, the full and incremental part', async (t) => {
+  const { volume, home } = await makeTestVolume(t, { trackCount: 6 });
+  const store = await makeTestStore(t);
+  const take = async (level: 'full' | 'incremental') => {
+    home.forgetOperations();
+    return backUp({ ...OPTIONS, source: new LocalSource({ volume, areas: AREAS() }), store, level });
+  };
+  await writeLabels(volume, { 0: 'a0', 1: 'a1', 2: 'a2', 3: 'a3', 4: 'a4', 5: 'a5' });
+  const level0 = await take('full');
+  t.same(await tracksInSet(store, level0.set), [0, 1, 2, 3, 4, 5]);
+
+  await writeLabels(volume, { 1: 'b1', 3: 'b3' });
+  const first = await take('incremental');
+  t.same(await tracksInSet(store, first.set), [1, 3]);
+  t.equal(first.bytesRead, 2 * TEST_TRACK_BYTES, 'no home track is read to find out what changed');
+
+  await writeLabel(volume, 5, 'c5');
+  const second = await take('incremental');
+  t.same(await tracksInSet(store, second.set), [5]);
+  t.same(await labelsInStore(store, second.set), ['a0', 'b1', 'a2', 'b3', 'a4', 'c5']);
+
+  const { rm } = await import('node:fs/promises');
+  const { path } = await store.find(first.set);
+  const { copyFile } = await import('node:fs/promises');
+  await copyFile(path, `${path}.kept`);
+  await rm(path);
+  await t.rejects(
+    labelsInStore(store, second.set),
+    new RegExp(first.set),
+    'all three are needed, the missing one is named',
+  );
+  await copyFile(`${path}.kept`, path);
+
+  const again = await take('full');
+  const nothing = await take('incremental');
+  t.equal(nothing.base, again.point);
+  t.same(await tracksInSet(store, nothing.set), [], 'after a new level zero, with nothing written, nothing');
+  t.equal(home.operations.filter(({ kind }) => kind === 'read').length, 0, 'and nothing is read');
+});
+
+t.test('an incremental is a full where there is nothing to build on, and says why', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 2 });
+  const store = await makeTestStore(t);
+  const take = () =>
+    backUp({
+      ...OPTIONS,
+      source: new LocalSource({ volume: test.volume, areas: AREAS() }),
+      store,
+      level: 'incremental',
+    });
+  t.match(await take(), { level: 'full', reason: 'the store has no set of this volume yet' });
+  const other = await makeTestStore(t);
+  t.match(
+    await backUp({
+      ...OPTIONS,
+      source: new LocalSource({ volume: test.volume, areas: AREAS() }),
+      store: other,
+      level: 'auto',
+    }),
+    { level: 'full' },
+    'another store has points of its own',
+  );
+  t.match(await take(), { level: 'incremental' });
+});
+
+t.test('after an unclean stop the next incremental holds only what differs', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 4 });
+  const store = await makeTestStore(t);
+  const take = () =>
+    backUp({
+      ...OPTIONS,
+      source: new LocalSource({ volume: test.volume, areas: AREAS() }),
+      store,
+      level: 'incremental',
+    });
+  await writeLabels(test.volume, { 0: 'a0', 1: 'a1', 2: 'a2' });
+  await take();
+  await writeLabel(test.volume, 1, 'b1');
+  await test.volume.writeZeroes(2 * TEST_TRACK_BYTES, TEST_TRACK_BYTES);
+  test.home.fail({ kind: 'flush', nth: 1 });
+  await t.rejects(test.volume.close());
+  await test.reopen();
+  const outcome = await take();
+  t.equal(outcome.level, 'incremental');
+  t.equal(outcome.bytesRead, 4 * TEST_TRACK_BYTES, 'every track counts as changed');
+  t.same(await tracksInSet(store, outcome.set), [1, 2], 'and only those that do differ are in the set');
+  t.same(await labelsInStore(store, outcome.set), ['a0', 'b1', '0', '0']);
+});

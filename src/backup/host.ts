@@ -1,0 +1,242 @@
+/**
+ * The serving side of a backup: starts the child, answers its calls from the volume's session, and ends the
+ * session whatever happens to the child. A child's death is a failed session, never a failed volume.
+ *
+ * The volume's owner calls this, serving or not. It never opens the store.
+ */
+
+import { type ChildProcess, fork } from 'node:child_process';
+import { deferred, type Deferred, unreachable } from '../base/index.ts';
+import { type BackupSession, type ContainerArea, homePathOf, type Volume } from '../volume/index.ts';
+import { BackupError } from './errors.ts';
+import type { LaneProgress } from './lane.ts';
+import {
+  type CallMessage,
+  type Calls,
+  type ChildMessage,
+  type CallName,
+  type Codec,
+  type HostMessage,
+  isChildMessage,
+  type Level,
+  type SetOutcome,
+  toWireError,
+} from './messages.ts';
+import { fromWireError } from './remote-source.ts';
+
+/** How long a child may take to clean up after a cancel before it is killed. */
+const CANCEL_MS_MAX = 10_000;
+/** What is kept of a child's error output, for the message when it dies. */
+const STDERR_BYTES_MAX = 4096;
+
+export interface BackupOptions {
+  readonly volume: Volume;
+  readonly storePath: string;
+  readonly level: Level;
+  readonly codec: Codec;
+  /** Room for diverted content; closed by the session, also where it does not begin. */
+  readonly areas: readonly ContainerArea[];
+  /** The module that the child runs; it calls `runWorker`. */
+  readonly workerPath: string;
+  readonly onProgress?: (progress: LaneProgress) => void;
+  /** The volume was frozen and the session has begun. */
+  readonly onBegun?: (session: BackupSession) => void;
+  /** Cancels the session. */
+  readonly signal?: AbortSignal;
+  /** The child was started; for tests that kill it. */
+  readonly onChild?: (pid: number) => void;
+}
+
+/**
+ * Backs a volume up into a store: freeze, save, seal, catalogue; then the consumer's point.
+ *
+ * @throws {BackupError} `cancelled`, `worker-died`, `worker-failed`
+ * @throws {VolumeError} where the session cannot begin
+ * @throws {CorruptionError} where the store is damaged
+ */
+export async function runBackupSession(options: BackupOptions): Promise<SetOutcome> {
+  options.signal?.throwIfAborted();
+  return new Host(options).run();
+}
+
+class Host {
+  readonly #options: BackupOptions;
+  readonly #child: ChildProcess;
+  readonly #result: Deferred<SetOutcome> = deferred();
+  #session: BackupSession | undefined;
+  #stderr = '';
+  #killTimer: NodeJS.Timeout | undefined;
+  #areasAreTaken = false;
+
+  constructor(options: BackupOptions) {
+    this.#options = options;
+    this.#child = fork(options.workerPath, [], {
+      serialization: 'advanced',
+      stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
+    });
+  }
+
+  async run(): Promise<SetOutcome> {
+    const { signal, onChild } = this.#options;
+    const exited = deferred();
+    this.#listen(exited);
+    if (this.#child.pid !== undefined) onChild?.(this.#child.pid);
+    const cancel = (): void => this.#cancel();
+    signal?.addEventListener('abort', cancel);
+    try {
+      this.#start();
+      const outcome = await this.#result.promise;
+      return outcome;
+    } catch (error) {
+      this.#session?.fail(error);
+      throw error;
+    } finally {
+      signal?.removeEventListener('abort', cancel);
+      // The child ends by itself once it has cleaned up.
+      this.#killTimer ??= setTimeout(() => this.#child.kill('SIGKILL'), CANCEL_MS_MAX);
+      await exited.promise;
+      clearTimeout(this.#killTimer);
+      await this.#session?.whenEnded();
+      if (!this.#areasAreTaken) for (const area of this.#options.areas) await area.close();
+    }
+  }
+
+  #listen(exited: Deferred): void {
+    const child = this.#child;
+    child.on('message', (message: unknown) => {
+      if (isChildMessage(message)) this.#receive(message);
+    });
+    child.on('error', (error) => this.#result.reject(error));
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      this.#stderr = (this.#stderr + text).slice(-STDERR_BYTES_MAX);
+    });
+    // `close` comes after the last message and the last of stderr.
+    child.on('close', (exitCode, signal) => {
+      exited.resolve();
+      const { name } = this.#options.volume.identity;
+      const how = signal === null ? `exit status ${exitCode}` : `signal ${signal}`;
+      const last = this.#stderr.trim().split('\n').at(-1) ?? '';
+      this.#result.reject(
+        new BackupError(
+          'worker-died',
+          `Backup process of volume ${name} died (${how})${last === '' ? '' : `: ${last}`}`,
+          { volume: name, exitCode, signal },
+        ),
+      );
+    });
+  }
+
+  #start(): void {
+    const { volume, storePath, level, codec } = this.#options;
+    const { volumeId, name, directory, home, sizeBytes, trackSizeBytes } = volume.identity;
+    this.#send({
+      kind: 'start',
+      volume: { volumeId, name, sizeBytes, trackSizeBytes },
+      homePath: homePathOf(directory, home),
+      storePath,
+      level,
+      codec,
+    });
+  }
+
+  #send(message: HostMessage): void {
+    if (this.#child.connected) this.#child.send(message, () => undefined);
+  }
+
+  #receive(message: ChildMessage): void {
+    switch (message.kind) {
+      case 'call':
+        void this.#answer(message);
+        return;
+      case 'progress':
+        this.#options.onProgress?.(message.progress);
+        return;
+      case 'done':
+        this.#result.resolve(message.outcome);
+        return;
+      case 'failed':
+        this.#result.reject(
+          this.#session?.signal.reason ?? fromWireError(message.error, this.#options.volume.identity.name),
+        );
+        return;
+      default:
+        unreachable(message);
+    }
+  }
+
+  async #answer(call: CallMessage): Promise<void> {
+    try {
+      this.#send({ kind: 'reply', id: call.id, gives: await this.#perform(call) });
+    } catch (error) {
+      // What the volume refuses at the beginning is the session's own failure, with its own code.
+      if (call.name === 'begin') this.#result.reject(error);
+      this.#send({ kind: 'reply', id: call.id, error: toWireError(error) });
+    }
+  }
+
+  async #perform(call: CallMessage): Promise<Calls[CallName]['gives']> {
+    const { volume } = this.#options;
+    if (call.name === 'begin') return this.#begin(call.takes);
+    if (call.name === 'read') {
+      const target = Buffer.allocUnsafe(call.takes.lengthBytes);
+      await volume.read(target, call.takes.offsetBytes);
+      return target;
+    }
+    if (call.name === 'extents') return volume.extents(call.takes.offsetBytes, call.takes.lengthBytes);
+    const session = this.#running();
+    switch (call.name) {
+      case 'confirm':
+        return session.confirm(call.takes.runs);
+      case 'take':
+        return session.take(call.takes.countMax, { wait: call.takes.wait });
+      case 'acknowledge':
+        session.acknowledge(call.takes.ids);
+        return undefined;
+      case 'mayComplete':
+        await session.mayComplete();
+        return undefined;
+      case 'complete':
+        await session.complete(call.takes.set);
+        return undefined;
+      default:
+        return unreachable(call);
+    }
+  }
+
+  #running(): BackupSession {
+    if (this.#session !== undefined) return this.#session;
+    const { name } = this.#options.volume.identity;
+    throw new BackupError('worker-failed', `Backup process of volume ${name} called before it began`, {
+      volume: name,
+      workerCode: undefined,
+    });
+  }
+
+  async #begin(request: Calls['begin']['takes']): Promise<Calls['begin']['gives']> {
+    const { volume, areas, onBegun, signal } = this.#options;
+    signal?.throwIfAborted();
+    this.#areasAreTaken = true;
+    const session = await volume.beginSession({ ...request, areas });
+    this.#session = session;
+    session.signal.addEventListener('abort', () => this.#ended(session.signal.reason));
+    if (signal?.aborted === true) this.#cancel();
+    onBegun?.(session);
+    return { ...session.plan, tracks: session.plan.tracks.serialize() };
+  }
+
+  /** The user's cancel. A session that is completing goes on: its set may be sealed already. */
+  #cancel(): void {
+    if (this.#session?.state === 'completing' || this.#session?.state === 'done') return;
+    const { name } = this.#options.volume.identity;
+    const error = new BackupError('cancelled', `Backup of volume ${name} was cancelled`, { volume: name });
+    if (this.#session === undefined) this.#ended(error);
+    else this.#session.fail(error);
+  }
+
+  /** The session failed here: the child is told, and killed where it does not listen. */
+  #ended(reason: unknown): void {
+    this.#send({ kind: 'cancel' });
+    this.#result.reject(reason);
+    this.#killTimer ??= setTimeout(() => this.#child.kill('SIGKILL'), CANCEL_MS_MAX);
+  }
+}

@@ -1,0 +1,126 @@
+/**
+ * What the serving process and a session's child say to each other over Node's IPC channel (advanced
+ * serialisation, so buffers travel as bytes).
+ *
+ *     host -> child    start, reply, cancel
+ *     child -> host    call, progress, done, failed
+ *
+ * Calls are answered one by one in the order in which they finish; `id` pairs them. The channel's end is the
+ * end of the session on both sides.
+ */
+
+import { CorruptionError, type CorruptionPlace, messageOf, systemCode } from '../base/index.ts';
+import type { DeviceExtent } from '../device/index.ts';
+import type { TrackRun } from '../tracks/index.ts';
+import type { DivertedTrack, SessionPlan } from '../volume/index.ts';
+import type { LaneProgress } from './lane.ts';
+import type { BeginRequest, SourceVolume } from './source.ts';
+
+export type Codec = 'none' | 'zstd';
+export type Level = 'auto' | 'full' | 'incremental';
+
+export interface StartMessage {
+  readonly kind: 'start';
+  readonly volume: SourceVolume;
+  /** A file or block device that the child reads itself; undefined where it must ask for every byte. */
+  readonly homePath: string | undefined;
+  readonly storePath: string;
+  readonly level: Level;
+  readonly codec: Codec;
+}
+
+/** A plan as it travels. */
+export type WirePlan = Omit<SessionPlan, 'tracks'> & { readonly tracks: Uint8Array };
+
+/** A buffer arrives as a plain Uint8Array. */
+export type WireDiverted = Omit<DivertedTrack, 'content'> & { readonly content: Uint8Array | undefined };
+
+/** The calls a child makes, by name: what they take and what they give. */
+export interface Calls {
+  begin: { readonly takes: BeginRequest; readonly gives: WirePlan };
+  read: {
+    readonly takes: { readonly offsetBytes: number; readonly lengthBytes: number };
+    readonly gives: Uint8Array;
+  };
+  extents: {
+    readonly takes: { readonly offsetBytes: number; readonly lengthBytes: number };
+    readonly gives: readonly DeviceExtent[];
+  };
+  confirm: {
+    readonly takes: { readonly runs: readonly TrackRun[] };
+    readonly gives: { readonly hits: readonly number[]; readonly pendingCount: number };
+  };
+  take: {
+    readonly takes: { readonly countMax: number; readonly wait: boolean };
+    readonly gives: readonly WireDiverted[];
+  };
+  acknowledge: { readonly takes: { readonly ids: readonly number[] }; readonly gives: undefined };
+  mayComplete: { readonly takes: undefined; readonly gives: undefined };
+  complete: { readonly takes: { readonly set: string }; readonly gives: undefined };
+}
+
+export type CallName = keyof Calls;
+
+export type CallMessage = {
+  [Name in CallName]: {
+    readonly kind: 'call';
+    readonly id: number;
+    readonly name: Name;
+    readonly takes: Calls[Name]['takes'];
+  };
+}[CallName];
+
+export type ReplyMessage =
+  | { readonly kind: 'reply'; readonly id: number; readonly gives: Calls[CallName]['gives'] }
+  | { readonly kind: 'reply'; readonly id: number; readonly error: WireError };
+
+/** The result of a session. */
+export interface SetOutcome {
+  readonly set: string;
+  readonly volume: string;
+  readonly level: 'full' | 'incremental';
+  /** Why it is a full set, where an incremental was possible by the request. */
+  readonly reason: string | undefined;
+  readonly point: string;
+  readonly base: string | undefined;
+  /** Tracks in the set, zero ones included. */
+  readonly tracks: number;
+  readonly bytesRead: number;
+  readonly bytesStored: number;
+  readonly diverted: number;
+  readonly freezeMs: number;
+  readonly durationMs: number;
+}
+
+export type HostMessage = StartMessage | ReplyMessage | { readonly kind: 'cancel' };
+
+export type ChildMessage =
+  | CallMessage
+  | { readonly kind: 'progress'; readonly progress: LaneProgress }
+  | { readonly kind: 'done'; readonly outcome: SetOutcome }
+  | { readonly kind: 'failed'; readonly error: WireError };
+
+/** Whether something from the channel is a message of the child at all; both ends are of one version. */
+export function isChildMessage(value: unknown): value is ChildMessage {
+  return typeof value === 'object' && value !== null && 'kind' in value;
+}
+
+export function isHostMessage(value: unknown): value is HostMessage {
+  return isChildMessage(value);
+}
+
+/** An error as it travels: enough to keep its kind, code and message. */
+export interface WireError {
+  readonly message: string;
+  readonly code: string | undefined;
+  /** Set for corruption: exit status 3 must survive the way. */
+  readonly corruption: CorruptionPlace | undefined;
+}
+
+export function toWireError(error: unknown): WireError {
+  return {
+    message: messageOf(error),
+    code: systemCode(error),
+    corruption: error instanceof CorruptionError ? error.place : undefined,
+  };
+}

@@ -1,0 +1,39 @@
+/**
+ * What a lane sees of the volume it saves: the volume's own session beside it in one process, or the same
+ * calls through a socket (`remote-source.ts`). The lane cannot tell the difference.
+ */
+
+import type { DivertedTrack, SessionPlan, SessionRequest } from '../volume/index.ts';
+import type { DeviceExtent } from '../device/index.ts';
+import type { TrackRun } from '../tracks/index.ts';
+
+export interface SourceVolume {
+  readonly volumeId: string;
+  readonly name: string;
+  readonly sizeBytes: number;
+  readonly trackSizeBytes: number;
+}
+
+/** What the consumer knows of its own sets, so that the volume can choose the base. */
+export type BeginRequest = Omit<SessionRequest, 'areas'>;
+
+/** Reading the home, torn or not: what was read is good only for tracks that `confirm` does not name. */
+export interface HomeReader {
+  read(target: Buffer, offsetBytes: number): void | Promise<void>;
+  extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]>;
+}
+
+/** The calls of `BackupSession`, which documents them. */
+export interface SessionSource {
+  readonly volume: SourceVolume;
+  readonly home: HomeReader;
+  /** Freezes; everything below needs it. */
+  begin(request: BeginRequest): Promise<SessionPlan>;
+  confirm(
+    runs: readonly TrackRun[],
+  ): Promise<{ readonly hits: readonly number[]; readonly pendingCount: number }>;
+  take(countMax: number, options: { readonly wait: boolean }): Promise<readonly DivertedTrack[]>;
+  acknowledge(ids: readonly number[]): Promise<void>;
+  mayComplete(): Promise<void>;
+  complete(set: string): Promise<void>;
+}

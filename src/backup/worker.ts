@@ -1,0 +1,73 @@
+/**
+ * The child's side of a backup session: opens the store and the home, and backs up through the channel to the
+ * serving process. The process around it (signals, priority, exit) is the command line's.
+ */
+
+import { Store } from '../blockset/index.ts';
+import { type BlockDevice, openFileDevice } from '../device/index.ts';
+import { backUp } from './backup.ts';
+import { type ChildMessage, isHostMessage, type StartMessage, toWireError } from './messages.ts';
+import { RemoteSource } from './remote-source.ts';
+
+/** The channel to the serving process. */
+export interface WorkerChannel {
+  /** Resolves when the message is on its way. */
+  send(message: unknown): Promise<void>;
+  onMessage(listener: (message: unknown) => void): void;
+}
+
+/** How often progress is reported at the most. */
+const PROGRESS_MS = 200;
+
+/** Serves one session; resolves when its result has been sent. Never rejects for a failed session. */
+export async function runWorker(channel: WorkerChannel): Promise<void> {
+  const abort = new AbortController();
+  const worker: { source?: RemoteSource } = {};
+  const start = await new Promise<StartMessage>((resolve) => {
+    channel.onMessage((message) => {
+      if (!isHostMessage(message)) return;
+      if (message.kind === 'start') resolve(message);
+      else if (message.kind === 'cancel') abort.abort(new Error('The session was cancelled'));
+      else worker.source?.settle(message);
+    });
+  });
+  const result = await runSession(start, abort.signal, (message) => channel.send(message), worker);
+  await channel.send(result);
+}
+
+async function runSession(
+  start: StartMessage,
+  signal: AbortSignal,
+  send: (message: ChildMessage) => Promise<void>,
+  worker: { source?: RemoteSource },
+): Promise<ChildMessage> {
+  let home: BlockDevice | undefined;
+  try {
+    const store = await Store.open(start.storePath);
+    if (start.homePath !== undefined) {
+      home = await openFileDevice({ path: start.homePath, readOnly: true, syncName: 'home' });
+    }
+    // The channel's end ends the process, so a message that could not be sent needs no answer.
+    const source = new RemoteSource({ volume: start.volume, home, send: (message) => void send(message) });
+    worker.source = source;
+    let reportedMs = 0;
+    const outcome = await backUp({
+      source,
+      store,
+      level: start.level,
+      codec: start.codec,
+      signal,
+      onProgress: (progress) => {
+        const nowMs = performance.now();
+        if (nowMs - reportedMs < PROGRESS_MS && progress.tracksDone < progress.tracksTotal) return;
+        reportedMs = nowMs;
+        void send({ kind: 'progress', progress });
+      },
+    });
+    return { kind: 'done', outcome };
+  } catch (error) {
+    return { kind: 'failed', error: toWireError(error) };
+  } finally {
+    await home?.close();
+  }
+}
