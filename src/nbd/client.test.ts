@@ -101,7 +101,7 @@ t.test('many requests are in flight at once and are answered in any order', asyn
   t.equal(client.inFlightCount, 64);
   while (device.held.length > 0) device.held[device.held.length - 1]?.finish();
   await Promise.all(reads);
-  t.same(order, [...targets.keys()].reverse(), 'answered last first');
+  t.same(order, [...targets.keys()].toReversed(), 'answered last first');
   t.ok(
     targets.every((target, index) => target.every((byte) => byte === index)),
     'each its own bytes',

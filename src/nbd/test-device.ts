@@ -20,7 +20,7 @@ export interface Held {
   readonly offsetBytes: number;
   readonly options: WriteOptions;
   /** Does the work and finishes the call, with an error where one is given. */
-  finish(error?: unknown): void;
+  finish(error?: Error): void;
 }
 
 export interface TestDeviceOptions {
@@ -64,7 +64,7 @@ export class TestDevice implements BlockDevice {
   }
 
   /** Finishes the oldest held call. */
-  finishNext(error?: unknown): void {
+  finishNext(error?: Error): void {
     const next = this.held[0];
     assert(next !== undefined, 'No call is held');
     next.finish(error);
@@ -138,7 +138,7 @@ export class TestDevice implements BlockDevice {
         finish: (error) => {
           this.held.splice(this.held.indexOf(held), 1);
           if (error !== undefined) {
-            reject(error as Error);
+            reject(error);
             return;
           }
           work();

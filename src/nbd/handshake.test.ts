@@ -1,0 +1,221 @@
+/**
+ * Goal: the handshake answers every client as the protocol says, ends, and never throws.
+ * Method: the machine alone, fed with bytes: golden dialogues, each refusal by name, any chunking of a
+ * dialogue, and mutated or arbitrary bytes.
+ */
+
+import { deepStrictEqual, strictEqual as equal } from 'node:assert/strict';
+import fc from 'fast-check';
+import t from 'tap';
+import { encodeClientFlags, encodeInfoRequest, encodeOption, INFO, OPTION, OPTION_REPLY } from './codec.ts';
+import {
+  type ExportOffer,
+  type HandshakeDecision,
+  type HandshakeView,
+  ServerHandshake,
+} from './handshake.ts';
+import { nbdLimits } from './limits.ts';
+
+const disk: ExportOffer = {
+  name: 'disk',
+  description: 'a disk',
+  sizeBytes: 1024 * 1024,
+  transmissionFlags: 0x16d,
+  minimumBlockSizeBytes: 512,
+  preferredBlockSizeBytes: 4096,
+  maximumPayloadBytes: 2 ** 25,
+};
+const offers = [disk, { ...disk, name: 'other', description: '' }];
+const view: HandshakeView = {
+  list: () => offers,
+  find: (name) => offers.find((offer) => offer.name === name),
+  isClosing: () => false,
+};
+const none = Buffer.alloc(0);
+
+interface Session {
+  readonly output: Buffer;
+  readonly decision: HandshakeDecision;
+}
+
+function run(chunks: readonly Buffer[], seen: HandshakeView = view, limits = nbdLimits()): Session {
+  const handshake = new ServerHandshake(seen, limits);
+  const output: Buffer[] = [];
+  for (const [index, chunk] of chunks.entries()) {
+    const step = handshake.receive(chunk);
+    output.push(step.output);
+    if (step.decision.kind === 'continue') continue;
+    const late = chunks.slice(index + 1);
+    const decision =
+      step.decision.kind === 'transmission'
+        ? { ...step.decision, rest: Buffer.concat([step.decision.rest, ...late]) }
+        : step.decision;
+    return { output: Buffer.concat(output), decision };
+  }
+  return { output: Buffer.concat(output), decision: { kind: 'continue' } };
+}
+
+function go(name: string, infos: readonly number[] = [], option: number = OPTION.go): Buffer {
+  return encodeOption(option, encodeInfoRequest({ name: Buffer.from(name), infos }));
+}
+
+/** The reply types of a dialogue, in order. */
+function replyTypes(output: Buffer): number[] {
+  const types: number[] = [];
+  for (let at = 0; at < output.length; at += 20 + output.readUInt32BE(at + 16)) {
+    types.push(output.readUInt32BE(at + 12));
+  }
+  return types;
+}
+
+const fixed = encodeClientFlags(3);
+
+t.test('golden dialogue: GO with all information', (t) => {
+  const handshake = new ServerHandshake(view, nbdLimits());
+  t.equal(handshake.greeting().toString('hex'), '4e42444d4147494349484156454f50540003');
+  const wanted = [INFO.name, INFO.description, INFO.blockSize, 77];
+  const session = run([fixed, go('disk', wanted), Buffer.from('behind')]);
+  const reply = '0003e889045565a900000007';
+  t.equal(
+    session.output.toString('hex'),
+    [
+      `${reply}000000030000000c00000000000000100000016d`,
+      `${reply}00000003000000060001${Buffer.from('disk').toString('hex')}`,
+      `${reply}00000003000000080002${Buffer.from('a disk').toString('hex')}`,
+      `${reply}000000030000000e0003000002000000100002000000`,
+      `${reply}0000000100000000`,
+    ].join(''),
+  );
+  t.same(session.decision, {
+    kind: 'transmission',
+    negotiated: { exportName: 'disk' },
+    rest: Buffer.from('behind'),
+  });
+  t.end();
+});
+
+t.test('golden dialogue: EXPORT_NAME with and without zeroes', (t) => {
+  const option = encodeOption(OPTION.exportName, Buffer.from('disk'));
+  const basics = '0000000000100000016d';
+  const without = run([fixed, option]);
+  t.equal(without.output.toString('hex'), basics);
+  const zeroes = run([encodeClientFlags(1), option]);
+  t.equal(zeroes.output.toString('hex'), basics + '00'.repeat(124));
+  t.equal(run([encodeClientFlags(0), option]).decision.kind, 'transmission', 'not fixed: the only option');
+  t.match(run([fixed, encodeOption(OPTION.exportName, Buffer.from('x'))]), {
+    output: none,
+    decision: { kind: 'close', reason: 'Export "x" does not exist' },
+  });
+  t.end();
+});
+
+t.test('LIST, INFO, ABORT', (t) => {
+  const session = run([
+    fixed,
+    encodeOption(OPTION.list, none),
+    go('other', [], OPTION.info),
+    encodeOption(OPTION.abort, none),
+  ]);
+  const { ack, server, info } = OPTION_REPLY;
+  t.same(replyTypes(session.output), [server, server, ack, info, info, ack, ack]);
+  t.match(session.decision, { kind: 'close' });
+  t.end();
+});
+
+t.test('what is not known or malformed is refused, and the session goes on', (t) => {
+  const cases: [string, Buffer, number][] = [
+    ['structured replies', encodeOption(OPTION.structuredReply, none), OPTION_REPLY.errorUnsupported],
+    ['meta contexts', encodeOption(OPTION.setMetaContext, Buffer.alloc(9)), OPTION_REPLY.errorUnsupported],
+    ['TLS', encodeOption(OPTION.startTls, none), OPTION_REPLY.errorUnsupported],
+    ['extended headers', encodeOption(OPTION.extendedHeaders, none), OPTION_REPLY.errorUnsupported],
+    ['an unknown option', encodeOption(0xffff_ffff, Buffer.alloc(100)), OPTION_REPLY.errorUnsupported],
+    ['a list with data', encodeOption(OPTION.list, Buffer.alloc(1)), OPTION_REPLY.errorInvalid],
+    ['an unknown export', go('nothing'), OPTION_REPLY.errorUnknown],
+    ['a malformed GO', encodeOption(OPTION.go, Buffer.alloc(5)), OPTION_REPLY.errorInvalid],
+    [
+      'a name that is no text',
+      encodeOption(OPTION.go, encodeInfoRequest({ name: Buffer.from([0xff]), infos: [] })),
+      OPTION_REPLY.errorInvalid,
+    ],
+    ['a long name', go('n'.repeat(4097)), OPTION_REPLY.errorTooBig],
+    ['much data', encodeOption(OPTION.list, Buffer.alloc(65_537)), OPTION_REPLY.errorTooBig],
+  ];
+  for (const [name, option, type] of cases) {
+    const session = run([fixed, option, go('disk')]);
+    t.equal(replyTypes(session.output)[0], type, name);
+    t.equal(session.decision.kind, 'transmission', `${name}, then GO`);
+  }
+  t.end();
+});
+
+t.test('what leaves no common ground ends the session', (t) => {
+  const cases: [string, Buffer[]][] = [
+    ['unknown client flags', [encodeClientFlags(7)]],
+    ['a wrong option magic', [fixed, Buffer.alloc(16)]],
+    ['an option before fixed newstyle', [encodeClientFlags(0), encodeOption(OPTION.list, none)]],
+    ['an oversize export name', [fixed, encodeOption(OPTION.exportName, Buffer.alloc(70_000))]],
+    ['a long export name', [fixed, encodeOption(OPTION.exportName, Buffer.alloc(5000, 'a'))]],
+    ['endless options', [fixed, ...Array.from({ length: 65 }, () => encodeOption(OPTION.list, none))]],
+  ];
+  for (const [name, chunks] of cases) t.equal(run(chunks).decision.kind, 'close', name);
+  t.end();
+});
+
+t.test('a closing server refuses options but takes ABORT', (t) => {
+  const closing = { ...view, isClosing: () => true };
+  const session = run([fixed, go('disk'), encodeOption(OPTION.abort, none)], closing);
+  t.same(replyTypes(session.output), [OPTION_REPLY.errorShutdown, OPTION_REPLY.ack]);
+  t.equal(run([fixed, encodeOption(OPTION.exportName, Buffer.from('disk'))], closing).decision.kind, 'close');
+  t.end();
+});
+
+const dialogue = Buffer.concat([
+  fixed,
+  encodeOption(OPTION.list, none),
+  encodeOption(99, Buffer.alloc(50, 1)),
+  encodeOption(OPTION.list, Buffer.alloc(600)),
+  go('other', [INFO.blockSize], OPTION.info),
+  go('disk', [INFO.name]),
+  Buffer.from('the first request'),
+]);
+
+/** Cuts bytes at the given places. */
+function cut(bytes: Buffer, places: readonly number[]): Buffer[] {
+  const sorted = [0, ...places.map((place) => place % bytes.length), bytes.length].sort((a, b) => a - b);
+  return sorted.slice(1).map((end, index) => bytes.subarray(sorted[index], end));
+}
+
+t.test('any chunking of a dialogue gives the same answers', (t) => {
+  const limits = nbdLimits({ optionBytesMax: 500 });
+  const whole = run([dialogue], view, limits);
+  t.equal(whole.decision.kind, 'transmission');
+  fc.assert(
+    fc.property(fc.array(fc.nat(), { maxLength: 60 }), (places) => {
+      deepStrictEqual(run(cut(dialogue, places), view, limits), whole);
+    }),
+  );
+  const single = Array.from(dialogue, (byte) => Buffer.of(byte));
+  t.same(run(single, view, limits), whole, 'byte by byte');
+  t.end();
+});
+
+t.test('mutated and arbitrary bytes never throw, and truncated ones only wait', (t) => {
+  fc.assert(
+    fc.property(
+      fc.array(fc.tuple(fc.nat(dialogue.length - 1), fc.nat(255)), { minLength: 1, maxLength: 8 }),
+      (changes) => {
+        const mutated = Buffer.from(dialogue);
+        for (const [at, value] of changes) mutated[at] = value;
+        run(cut(mutated, [40, 100]));
+      },
+    ),
+    { numRuns: 1000 },
+  );
+  fc.assert(fc.property(fc.uint8Array({ maxLength: 200 }), (bytes) => void run([fixed, Buffer.from(bytes)])));
+  const end = dialogue.length - 'the first request'.length;
+  for (let length = 0; length < end; length += 1) {
+    const { decision } = run([dialogue.subarray(0, length)]);
+    equal(decision.kind, 'continue', `${length} bytes were taken for a whole dialogue`);
+  }
+  t.end();
+});
