@@ -188,7 +188,7 @@ class Host {
       case 'confirm':
         return session.confirm(call.takes.runs);
       case 'take':
-        return session.take(call.takes.countMax, { wait: call.takes.wait });
+        return session.take(call.takes.countMax);
       case 'acknowledge':
         session.acknowledge(call.takes.ids);
         return undefined;

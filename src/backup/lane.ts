@@ -1,11 +1,10 @@
 /**
- * The lane: reads the tracks of a session's plan and what was diverted from it, and stores each once.
+ * The lane: reads the tracks of a session's plan and what was diverted from it, and stores each once. Two
+ * loops run side by side, and neither waits for the other:
  *
- *     for each run of the plan:   drain what was diverted   (first: writers may be waiting for the room)
- *                                 read the run from the home, optimistically
- *                                 confirm: which of these were hit?   the others are saved by that question
- *                                 store those that were not hit
- *     until nothing is on its way: drain
+ *     main pass   for each run of the plan: read it from the home, optimistically; confirm: which of these were
+ *                 hit? the others are saved by that question; store those
+ *     drain       take what was diverted, newest first; store it; give its room back; until the end
  *
  * The next run is read while the last one is stored. That only makes the reading older, and `confirm` comes
  * after it in any case.
@@ -78,7 +77,8 @@ export class Lane {
   #bytesRead = 0;
   #tracksDone = 0;
   #divertedCount = 0;
-  #pendingCount = 0;
+  /** One of the two loops has failed. */
+  #isStopped = false;
 
   constructor(options: LaneOptions) {
     const { trackSizeBytes } = options.geometry;
@@ -92,23 +92,52 @@ export class Lane {
 
   /** Saves every track of the plan; finishes when the container is empty and nothing is protected any more. */
   async run(): Promise<LaneResult> {
+    try {
+      await Promise.all([this.#mainPass(), this.#drain()]);
+    } finally {
+      this.#isStopped = true;
+    }
+    this.#options.set.flush();
+    return { bytesRead: this.#bytesRead, divertedCount: this.#divertedCount };
+  }
+
+  async #mainPass(): Promise<void> {
     const runs = this.#runs();
     let reading = await this.#readNext(runs);
     while (reading !== undefined) {
-      this.#options.signal?.throwIfAborted();
-      if (this.#pendingCount > 0) await this.#drain({ wait: false });
-      const { hits, pendingCount } = await this.#options.source.confirm([reading.run]);
-      this.#pendingCount = pendingCount;
+      this.#assertGoing();
+      const hits = await this.#options.source.confirm([reading.run]);
+      this.#assertGoing();
       const next = this.#readNext(runs);
-      // A failure to store is reported by the store; the read that runs beside it must not be left unhandled.
+      // Where storing fails, that is the error; the read that runs beside it must not be left unhandled.
       next.catch(() => undefined);
       this.#store(reading, hits);
       this.#progressed(reading.run.count - hits.length);
       reading = await next;
     }
-    while (await this.#drain({ wait: true })) this.#options.signal?.throwIfAborted();
-    this.#options.set.flush();
-    return { bytesRead: this.#bytesRead, divertedCount: this.#divertedCount };
+  }
+
+  async #drain(): Promise<void> {
+    const { source, set } = this.#options;
+    for (;;) {
+      const taken = await source.take(this.#drainCountMax);
+      this.#assertGoing();
+      if (taken.length === 0) return;
+      for (const diverted of taken) {
+        this.#storeTrack(diverted.track, diverted.content ?? (await this.#readHeld(diverted)));
+      }
+      // Room is given back only for what the store has (DESIGN section 4).
+      set.flush();
+      await source.acknowledge(taken.map(({ id }) => id));
+      this.#divertedCount += taken.length;
+      this.#progressed(taken.length);
+    }
+  }
+
+  /** The other loop has failed, or the session was cancelled: nothing more may reach the set. */
+  #assertGoing(): void {
+    this.#options.signal?.throwIfAborted();
+    if (this.#isStopped) throw new Error('The other loop of the lane has failed');
   }
 
   /** The plan's tracks in runs that are read in one go, or that are zero throughout. */
@@ -185,22 +214,6 @@ export class Lane {
     const tracks = TrackSet.ofRun(run).intersection(base.tracks());
     for (const track of hits) tracks.delete(track);
     for (const track of tracks) set.addZero(track);
-  }
-
-  /** Stores diverted tracks and frees their room. @returns whether there were any. */
-  async #drain(options: { readonly wait: boolean }): Promise<boolean> {
-    const { source, set } = this.#options;
-    const taken = await source.take(this.#drainCountMax, options);
-    this.#pendingCount = 0;
-    if (taken.length === 0) return false;
-    for (const diverted of taken)
-      this.#storeTrack(diverted.track, diverted.content ?? (await this.#readHeld(diverted)));
-    // Room is given back only for what the store has (DESIGN section 4).
-    set.flush();
-    await source.acknowledge(taken.map(({ id }) => id));
-    this.#divertedCount += taken.length;
-    this.#progressed(taken.length);
-    return true;
   }
 
   /** The home still holds the track's content: the writer waits until it is stored. */

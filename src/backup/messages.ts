@@ -46,14 +46,8 @@ export interface Calls {
     readonly takes: { readonly offsetBytes: number; readonly lengthBytes: number };
     readonly gives: readonly DeviceExtent[];
   };
-  confirm: {
-    readonly takes: { readonly runs: readonly TrackRun[] };
-    readonly gives: { readonly hits: readonly number[]; readonly pendingCount: number };
-  };
-  take: {
-    readonly takes: { readonly countMax: number; readonly wait: boolean };
-    readonly gives: readonly WireDiverted[];
-  };
+  confirm: { readonly takes: { readonly runs: readonly TrackRun[] }; readonly gives: readonly number[] };
+  take: { readonly takes: { readonly countMax: number }; readonly gives: readonly WireDiverted[] };
   acknowledge: { readonly takes: { readonly ids: readonly number[] }; readonly gives: undefined };
   mayComplete: { readonly takes: undefined; readonly gives: undefined };
   complete: { readonly takes: { readonly set: string }; readonly gives: undefined };

@@ -60,8 +60,8 @@ export class RemoteSource implements SessionSource {
     return this.#call('confirm', { runs });
   }
 
-  async take(countMax: number, options: { readonly wait: boolean }): Promise<DivertedTrack[]> {
-    const taken = await this.#call('take', { countMax, ...options });
+  async take(countMax: number): Promise<DivertedTrack[]> {
+    const taken = await this.#call('take', { countMax });
     return taken.map(({ id, track, content }) => ({ id, track, content: content && asBuffer(content) }));
   }
 

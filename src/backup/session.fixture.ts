@@ -29,6 +29,10 @@ export interface LocalSourceOptions {
   readonly areas: readonly ContainerArea[];
   /** Called before a step; what it returns is waited for, what it throws fails the step. */
   readonly before?: (step: Step, tracks: readonly number[]) => Promise<void> | void;
+  /** Tracks that the main pass has just saved. */
+  readonly onConfirmed?: (tracks: readonly number[]) => void;
+  /** Tracks that the store has just taken out of the container, or out of turn. */
+  readonly onTaken?: (tracks: readonly number[]) => void;
 }
 
 /** A session source beside its volume. */
@@ -72,12 +76,16 @@ export class LocalSource implements SessionSource {
       Array.from({ length: count }, (_, index) => first + index),
     );
     await this.#before('confirm', tracks);
-    return this.session.confirm(runs);
+    const hits = this.session.confirm(runs);
+    this.#options.onConfirmed?.(tracks.filter((track) => !hits.includes(track)));
+    return hits;
   }
 
-  async take(countMax: number, options: { readonly wait: boolean }): ReturnType<SessionSource['take']> {
+  async take(countMax: number): ReturnType<SessionSource['take']> {
     await this.#before('take', []);
-    return this.session.take(countMax, options);
+    const taken = await this.session.take(countMax);
+    this.#options.onTaken?.(taken.map(({ track }) => track));
+    return taken;
   }
 
   async acknowledge(ids: readonly number[]): Promise<void> {

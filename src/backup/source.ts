@@ -29,10 +29,8 @@ export interface SessionSource {
   readonly home: HomeReader;
   /** Freezes; everything below needs it. */
   begin(request: BeginRequest): Promise<SessionPlan>;
-  confirm(
-    runs: readonly TrackRun[],
-  ): Promise<{ readonly hits: readonly number[]; readonly pendingCount: number }>;
-  take(countMax: number, options: { readonly wait: boolean }): Promise<readonly DivertedTrack[]>;
+  confirm(runs: readonly TrackRun[]): Promise<readonly number[]>;
+  take(countMax: number): Promise<readonly DivertedTrack[]>;
   acknowledge(ids: readonly number[]): Promise<void>;
   mayComplete(): Promise<void>;
   complete(set: string): Promise<void>;

@@ -87,8 +87,13 @@ export class Protection {
   }
 
   /** Entries that the lane could take now. */
-  get pendingCount(): number {
+  get #pendingCount(): number {
     return this.#options.container.untakenCount + this.#outOfTurn.length;
+  }
+
+  /** Nothing is protected any more and nothing is on its way. */
+  get #isDrained(): boolean {
+    return this.#protected.size === 0 && this.#copies.size === 0 && this.#options.container.entryCount === 0;
   }
 
   /** The lowest track of the run that no write may touch yet. */
@@ -126,23 +131,22 @@ export class Protection {
       }
       this.#options.onReleased(run);
     }
+    if (this.#isDrained) this.#pending.resolve();
     return hits;
   }
 
   /**
-   * Diverted tracks for the lane, newest first while in memory, at most `countMax`. Waits while there are
-   * none and more may come.
+   * Diverted tracks for the lane, newest first while in memory, at most `countMax`. Waits while there are none
+   * and more may come.
    *
-   * @returns an empty list once nothing is on its way; with nothing protected any more, that is the end.
+   * @returns an empty list once every track is saved and nothing is on its way: the end.
    */
-  async take(countMax: number, options: { readonly wait: boolean }): Promise<DivertedTrack[]> {
-    for (;;) {
-      if (this.pendingCount > 0) return this.#takeNow(countMax);
-      const isDrained = this.#copies.size === 0 && this.#options.container.entryCount === 0;
-      if (isDrained || this.#hasEnded || !options.wait) return [];
+  async take(countMax: number): Promise<DivertedTrack[]> {
+    while (this.#pendingCount === 0 && !this.#isDrained && !this.#hasEnded) {
       this.#pending = deferred();
       await this.#pending.promise;
     }
+    return this.#takeNow(countMax);
   }
 
   /** The store has the content of these diverted tracks; their room is free. */

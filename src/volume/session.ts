@@ -107,16 +107,15 @@ export class BackupSession {
    *
    * @throws {VolumeError} `session-ended`, also from the calls below.
    */
-  confirm(runs: readonly TrackRun[]): { readonly hits: number[]; readonly pendingCount: number } {
+  confirm(runs: readonly TrackRun[]): number[] {
     this.#assertRunning();
-    const hits = this.#options.protection.confirm(runs);
-    return { hits, pendingCount: this.#options.protection.pendingCount };
+    return this.#options.protection.confirm(runs);
   }
 
   /** See `Protection.take`. */
-  async take(countMax: number, options: { readonly wait: boolean }): Promise<DivertedTrack[]> {
+  async take(countMax: number): Promise<DivertedTrack[]> {
     this.#assertRunning();
-    const taken = await this.#options.protection.take(countMax, options);
+    const taken = await this.#options.protection.take(countMax);
     this.#assertRunning();
     return taken;
   }
