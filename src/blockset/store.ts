@@ -32,7 +32,6 @@ import {
   CorruptionError,
   makeUlid,
   messageOf,
-  openLmdb,
   randomId,
   syncDirectory,
   syncPath,
@@ -44,14 +43,7 @@ import { type CatalogEntry, dropCatalog, readCatalog, updateCatalog } from './ca
 import { ChainView } from './chain-view.ts';
 import { asStoreErrorsLater, StoreError } from './errors.ts';
 import { chainOf, pointsOf, previousPoint, selectSet, type StoredPoint, type StoredSet } from './lineage.ts';
-import {
-  DATABASES,
-  FORMAT_VERSION,
-  SEAL_KEY,
-  type SetCodec,
-  type SetHeader,
-  type SetLevel,
-} from './set-format.ts';
+import { FORMAT_VERSION, type SetCodec, type SetHeader, type SetLevel } from './set-format.ts';
 import { SetReader } from './set-reader.ts';
 import { SetWriter } from './set-writer.ts';
 import { withStoreLock } from './store-lock.ts';
@@ -80,11 +72,14 @@ export interface NewSet {
 
 export class Store {
   readonly path: string;
+  /** Given at `init`: names the store to the volumes it takes backups of. */
+  readonly id: string;
   readonly #readOnly: boolean;
   readonly #clock: Clock;
 
-  private constructor(path: string, options: StoreOptions) {
+  private constructor(path: string, id: string, options: StoreOptions) {
     this.path = path;
+    this.id = id;
     this.#readOnly = options.readOnly ?? false;
     this.#clock = options.clock ?? systemClock;
   }
@@ -104,15 +99,13 @@ export class Store {
       await updateCatalog(join(path, 'catalog'), new Map());
       // The marker comes last and whole, so that a store that was cut off in the making is none.
       const marker = join(path, MARKER);
-      await writeFile(
-        `${marker}.new`,
-        `${JSON.stringify({ cowbellStore: FORMAT_VERSION, id: randomId() })}\n`,
-      );
+      const id = randomId();
+      await writeFile(`${marker}.new`, `${JSON.stringify({ cowbellStore: FORMAT_VERSION, id })}\n`);
       await syncPath('store-directory', `${marker}.new`);
       renameSync(`${marker}.new`, marker);
       await syncDirectory('store-directory', path);
       await syncDirectory('store-directory', dirname(path));
-      return new Store(path, options);
+      return new Store(path, id, options);
     });
   }
 
@@ -123,8 +116,7 @@ export class Store {
    */
   static async open(path: string, options: StoreOptions = {}): Promise<Store> {
     return await asStoreErrorsLater(path, async () => {
-      checkMarker(path);
-      const store = new Store(path, options);
+      const store = new Store(path, readMarker(path), options);
       if (options.readOnly !== true) await store.#locked('exclusive', () => store.#putInOrder());
       return store;
     });
@@ -173,7 +165,9 @@ export class Store {
     }
     try {
       if (!tryLock(descriptor, 'exclusive')) return;
-      if (await isSealed(partialPath)) {
+      const sealed = await isSealed(partialPath);
+      if (sealed === undefined) return;
+      if (sealed) {
         // The seal may have been seen in the page cache only.
         await syncPath('set-seal', partialPath);
         renameSync(partialPath, path);
@@ -316,21 +310,26 @@ export class Store {
 
 const NOTHING_KNOWN = { header: undefined, counters: undefined, seal: undefined, lengthBytes: 0 } as const;
 
-function checkMarker(path: string): void {
+/** @returns the store's id. */
+function readMarker(path: string): string {
   let format: unknown;
+  let id: unknown;
   try {
     const marker: unknown = JSON.parse(readFileSync(join(path, MARKER), 'utf8'));
-    if (typeof marker === 'object' && marker !== null && 'cowbellStore' in marker)
-      format = marker.cowbellStore;
+    if (typeof marker === 'object' && marker !== null) {
+      format = 'cowbellStore' in marker ? marker.cowbellStore : undefined;
+      id = 'id' in marker ? marker.id : undefined;
+    }
   } catch (error) {
     const code = systemCode(error);
     if (code !== undefined && code !== 'ENOENT' && code !== 'ENOTDIR') throw error;
   }
-  if (typeof format !== 'number') throw new StoreError('not-a-store', `${path} is not a store`, { path });
-  if (format > FORMAT_VERSION) {
+  if (typeof format === 'number' && format > FORMAT_VERSION) {
     const message = `Store ${path} has format ${format}, this version reads up to ${FORMAT_VERSION}`;
     throw new StoreError('newer-format', message, { path, format });
   }
+  if (typeof format === 'number' && typeof id === 'string') return id;
+  throw new StoreError('not-a-store', `${path} is not a store`, { path });
 }
 
 /** What can be seen of a set's state without reading it. */
@@ -356,17 +355,18 @@ async function readEntry(path: string): Promise<CatalogEntry | { damage: string 
   }
 }
 
-/** Whether the file has a seal. One that cannot be read has none: its sync never ended. */
-async function isSealed(path: string): Promise<boolean> {
+/**
+ * Whether a partial set is sealed. A seal over metadata that does not match it reached the disk without its
+ * sync having ended, so it seals nothing. Undefined where the file cannot be judged: a later version's, or
+ * one that cannot be opened.
+ */
+async function isSealed(partialPath: string): Promise<boolean | undefined> {
   try {
-    const file = openLmdb(path, { readOnly: true, ownLock: true });
-    try {
-      return file.database(DATABASES.header).get(SEAL_KEY) !== undefined;
-    } finally {
-      await file.close();
-    }
+    await SetReader.open(partialPath).close();
+    return true;
   } catch (error) {
     if (error instanceof CorruptionError) return false;
+    if (error instanceof StoreError) return undefined;
     throw error;
   }
 }
