@@ -72,8 +72,8 @@ export function absolutePath(what: string, text: string, directory: string): str
 }
 
 /** An option that yargs turned into a list because it was given twice. */
-export function single<T>(option: string, value: T | readonly T[] | undefined): T | undefined {
-  if (!Array.isArray(value)) return value as T | undefined;
+export function single<T extends string>(option: string, value: T | readonly T[] | undefined): T | undefined {
+  if (value === undefined || typeof value === 'string') return value;
   throw new UsageError(`${option} is given ${value.length} times, wanted once`);
 }
 

@@ -45,6 +45,9 @@ function runProgram(program: string, words: readonly string[]): Promise<number> 
   });
 }
 
+// Volumes, stores and sockets give access to whole disks: what is made is for its owner alone.
+process.umask(0o077);
+
 // A reader that went away (`cowbell ... | head`) must not end a server.
 process.stdout.on('error', () => undefined);
 process.stderr.on('error', () => undefined);

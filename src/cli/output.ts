@@ -9,7 +9,7 @@
  */
 
 import { SingleBar } from 'cli-progress';
-import type { Clock } from '../base/index.ts';
+import { type Clock, formatSize } from '../base/index.ts';
 import { errorCode } from '../daemon/index.ts';
 import { errorLine } from './exit.ts';
 
@@ -159,12 +159,15 @@ export function table(headings: readonly string[], rows: readonly (readonly stri
 /** Names and values, one a line, values aligned. Nested objects are indented; undefined members left out. */
 export function describe(value: Readonly<Record<string, unknown>>, indent = ''): readonly string[] {
   const entries = Object.entries(value).filter(([, member]) => member !== undefined);
-  const width = Math.max(0, ...entries.map(([name]) => words(name).length));
+  const width = Math.max(
+    0,
+    ...entries.filter(([, member]) => !isList(member)).map(([name]) => words(name).length),
+  );
   return entries.flatMap(([name, member]) => {
     const title = `${indent}${words(name)}:`;
     if (Array.isArray(member)) return describeList(title, member, indent);
     if (isRecord(member)) return [title, ...describe(member, `${indent}  `)];
-    return [`${title.padEnd(indent.length + width + 1)} ${plain(member)}`];
+    return [`${title.padEnd(indent.length + width + 1)} ${plain(name, member)}`];
   });
 }
 
@@ -173,18 +176,33 @@ function describeList(title: string, members: readonly unknown[], indent: string
   return [
     title,
     ...members.flatMap((member) =>
-      isRecord(member) ? describe(member, `${indent}  `) : [`${indent}  ${plain(member)}`],
+      isRecord(member) ? describe(member, `${indent}  `) : [`${indent}  ${plain('', member)}`],
     ),
   ];
 }
 
-/** `freezeMsMax` as people read it: `freeze ms max`. */
+/** `writesWaiting` as people read it: `writes waiting`. The unit of a value goes into the value. */
 function words(name: string): string {
-  return name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`);
+  const bare = isSize(name) || isInstant(name) ? name.replace(/(Bytes|Ms)$/, '') : name;
+  return bare.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`);
 }
 
-function plain(value: unknown): string {
+function isSize(name: string): boolean {
+  return /[a-z]Bytes$/.test(name);
+}
+
+function isInstant(name: string): boolean {
+  return /^(created|started|at)Ms$/.test(name);
+}
+
+function isList(value: unknown): boolean {
+  return typeof value === 'object' && value !== null;
+}
+
+function plain(name: string, value: unknown): string {
   if (value === null) return 'none';
+  if (typeof value === 'number' && isSize(name)) return formatSize(value);
+  if (typeof value === 'number' && isInstant(name)) return new Date(value).toISOString();
   if (typeof value === 'boolean') return value ? 'yes' : 'no';
   return typeof value === 'string' ? value : (JSON.stringify(value) ?? 'none');
 }

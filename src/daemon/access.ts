@@ -5,7 +5,8 @@
  * fails what it runs; online the server does (DESIGN section 6).
  */
 
-import { type Clock } from '../base/index.ts';
+import type { LaneProgress, SetOutcome } from '../backup/index.ts';
+import type { Clock } from '../base/index.ts';
 import type { BackupParams } from './backup-params.ts';
 import { ControlClient } from './control-client.ts';
 import type { RequestEvents } from './control-server.ts';
@@ -20,7 +21,7 @@ export interface VolumeAccess {
   /** Whether another process serves the volume. */
   readonly online: boolean;
   status(): Promise<StatusRecord>;
-  backup(params: BackupParams, events: RequestEvents): Promise<unknown>;
+  backup(params: BackupParams, events: RequestEvents): Promise<SetOutcome>;
   cancel(session: string | undefined): Promise<unknown>;
   /** Gives the volume, or the connection, up. */
   close(): Promise<void>;
@@ -74,7 +75,8 @@ export async function cancelSession(
       command: 'cancel',
       params: session === undefined ? {} : { session },
     });
-    return result as { readonly session: string };
+    if (!isRecord(result) || typeof result['session'] !== 'string') throw badReply('cancel', result);
+    return { session: result['session'] };
   } finally {
     client.close();
   }
@@ -116,15 +118,23 @@ class OnlineAccess implements VolumeAccess {
   }
 
   async status(): Promise<StatusRecord> {
-    // Both ends come from one package; what the server sends is what `VolumeHost.status` returns.
-    return (await this.#client.request({ command: 'status' })) as StatusRecord;
+    const result = await this.#client.request({ command: 'status' });
+    if (!isRecord(result)) throw badReply('status', result);
+    return result;
   }
 
-  backup(params: BackupParams, events: RequestEvents): Promise<unknown> {
-    return this.#client.request(
+  async backup(params: BackupParams, events: RequestEvents): Promise<SetOutcome> {
+    const result = await this.#client.request(
       { command: 'backup', params },
-      { onSession: (id) => events.session(id), onProgress: (progress) => events.progress(progress) },
+      {
+        onSession: (id) => events.session(id),
+        onProgress: (progress) => {
+          if (isProgress(progress)) events.progress(progress);
+        },
+      },
     );
+    if (!isSetOutcome(result)) throw badReply('backup', result);
+    return result;
   }
 
   cancel(session: string | undefined): Promise<unknown> {
@@ -134,4 +144,28 @@ class OnlineAccess implements VolumeAccess {
   async close(): Promise<void> {
     this.#client.close();
   }
+}
+
+// Both ends come from one package, so a look at what the command line counts with is enough.
+
+function isRecord(value: unknown): value is StatusRecord {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isProgress(value: unknown): value is LaneProgress {
+  return (
+    isRecord(value) && typeof value['tracksDone'] === 'number' && typeof value['tracksTotal'] === 'number'
+  );
+}
+
+function isSetOutcome(value: unknown): value is SetOutcome {
+  if (!isRecord(value) || typeof value['set'] !== 'string') return false;
+  return ['tracks', 'bytesRead', 'bytesStored', 'freezeMs', 'durationMs'].every(
+    (member) => typeof value[member] === 'number',
+  );
+}
+
+function badReply(command: string, result: unknown): DaemonError<'bad-reply'> {
+  const reason = `it answers ${command} with ${JSON.stringify(result)?.slice(0, 60) ?? 'nothing'}`;
+  return new DaemonError('bad-reply', `The server is none of this version: ${reason}`, { reason });
 }

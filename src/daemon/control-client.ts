@@ -91,7 +91,7 @@ export class ControlClient {
     } catch (error) {
       const reason = messageOf(error);
       const message = `What answers on ${this.#path} is no server of this version: ${reason}`;
-      this.#fail(new DaemonError('bad-reply', message, { path: this.#path, reason }, { cause: error }));
+      this.#fail(new DaemonError('bad-reply', message, { reason }, { cause: error }));
       this.#socket.destroy();
     }
   }

@@ -130,10 +130,12 @@ function parseObject(line: string, what: string): Json {
 }
 
 function asObject(value: unknown, what: string): Json {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    throw badRequest(`${what} is ${show(value)}, wanted an object`);
-  }
-  return value as Json;
+  if (isObject(value)) return value;
+  throw badRequest(`${what} is ${show(value)}, wanted an object`);
+}
+
+function isObject(value: unknown): value is Json {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function readId(value: unknown): number {

@@ -10,18 +10,34 @@ import { createConnection, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import type { SetOutcome } from '../backup/index.ts';
 import { CorruptionError, deferred, LIMITS } from '../base/index.ts';
 import { ControlClient, CONTROL_SOCKET_NAME } from './control-client.ts';
 import { type ControlHandlers, ControlServer } from './control-server.ts';
 import { DaemonError } from './errors.ts';
 
 const PARAMS = { store: '/store', level: 'full', codec: 'none', container: [] } as const;
+const PROGRESS = { tracksDone: 1, tracksTotal: 2, bytesRead: 3 };
+const OUTCOME: SetOutcome = {
+  set: 'X',
+  volume: 'vol',
+  level: 'full',
+  reason: undefined,
+  point: 'p',
+  base: undefined,
+  tracks: 1,
+  bytesRead: 1,
+  bytesStored: 1,
+  diverted: 0,
+  freezeMs: 0.1,
+  durationMs: 5,
+};
 
 function makeHandlers(changed: Partial<ControlHandlers> = {}): ControlHandlers {
   return {
     status: async () => ({ state: 'fine' }),
     show: async () => ({ name: 'vol' }),
-    backup: async () => ({}),
+    backup: async () => OUTCOME,
     cancel: async (session) => ({ session: session ?? 'the one' }),
     ...changed,
   };
@@ -97,14 +113,14 @@ t.test('nobody serves: no directory, no socket, a socket without listener', asyn
 });
 
 t.test('requests are answered, several at once, errors with their code', async (t) => {
-  const slow = deferred<object>();
+  const slow = deferred<SetOutcome>();
   const { directory } = await start(
     t,
     makeHandlers({
       backup: async (params, events) => {
         t.strictSame(params, PARAMS);
         events.session('S1');
-        events.progress({ tracksDone: 1 });
+        events.progress(PROGRESS);
         return slow.promise;
       },
       show: async () => {
@@ -131,9 +147,9 @@ t.test('requests are answered, several at once, errors with their code', async (
     name: 'CorruptionError',
     place: { where: 'state.mdb' },
   });
-  slow.resolve({ set: 'X' });
-  t.strictSame(await backup, { set: 'X' });
-  t.strictSame(seen, ['S1', { tracksDone: 1 }]);
+  slow.resolve(OUTCOME);
+  t.match(await backup, { set: 'X', tracks: 1 });
+  t.strictSame(seen, ['S1', PROGRESS]);
 });
 
 t.test('a path too long for a socket address works all the same', async (t) => {
@@ -221,7 +237,7 @@ t.test('a client that goes away does not end its request', async (t) => {
         started.resolve();
         await work.promise;
         finished = true;
-        return {};
+        return OUTCOME;
       },
     }),
   );

@@ -8,6 +8,7 @@
  */
 
 import { createServer, type Server, type Socket } from 'node:net';
+import type { LaneProgress, SetOutcome } from '../backup/index.ts';
 import { LIMITS, messageOf } from '../base/index.ts';
 import type { BackupParams } from './backup-params.ts';
 import { type ControlReply, type ControlRequest, encodeLine, parseRequest } from './control-protocol.ts';
@@ -18,14 +19,14 @@ import { openSocketPath, removeStaleSocket, restrictSocket, type SocketPath } fr
 /** Told while a long request runs. */
 export interface RequestEvents {
   session(id: string): void;
-  progress(progress: unknown): void;
+  progress(progress: LaneProgress): void;
 }
 
 /** What the commands do. Results are plain JSON values; errors are answered with their code and message. */
 export interface ControlHandlers {
   status(): Promise<unknown>;
   show(): Promise<unknown>;
-  backup(params: BackupParams, events: RequestEvents): Promise<unknown>;
+  backup(params: BackupParams, events: RequestEvents): Promise<SetOutcome>;
   cancel(session: string | undefined): Promise<unknown>;
 }
 

@@ -32,7 +32,7 @@ export interface DaemonErrorDetails {
   /** More control connections, or more requests of one connection, than the limit. */
   'too-many': { readonly limit: number };
   /** What the other side of the control socket said is no reply of this protocol. */
-  'bad-reply': { readonly path: string; readonly reason: string };
+  'bad-reply': { readonly reason: string };
 }
 
 export type DaemonErrorCode = keyof DaemonErrorDetails;

@@ -3,7 +3,7 @@
  * the volume itself. The two are one code, so that a command does the same online and offline.
  */
 
-import { type LaneProgress, runBackupSession } from '../backup/index.ts';
+import { type LaneProgress, runBackupSession, type SetOutcome } from '../backup/index.ts';
 import type { Clock } from '../base/index.ts';
 import type { DeviceRegistry } from '../device/index.ts';
 import { Volume } from '../volume/index.ts';
@@ -50,7 +50,7 @@ export class VolumeHost implements ControlHandlers {
   }
 
   /** Runs a backup session to its end; see `runBackupSession` for its promises and errors. */
-  async backup(params: BackupParams, events: RequestEvents): Promise<unknown> {
+  async backup(params: BackupParams, events: RequestEvents): Promise<SetOutcome> {
     return this.#sessions.run('backup', async (session) => {
       events.session(session.id);
       const areas = await openContainerAreas(params.container, this.volume.identity.trackSizeBytes);

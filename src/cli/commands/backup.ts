@@ -24,6 +24,9 @@ interface Options extends GlobalOptions {
   readonly codec: Codec;
 }
 
+const DEFAULT_LEVEL: Level = 'auto';
+const DEFAULT_CODEC: Codec = 'zstd';
+
 export const addBackup: AddCommand = (parser, run) =>
   parser.command(
     'backup <volume..>',
@@ -44,7 +47,7 @@ export const addBackup: AddCommand = (parser, run) =>
         })
         .option('level', {
           choices: LEVELS,
-          default: 'auto' as Level,
+          default: DEFAULT_LEVEL,
           describe: 'auto is incremental where the store has a base for it, full where not',
         })
         .option('container', {
@@ -53,7 +56,7 @@ export const addBackup: AddCommand = (parser, run) =>
           requiresArg: true,
           describe: 'memory:<size> or <path>:<size>: room for old content that clients overwrite meanwhile',
         })
-        .option('codec', { choices: CODECS, default: 'zstd' as Codec, describe: 'How content is compressed' })
+        .option('codec', { choices: CODECS, default: DEFAULT_CODEC, describe: 'How content is compressed' })
         .example('$0 backup --store /backup/store /srv/vol', '')
         .example(
           '$0 backup --store /backup/store /srv/vol --level full --container memory:64M --container /var/tmp:4G',
@@ -66,8 +69,8 @@ async function backup(context: CommandContext, options: Options): Promise<void> 
   const { directory } = context;
   const params: BackupParams = {
     store: absolutePath('--store', single('--store', options.store) ?? '', directory),
-    level: single('--level', options.level) ?? 'auto',
-    codec: single('--codec', options.codec) ?? 'zstd',
+    level: single('--level', options.level) ?? DEFAULT_LEVEL,
+    codec: single('--codec', options.codec) ?? DEFAULT_CODEC,
     container: readContainer(several(options.container), directory),
   };
   const volumes = options.volume.map((volume) => absolutePath('The volume', volume, directory));
@@ -87,13 +90,13 @@ async function backupOne(context: CommandContext, volume: string, params: Backup
   };
   signal.addEventListener('abort', cancel);
   try {
-    const summary = (await access.backup(params, {
+    const summary = await access.backup(params, {
       session: (id) => {
         session = id;
         if (signal.aborted) cancel();
       },
-      progress: (progress) => showProgress(output, volume, progress as LaneProgress),
-    })) as SetOutcome;
+      progress: (progress) => showProgress(output, volume, progress),
+    });
     reportSet(output, summary);
   } finally {
     signal.removeEventListener('abort', cancel);
@@ -111,12 +114,15 @@ function showProgress(output: Output, volume: string, progress: LaneProgress): v
 }
 
 function reportSet(output: Output, summary: SetOutcome): void {
-  const seconds = (summary.durationMs / 1000).toFixed(1);
+  const durationMs = Math.round(summary.durationMs);
+  // A pause is often shorter than a millisecond; microseconds are as far as the clock can be believed.
+  const freezeMs = Math.round(summary.freezeMs * 1000) / 1000;
+  const seconds = (durationMs / 1000).toFixed(1);
   output.report(
-    { event: 'set', ...summary },
+    { event: 'set', ...summary, freezeMs, durationMs },
     ...(summary.reason === undefined
       ? []
       : [`A full backup of ${summary.volume} is taken: ${summary.reason}`]),
-    `Set ${summary.set}: ${summary.level} backup of ${summary.volume}, ${summary.tracks} tracks, ${formatSize(summary.bytesRead)} read, ${formatSize(summary.bytesStored)} stored, ${seconds} s, writes paused ${summary.freezeMs} ms`,
+    `Set ${summary.set}: ${summary.level} backup of ${summary.volume}, ${summary.tracks} tracks, ${formatSize(summary.bytesRead)} read, ${formatSize(summary.bytesStored)} stored, ${seconds} s, writes paused ${freezeMs} ms`,
   );
 }

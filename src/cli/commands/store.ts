@@ -141,14 +141,7 @@ async function show(context: CommandContext, options: SetOptions): Promise<void>
   const chain = await store.chain(set.id);
   try {
     const member = { ...memberOf(set), chain: chain.sets, tracksNotZero: chain.tracks().size };
-    const { sizeBytes, trackSizeBytes, createdMs } = chain.header;
-    const lines = describe({
-      ...member,
-      sizeBytes: formatSize(sizeBytes),
-      trackSizeBytes: formatSize(trackSizeBytes),
-      createdMs: new Date(createdMs).toISOString(),
-    });
-    context.output.report({ event: 'set', ...member }, ...lines);
+    context.output.report({ event: 'set', ...member }, ...describe(member));
   } finally {
     await chain.close();
   }

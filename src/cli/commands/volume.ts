@@ -2,8 +2,9 @@
 
 import type { Argv } from 'yargs';
 import { formatSize, LIMITS } from '../../base/index.ts';
-import { checkVolume } from '../../daemon/index.ts';
-import { createVolume, readVolumeIdentity, type VolumeIdentity } from '../../volume/index.ts';
+import { checkVolume, createDeviceRegistry } from '../../daemon/index.ts';
+import { DeviceError } from '../../device/index.ts';
+import { createVolume, readVolumeIdentity, VolumeError } from '../../volume/index.ts';
 import { absolutePath, absolutePlace, readSize, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions, Run } from '../command.ts';
 import { UsageError } from '../exit.ts';
@@ -31,7 +32,7 @@ export const addVolume: AddCommand = (parser, run) =>
 function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
   return parser.command(
     'create <volume>',
-    'Create a volume of zeroes in a new or empty directory',
+    'Create a volume in a new or empty directory; it reads as zeroes unless its home existed before',
     (command) =>
       command
         .positional('volume', { type: 'string', demandOption: true, describe: 'The directory to make' })
@@ -86,11 +87,14 @@ async function create(context: CommandContext, options: CreateOptions): Promise<
   const trackSize = single('--track-size', options.trackSize);
   const home = single('--home', options.home);
   if (home === '') throw new UsageError('--home is empty, wanted a path or a URI');
+  const sizeBytes = readSize('--size', single('--size', options.size) ?? '');
+  const place = home === undefined ? undefined : absolutePlace(home, context.directory);
+  if (place !== undefined) await assertHome(place, sizeBytes);
   const identity = await createVolume(directory, {
-    sizeBytes: readSize('--size', single('--size', options.size) ?? ''),
+    sizeBytes,
     trackSizeBytes:
       trackSize === undefined ? LIMITS.trackSizeBytesDefault : readSize('--track-size', trackSize),
-    ...(home === undefined ? {} : { home: absolutePlace(home, context.directory) }),
+    ...(place === undefined ? {} : { home: place }),
     clock: context.clock,
   });
   context.output.report(
@@ -99,22 +103,27 @@ async function create(context: CommandContext, options: CreateOptions): Promise<
   );
 }
 
+/** A home that exists must be reachable and large enough now, rather than at the first `serve`. */
+async function assertHome(home: string, wantedBytes: number): Promise<void> {
+  let foundBytes: number;
+  try {
+    const device = await createDeviceRegistry().open(home, { readOnly: true, syncName: 'home' });
+    foundBytes = device.sizeBytes;
+    await device.close();
+  } catch (error) {
+    // A file that is not there yet is made with the volume.
+    if (error instanceof DeviceError && error.code === 'not-found') return;
+    throw error;
+  }
+  if (foundBytes >= wantedBytes) return;
+  const message = `Home ${home} has ${foundBytes} bytes, wanted at least the volume's ${wantedBytes}`;
+  throw new VolumeError('home-unusable', message, { home });
+}
+
 async function show(context: CommandContext, options: VolumeOptions): Promise<void> {
   const directory = absolutePath('The volume', options.volume, context.directory);
   const identity = await readVolumeIdentity(directory);
-  context.output.report({ event: 'volume', ...identity }, ...describeIdentity(identity));
-}
-
-function describeIdentity(identity: VolumeIdentity): readonly string[] {
-  return describe({
-    name: identity.name,
-    'volume id': identity.volumeId,
-    directory: identity.directory,
-    size: formatSize(identity.sizeBytes),
-    'track size': formatSize(identity.trackSizeBytes),
-    home: identity.home,
-    created: new Date(identity.createdMs).toISOString(),
-  });
+  context.output.report({ event: 'volume', ...identity }, ...describe({ ...identity }));
 }
 
 async function check(context: CommandContext, options: CheckOptions): Promise<void> {

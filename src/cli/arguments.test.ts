@@ -1,0 +1,83 @@
+/** Goal: every way to write a value is read right or refused with the value in the message. Method: tables. */
+
+import t from 'tap';
+import {
+  absolutePath,
+  absolutePlace,
+  isUri,
+  readContainer,
+  readListen,
+  readSize,
+  several,
+  single,
+} from './arguments.ts';
+
+t.test('sizes', (t) => {
+  t.equal(readSize('--size', '64K'), 65_536);
+  t.equal(readSize('--size', '0'), 0);
+  for (const bad of ['', 'big', '-1', '1X', '0.3', '1e3', '99999999T']) {
+    t.throws(() => readSize('--size', bad), { code: 'usage', message: `--size is '${bad}', wanted` }, bad);
+  }
+  t.end();
+});
+
+t.test('container areas', (t) => {
+  t.strictSame(readContainer([], '/d'), [{ kind: 'memory', sizeBytes: 64 * 1024 * 1024 }]);
+  t.strictSame(readContainer(['memory:0', '/a:b/c:1M', 'rel:4K'], '/d'), [
+    { kind: 'memory', sizeBytes: 0 },
+    { kind: 'path', path: '/a:b/c', sizeBytes: 1_048_576 },
+    { kind: 'path', path: '/d/rel', sizeBytes: 4096 },
+  ]);
+  for (const bad of ['memory', '64M', ':64M', '']) {
+    t.throws(() => readContainer([bad], '/d'), { code: 'usage', message: `--container is '${bad}'` }, bad);
+  }
+  t.throws(() => readContainer(['memory:lots'], '/d'), { message: /size of --container memory is 'lots'/ });
+  t.throws(
+    () =>
+      readContainer(
+        Array.from({ length: 17 }, () => 'memory:0'),
+        '/d',
+      ),
+    { message: /17 times/ },
+  );
+  t.end();
+});
+
+t.test('listen addresses', (t) => {
+  t.strictSame(readListen('127.0.0.1:10809'), { host: '127.0.0.1', port: 10_809 });
+  t.strictSame(readListen('[::1]:0'), { host: '::1', port: 0 });
+  t.strictSame(readListen('localhost:1'), { host: 'localhost', port: 1 });
+  for (const bad of [
+    '',
+    'host',
+    ':1',
+    '::1:5',
+    'host:',
+    'host:x',
+    'host:65536',
+    '[::1]',
+    'a:b:1',
+    'host:-1',
+  ]) {
+    t.throws(() => readListen(bad), { code: 'usage', message: `--listen is '${bad}'` }, bad);
+  }
+  t.end();
+});
+
+t.test('places, and options given once or often', (t) => {
+  t.ok(isUri('nbd+unix:///x?socket=/s'));
+  t.notOk(isUri('/a://b'));
+  t.equal(absolutePlace('a/../b', '/d'), '/d/b');
+  t.equal(absolutePlace('nbd://h/x', '/d'), 'nbd://h/x');
+  t.throws(() => absolutePath('The store', '', '/d'), {
+    code: 'usage',
+    message: 'The store is empty, wanted a path',
+  });
+  t.equal(single('--x', 'a'), 'a');
+  t.equal(single('--x', undefined), undefined);
+  t.throws(() => single('--x', ['a', 'b']), { message: '--x is given 2 times, wanted once' });
+  t.strictSame(several(undefined), []);
+  t.strictSame(several('a'), ['a']);
+  t.strictSame(several(['a', 'b']), ['a', 'b']);
+  t.end();
+});

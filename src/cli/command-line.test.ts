@@ -1,0 +1,144 @@
+/**
+ * Goal: a command line that cannot work ends with status 2 and a line that names the value, in the form that
+ * was asked for; commands are reached with the options that were typed.
+ *
+ * Method: whole command lines in this process, against a temporary directory; what serves and forks is
+ * tested by the native tests.
+ */
+
+import { PassThrough } from 'node:stream';
+import t, { type Test } from 'tap';
+import { ManualClock } from '../base/index.ts';
+import { runCommandLine } from './command-line.ts';
+
+async function cowbell(directory: string, words: readonly string[], programStatus = 0) {
+  const stdout = new PassThrough().setEncoding('utf8');
+  const stderr = new PassThrough().setEncoding('utf8');
+  const programs: (readonly string[])[] = [];
+  const status = await runCommandLine(words, {
+    stdout,
+    stderr,
+    directory,
+    clock: new ManualClock(),
+    signal: new AbortController().signal,
+    version: '9.9.9',
+    runProgram: async (program, programWords) => {
+      programs.push([program, ...programWords]);
+      return programStatus;
+    },
+  });
+  const read = (stream: PassThrough): string => String(stream.read() ?? '');
+  return { status, stdout: read(stdout), stderr: read(stderr), programs };
+}
+
+async function refused(t: Test, words: readonly string[], pattern: RegExp, status = 2): Promise<void> {
+  const result = await cowbell(t.testdirName, words);
+  t.equal(result.status, status, words.join(' '));
+  t.match(result.stderr, /^cowbell: [^\n]+\n$/, 'one line');
+  t.match(result.stderr, pattern);
+  t.equal(result.stdout, '');
+}
+
+t.test('what cannot be parsed is a usage error', async (t) => {
+  t.testdir();
+  await refused(t, [], /No command is given; see --help/);
+  await refused(t, ['frobnicate'], /Unknown command: frobnicate/);
+  await refused(t, ['volume'], /No volume command is given/);
+  await refused(t, ['store', 'melt', 'x'], /Unknown commands: melt, x/);
+  await refused(t, ['backup', '--store', 's'], /An argument is missing/);
+  await refused(t, ['backup', 'v'], /Missing required argument: store/);
+  await refused(
+    t,
+    ['backup', '--store', 's', 'v', '--level', 'weekly'],
+    /level, Given: "weekly", Choices: "auto"/,
+  );
+  await refused(t, ['backup', '--store', 's', 'v', '--delta', 'd'], /Unknown argument: delta/);
+  await refused(t, ['status', 'v', 'w'], /Unknown/);
+});
+
+t.test('values that cannot be are usage errors', async (t) => {
+  t.testdir();
+  await refused(t, ['volume', 'create', 'v', '--size', 'big'], /--size is 'big', wanted bytes/);
+  await refused(t, ['volume', 'create', 'v', '--size', '1M', '--size', '2M'], /--size is given 2 times/);
+  await refused(t, ['volume', 'create', 'v', '--size', '1M', '--track-size', '3K'], /3072/);
+  await refused(t, ['volume', 'create', '', '--size', '1M'], /The volume is empty/);
+  await refused(t, ['volume', 'create', 'v', '--size', '1M', '--home', 'ftp://x/y'], /ftp/, 2);
+  await refused(t, ['serve', 'v', '--listen', 'nowhere'], /--listen is 'nowhere'/);
+  await refused(t, ['backup', '--store', 's', 'v', '--container', '64M'], /--container is '64M'/);
+  await refused(t, ['backup', '--store', 's', '--store', 'z', 'v'], /--store is given 2 times/);
+  await refused(t, ['backup', '--store', 's', 'v', './v'], /is named twice/);
+  await refused(t, ['restore', 's', 'latest'], /No target is given/);
+  await refused(t, ['restore', 's', 'latest', '--remap', 'missing.json'], /missing\.json cannot be read/);
+  await refused(t, ['attach', 'nbd://', '/dev/nbd0'], /URI "nbd:\/\/"/);
+  await refused(t, ['attach', 'v', 'nbd0'], /The device is 'nbd0'/);
+});
+
+t.test('what is not there is an operating error', async (t) => {
+  const directory = t.testdir({ plain: { file: '' }, file: 'text' });
+  for (const volume of ['missing', 'plain', 'file']) {
+    await refused(t, ['volume', 'show', volume], new RegExp(`${directory}/${volume}`), 1);
+    await refused(t, ['status', volume], new RegExp(`${directory}/${volume}`), 1);
+    await refused(t, ['serve', volume], new RegExp(`${directory}/${volume}`), 1);
+    await refused(t, ['backup', '--store', 's', volume], new RegExp(`${directory}/${volume}`), 1);
+    await refused(t, ['cancel', volume], /No process serves/, 1);
+    await refused(t, ['store', 'list', volume], new RegExp(`${directory}/${volume}`), 1);
+    await refused(t, ['restore', volume, 'latest', 'out'], new RegExp(`${directory}/${volume}`), 1);
+  }
+  await refused(t, ['volume', 'create', 'plain', '--size', '1M'], /not an empty directory/, 1);
+  await refused(t, ['store', 'init', 'plain'], /not empty/, 1);
+});
+
+t.test('errors come in the form that was asked for', async (t) => {
+  const result = await cowbell(t.testdir(), ['volume', 'create', 'v', '--size', 'big', '--json']);
+  t.equal(result.status, 2);
+  t.match(JSON.parse(result.stdout), { event: 'error', code: 'usage', message: /'big'/ });
+  const garbled = await cowbell(t.testdir(), ['--json', 'frobnicate']);
+  t.match(JSON.parse(garbled.stdout), { event: 'error', code: 'usage' });
+  const debug = await cowbell(t.testdir(), ['volume', 'show', 'v', '--debug']);
+  t.match(debug.stderr, /^cowbell: [^]*\n {4}at /);
+});
+
+t.test('a volume is created, shown and looked at', async (t) => {
+  const directory = t.testdir();
+  const created = await cowbell(directory, ['volume', 'create', 'vol', '--size', '1M', '--json']);
+  t.equal(created.status, 0);
+  const [volume, done] = created.stdout
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as unknown);
+  t.match(volume, {
+    event: 'volume',
+    name: 'vol',
+    directory: `${directory}/vol`,
+    sizeBytes: 1_048_576,
+    trackSizeBytes: 65_536,
+  });
+  t.strictSame(done, { event: 'done' });
+  t.match((await cowbell(directory, ['volume', 'show', 'vol'])).stdout, /^name: +vol$/m);
+  t.match((await cowbell(directory, ['status', 'vol'])).stdout, /^served: +no$/m);
+  t.match((await cowbell(directory, ['volume', 'check', 'vol'])).stdout, /it reads through$/m);
+});
+
+t.test('a store is made and listed', async (t) => {
+  const directory = t.testdir();
+  t.equal((await cowbell(directory, ['store', 'init', 'deep'])).status, 0);
+  t.match((await cowbell(directory, ['store', 'list', 'deep'])).stdout, /has no sets/);
+  t.equal((await cowbell(directory, ['store', 'list', 'deep', '--json'])).stdout, '{"event":"done"}\n');
+  t.equal((await cowbell(directory, ['store', 'verify', 'deep'])).status, 0);
+  await refused(t, ['store', 'show', 'deep', 'latest'], /No set in the store is latest/, 1);
+});
+
+t.test('attach runs nbd-client, or prints what another machine runs', async (t) => {
+  const directory = t.testdir();
+  await cowbell(directory, ['volume', 'create', 'vol', '--size', '1M']);
+  const attached = await cowbell(directory, ['attach', 'vol', '/dev/nbd0']);
+  t.match(attached.programs, [
+    ['nbd-client', '-unix', `${directory}/vol/nbd.sock`, '/dev/nbd0', '-name', 'vol'],
+  ]);
+  const printed = await cowbell(directory, ['attach', '--print', 'nbd://10.0.2.2:1/vol', '/dev/nbd0']);
+  t.match(printed.stdout, /^nbd-client 10\.0\.2\.2 1 \/dev\/nbd0 -name vol /);
+  t.strictSame(printed.programs, []);
+  const failed = await cowbell(directory, ['detach', '/dev/nbd0'], 5);
+  t.equal(failed.status, 1);
+  t.match(failed.stderr, /Cannot detach \/dev\/nbd0: nbd-client ended with status 5/);
+});
