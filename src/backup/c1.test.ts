@@ -6,92 +6,12 @@
  * `acknowledge` when the store has taken a track out of the container, so holding `take` holds the store.
  */
 
-import { setImmediate as turn } from 'node:timers/promises';
 import t from 'tap';
-import type { Store } from '../blockset/index.ts';
 import { MemoryDevice } from '../device/index.ts';
-import {
-  labelOf,
-  labelsOf,
-  makeTestVolume,
-  TEST_TRACK_BYTES,
-  type TestVolume,
-  writeLabel,
-} from '../sim/index.ts';
-import { type ContainerArea, DeviceArea, MemoryArea } from '../volume/index.ts';
-import { backUp, type SetOutcome } from './index.ts';
-import { C1Gates } from './c1-gates.fixture.ts';
-import { labelsInStore, LocalSource, makeTestStore, tracksInSet } from './session.fixture.ts';
-
-const TRACK = TEST_TRACK_BYTES;
-const FROZEN = ['o0', 'o1', 'o2', 'o3', 'o4', 'o5', 'o6', 'o7'];
-
-function memory(slots: number): MemoryArea {
-  return new MemoryArea({ sizeBytes: slots * TRACK, trackSizeBytes: TRACK });
-}
-
-interface Example {
-  readonly test: TestVolume;
-  readonly store: Store;
-  readonly gates: C1Gates;
-  readonly source: LocalSource;
-  readonly backup: Promise<SetOutcome>;
-}
-
-/** Steps 0 and 1: eight tracks, the backup frozen, 0 1 2 stored, the main pass and the store held. */
-async function begin(
-  t: Parameters<typeof makeTestVolume>[0],
-  areas: readonly ContainerArea[],
-): Promise<Example> {
-  const test = await makeTestVolume(t, { trackCount: 8 });
-  const store = await makeTestStore(t);
-  for (const [track, label] of FROZEN.entries()) await writeLabel(test.volume, track, label);
-  const gates = new C1Gates();
-  const source = new LocalSource({
-    volume: test.volume,
-    areas,
-    before: (step) => gates.pass(step),
-    onConfirmed: (tracks) => gates.saved.push(...tracks),
-    onTaken: (tracks) => gates.taken.push(...tracks),
-  });
-  gates.holdMainPassAt(3);
-  gates.holdStore();
-  const backup = backUp({
-    source,
-    store,
-    level: 'full',
-    codec: 'none',
-    runBytesMax: TRACK,
-    drainBytesMax: TRACK,
-  });
-  backup.catch(() => undefined);
-  await gates.mainPassHeld();
-  return { test, store, gates, source, backup };
-}
-
-/** A write, and whether it is done yet. */
-function write(
-  example: Example,
-  track: number,
-  label: string,
-): { readonly done: Promise<void>; readonly isDone: () => boolean } {
-  let isDone = false;
-  const done = writeLabel(example.test.volume, track, label).then(() => {
-    isDone = true;
-  });
-  return { done, isDone: () => isDone };
-}
-
-/** Long enough for everything that can go on to have gone on: nothing here waits for time or disk. */
-async function settle(): Promise<void> {
-  for (let count = 0; count < 20; count += 1) await turn();
-}
-
-async function labelAt(example: Example, track: number): Promise<string> {
-  const content = Buffer.alloc(TRACK);
-  await example.test.volume.read(content, track * TRACK);
-  return labelOf(content);
-}
+import { labelsOf } from '../sim/index.ts';
+import { DeviceArea } from '../volume/index.ts';
+import { begin, FROZEN, labelAt, memory, settle, TRACK, write } from './c1.fixture.ts';
+import { labelsInStore, tracksInSet } from './session.fixture.ts';
 
 for (const kind of ['memory', 'memory and a file'] as const) {
   t.test(`C1: container of two tracks, ${kind}`, async (t) => {
