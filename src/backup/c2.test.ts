@@ -175,6 +175,20 @@ for (const [how, end] of Object.entries(ENDS)) {
   }
 }
 
+t.test('C2: an error of the container fails the session, never the write', async (t) => {
+  const device = new FaultyDevice(new MemoryDevice({ sizeBytes: 2 * TRACK }));
+  const example = await begin(t, [new DeviceArea({ device, trackSizeBytes: TRACK })]);
+  await write(example, 5, 'n5').done;
+  device.fail({ kind: 'write', nth: 1 });
+  await write(example, 7, 'n7').done;
+  t.equal(example.source.session.state, 'failed');
+  example.gates.releaseMainPass();
+  example.gates.releaseStore();
+  await t.rejects(example.backup, { code: 'session-ended' });
+  t.same(await labelsOf(example.test.volume), ['o0', 'o1', 'o2', 'o3', 'o4', 'n5', 'o6', 'n7']);
+  t.same(await example.store.list(), []);
+});
+
 t.test(
   'C2: stopped by the server in the middle; the tracks of the epoch count as changed again',
   async (t) => {
