@@ -18,3 +18,11 @@ export {
   type NbdUriErrorDetails,
   parseNbdUri,
 } from './uri.ts';
+// A user of the published room has no other way to name what an export needs.
+export type {
+  BlockDevice,
+  DeviceCapabilities,
+  DeviceExtent,
+  WriteOptions,
+  ZeroOptions,
+} from '../device/index.ts';

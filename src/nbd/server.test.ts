@@ -108,6 +108,24 @@ t.test('DISC is answered by closing after what is in flight', async (t) => {
   await untilNoConnections(server);
 });
 
+t.test('a connection that died does not begin what the fence held for it', async (t) => {
+  const device = new TestDevice({ holds: () => true });
+  const { server, path } = await serve(t, [exportOf(device)]);
+  const living = await RawClient.transmit(path);
+  living.socket.write(write(1, 0, block(1)));
+  await device.whenHeld(1);
+  const killed = await RawClient.transmit(path);
+  killed.socket.write(Buffer.concat([write(2, 0, block(2)), read(3, 512)]));
+  await device.whenHeld(2);
+  killed.socket.destroy();
+  device.held[1]?.finish();
+  await untilNoConnections(server, 1);
+  device.finishNext();
+  await living.received(16);
+  t.same(device.calls, ['write 0+512', 'read 512+512']);
+  living.socket.destroy();
+});
+
 t.test('what a killed client had in flight does not land on a later write', async (t) => {
   const device = new TestDevice({ holds: (_, offsetBytes) => offsetBytes === 0 });
   const { server, path } = await serve(t, [exportOf(device)]);
@@ -161,14 +179,16 @@ t.test(
   },
 );
 
-t.test('close waits for orphans too', async (t) => {
+t.test('close waits for orphans, whose connection is gone already', async (t) => {
   const device = new TestDevice({ holds: () => true });
   const { server, path } = await serve(t, [exportOf(device)]);
   const client = await RawClient.transmit(path);
-  client.socket.write(write(1, 0));
-  await device.whenHeld(1);
+  client.socket.write(Buffer.concat([write(1, 0), write(2, 512)]));
+  await device.whenHeld(2);
   client.socket.destroy();
-  // A client that died is noticed when its answer cannot be sent, or by its goodbye; close does not depend on it.
+  // The answer that cannot be sent shows the server that the client is dead.
+  device.finishNext();
+  await untilNoConnections(server);
   let isClosed = false;
   const closing = server.close().then(() => (isClosed = true));
   for (let turn = 0; turn < 20; turn += 1) await nextTurn();
@@ -265,9 +285,11 @@ t.test('a pipelining client that reads late is slowed down and gets everything',
   await device.whenCalled(2);
   for (let turn = 0; turn < 20; turn += 1) await nextTurn();
   t.ok(device.calls.length < count / 2, 'the server stops reading');
+  for (let index = 0; index < count; index += 1) client.socket.write(read(index, 0));
+  for (let turn = 0; turn < 20; turn += 1) await nextTurn();
   client.socket.resume();
-  await client.received(count * (lengthBytes + 16));
-  t.equal(device.calls.length, count);
+  await client.received(count * (lengthBytes + 16) + count * (512 + 16));
+  t.equal(device.calls.length, 2 * count);
   client.socket.destroy();
 });
 
