@@ -1,11 +1,13 @@
 /**
  * The command line of nbd-client that attaches an export to a kernel device.
  *
- * - `-persist` reconnects when the server comes back. nbd-client 3.24 does that only over the older ioctl
- *   interface: over netlink it hands the sockets to the kernel and ends, so `-nonetlink` goes with it. It
- *   reconnects one connection, so it starts with one.
- * - `-timeout` is how long the kernel lets a request wait before it gives it up: long enough for a server to
- *   be restarted, or for a volume to recover, without a filesystem above seeing an error.
+ * - `-persist` asks nbd-client to reconnect when the server comes back. Its release 3.27 has that for netlink, one
+ *   connection at a time, hence `-connections 1`. nbd-client 3.24 (Debian 12) on Linux 6.1 does not, over
+ *   either interface: the kernel reports the server's end as success and nbd-client ends, and requests fail
+ *   at once because it sets no time for dead connections. There a server's restart is an I/O error for the
+ *   filesystem above.
+ * - `-timeout` is how long the kernel lets a request wait for its reply: long, because a write may wait for a
+ *   backup (promise 8).
  * - `-block-size` is a page: with smaller blocks the kernel would send requests that make the server read
  *   before it writes.
  *
@@ -41,13 +43,12 @@ export function attachArguments(address: NbdAddress, device: string): readonly s
     '-timeout',
     String(TIMEOUT_SECONDS),
     '-persist',
-    '-nonetlink',
   ];
 }
 
-/** The arguments of nbd-client that detach `device`, over the same interface as it was attached. */
+/** The arguments of nbd-client that detach `device`. */
 export function detachArguments(device: string): readonly string[] {
-  return ['-nonetlink', '-d', device];
+  return ['-d', device];
 }
 
 /** A command line for a POSIX shell: quoted only where it must be. */

@@ -61,6 +61,25 @@ t.test('cancelling by id or without waits for the end and says cancelled', async
   }
 });
 
+t.test('a cancel is answered only when the session has cleaned up', async (t) => {
+  const registry = makeRegistry();
+  const cleanedUp = deferred();
+  const order: string[] = [];
+  const running = registry.run('backup', async (session) => {
+    await untilCancelled(session.signal).catch(() => undefined);
+    await cleanedUp.promise;
+    order.push('cleaned up');
+    throw new Error('interrupted');
+  });
+  const refused = t.rejects(running, { code: 'cancelled' });
+  await Promise.resolve();
+  const cancelled = registry.cancel().then(() => order.push('answered'));
+  await new Promise((resolve) => setImmediate(resolve));
+  cleanedUp.resolve();
+  await Promise.all([refused, cancelled]);
+  t.strictSame(order, ['cleaned up', 'answered']);
+});
+
 t.test('a session cancelled before it began does no work', async (t) => {
   const registry = makeRegistry();
   let began = false;
