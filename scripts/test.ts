@@ -18,7 +18,7 @@ import { type Tally, TapTally } from './tap-tally.ts';
 const CHECKS: readonly (readonly [name: string, command: string, ...args: string[]])[] = [
   ['lint', 'npm', 'run', '--silent', 'lint'],
   ['format', 'npm', 'run', '--silent', 'format:check'],
-  ['types', 'node_modules/.bin/tsc', '-p', 'tsconfig.check.json'],
+  ['types', 'node_modules/.bin/tsc', '-p', 'tsconfig.json'],
   ['unused', 'npm', 'run', '--silent', 'knip'],
 ];
 

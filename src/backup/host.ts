@@ -55,7 +55,12 @@ export interface BackupOptions {
  * @throws {CorruptionError} where the store is damaged
  */
 export async function runBackupSession(options: BackupOptions): Promise<SetOutcome> {
-  options.signal?.throwIfAborted();
+  try {
+    options.signal?.throwIfAborted();
+  } catch (error) {
+    for (const area of options.areas) await area.close();
+    throw error;
+  }
   return new Host(options).run();
 }
 
