@@ -14,6 +14,7 @@ import { type FileHandle, mkdir, open, readdir, readFile, rm, stat } from 'node:
 import { basename, dirname, join, resolve } from 'node:path';
 import {
   type Clock,
+  CorruptionError,
   getAttribute,
   randomId,
   setAttribute,
@@ -89,18 +90,27 @@ export async function createVolume(path: string, options: CreateOptions): Promis
   return readVolumeIdentity(directory);
 }
 
+/** Looks at a state file that its owner may be writing; see `readVolumeIdentity`. */
+const LOOK_COUNT_MAX = 3;
+
 /**
- * Reads who a volume is, whoever owns it.
+ * Reads who a volume is, whoever owns it. The owner may commit while this looks, so that the pages read do not
+ * fit together; damage counts only when it is seen every time.
  *
  * @throws {VolumeError} `not-a-volume`
  */
 export async function readVolumeIdentity(path: string): Promise<VolumeIdentity> {
   const directory = resolve(path);
-  const state = await openState(directory, { readOnly: true });
-  try {
-    return identityOf(directory, state);
-  } finally {
-    await state.close();
+  for (let lookCount = 1; ; lookCount += 1) {
+    let state: VolumeState | undefined;
+    try {
+      state = await openState(directory, { readOnly: true });
+      return identityOf(directory, state);
+    } catch (error) {
+      if (!(error instanceof CorruptionError) || lookCount === LOOK_COUNT_MAX) throw error;
+    } finally {
+      await state?.close();
+    }
   }
 }
 

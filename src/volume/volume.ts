@@ -229,7 +229,8 @@ export class Volume implements BlockDevice {
 
   /**
    * Reads the whole home past the page cache, as far as the system allows, and clears the poisoned state. All
-   * tracks count as changed afterwards. Nothing may be writing.
+   * tracks count as changed afterwards. Nothing may be writing. To be called on a fresh opening: a device whose
+   * flush has failed goes on failing it.
    *
    * @param onProgress called with the bytes read so far.
    * @throws what reading the home throws; the volume then stays as it was.
