@@ -96,6 +96,20 @@ t.test('a freeze that cannot empty the gate fails, reopens it and changes nothin
   await inside;
 });
 
+t.test('a stop in the middle of a freeze ends the freeze and loses no change', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 4 });
+  await writeLabel(test.volume, 2, 'x');
+  const held = test.home.hold({ kind: 'flush', nth: 1 });
+  const freezing = test.volume.beginSession({ ...FULL, areas: [memory(1)] });
+  await held.arrived(1);
+  const reopening = test.reopen();
+  held.open();
+  await t.rejects(freezing, { code: 'closed' });
+  const volume = await reopening;
+  t.ok(volume.startedClean);
+  t.match(volume.status(), { points: 0, changedTracks: 1 });
+});
+
 t.test('overlapping writes reach the home in the order of their arrival', async (t) => {
   const { volume, home } = await makeTestVolume(t, { trackCount: 4 });
   const held = home.hold({ kind: 'write', nth: 1 });

@@ -87,7 +87,9 @@ export class Volume implements BlockDevice {
   readonly #epochs: EpochHistory;
   readonly #writePath: WritePath;
   #session: BackupSession | undefined;
-  #isFreezing = false;
+  #freezing: Promise<BackupSession> | undefined;
+  /** From its beginning no session begins any more. */
+  #closing: Promise<void> | undefined;
   #poison: PoisonRecord | undefined;
   #poisoning: Promise<void> | undefined;
   /** Points on their way to the disk. */
@@ -206,24 +208,18 @@ export class Volume implements BlockDevice {
    * @throws {VolumeError} `session-running`, `freeze-timeout`, `poisoned`, `read-only`
    */
   async beginSession(request: SessionRequest): Promise<BackupSession> {
-    this.#refuse();
-    if (this.#session !== undefined || this.#isFreezing) {
-      const session = this.#session?.plan.session ?? 'starting';
-      throw new VolumeError(
-        'session-running',
-        `Volume ${this.identity.name} has session ${session} running; one at a time, cancel it or wait`,
-        { session },
-      );
-    }
     const container = new IntermediateContainer(request.areas);
-    this.#isFreezing = true;
     try {
-      return await this.#freezeInto(request, container);
+      this.#refuse();
+      this.#refuseClosing();
+      this.#refuseSecondSession();
+      this.#freezing = this.#freezeInto(request, container);
+      return await this.#freezing.finally(() => {
+        this.#freezing = undefined;
+      });
     } catch (error) {
       await container.close();
       throw error;
-    } finally {
-      this.#isFreezing = false;
     }
   }
 
@@ -251,10 +247,19 @@ export class Volume implements BlockDevice {
 
   /**
    * Stops cleanly: ends a session, waits for what is in flight, flushes the home and sets the clean mark. On a
-   * poisoned volume, or where the flush fails, the mark is not set and the next opening is an unclean one.
+   * poisoned volume, or where the flush fails, the mark is not set and the next opening is an unclean one. A second call waits for the first.
    */
   async close(): Promise<void> {
-    if (this.#isClosed) return;
+    if (this.#closing === undefined) {
+      this.#closing = this.#close();
+      await this.#closing;
+    } else {
+      await Promise.allSettled([this.#closing]);
+    }
+  }
+
+  async #close(): Promise<void> {
+    await Promise.allSettled([this.#freezing]);
     this.#session?.fail(
       new VolumeError('closed', `Volume ${this.identity.name} is being closed`, this.#place),
     );
@@ -263,8 +268,9 @@ export class Volume implements BlockDevice {
     await Promise.allSettled(this.#recording);
     this.#isClosed = true;
     try {
-      if (!this.capabilities.readOnly && this.#poison === undefined && this.#mayStopClean)
+      if (!this.capabilities.readOnly && this.#poison === undefined && this.#mayStopClean) {
         await this.#saveClean();
+      }
     } finally {
       await this.#poisoning;
       await this.#home.close();
@@ -312,6 +318,7 @@ export class Volume implements BlockDevice {
     let closed: ClosedEpoch;
     try {
       this.#refuse();
+      this.#refuseClosing();
       closed = this.#epochs.close(randomId(), this.#clock.now());
       session = this.#protect(request, container, closed, closedAtMs);
     } finally {
@@ -397,6 +404,22 @@ export class Volume implements BlockDevice {
       // The closed epoch's tracks are in memory only: after a stop everything must count as changed.
       this.#mayStopClean = false;
       throw error;
+    }
+  }
+
+  #refuseSecondSession(): void {
+    if (this.#session === undefined && this.#freezing === undefined) return;
+    const session = this.#session?.plan.session ?? 'starting';
+    throw new VolumeError(
+      'session-running',
+      `Volume ${this.identity.name} has session ${session} running; one at a time, cancel it or wait`,
+      { session },
+    );
+  }
+
+  #refuseClosing(): void {
+    if (this.#closing !== undefined) {
+      throw new VolumeError('closed', `Volume ${this.identity.name} is being closed`, this.#place);
     }
   }
 
