@@ -9,9 +9,13 @@ export {
   dropCache,
   forcePlainNode,
   getAttribute,
+  getSocketOption,
   hasSparseFiles,
   type LockMode,
   NativeError,
+  POLL,
+  pollDescriptors,
+  type PollRequest,
   punchHole,
   readNoWait,
   seekData,
@@ -32,6 +36,18 @@ export {
   type LmdbRange,
   openLmdb,
 } from './lmdb.ts';
+export {
+  decodeAttributes,
+  encodeAttributes,
+  encodeRequest,
+  findAttribute,
+  GenericNetlink,
+  type NetlinkAttribute,
+  type NetlinkFamily,
+  type NetlinkMessage,
+  type NetlinkValue,
+  type ReceivedAttribute,
+} from './netlink.ts';
 export { makeUlid, randomId, SeededRandom } from './rng.ts';
 export { Slots } from './slots.ts';
 export {

@@ -59,6 +59,10 @@ interface Bindings {
   readonly fallocate?: NativeFunction<[number, number, number, number]>;
   readonly lseek?: NativeFunction<[number, number, number]>;
   readonly posixFadvise?: NativeFunction<[number, number, number, number]>;
+  readonly socket?: NativeFunction<[number, number, number]>;
+  readonly setsockopt?: NativeFunction<[number, number, number, Buffer, number]>;
+  readonly getsockopt?: NativeFunction<[number, number, number, Buffer, Buffer]>;
+  readonly poll?: NativeFunction<[Buffer, number, number]>;
 }
 
 const EINTR = 4;
@@ -130,6 +134,14 @@ function bind(): Bindings {
       'intptr_t getxattr(const char *, const char *, void *, size_t)',
     ),
     posixFadvise: find<[number, number, number, number]>('int posix_fadvise(int, int64_t, int64_t, int)'),
+    socket: find<[number, number, number]>('int socket(int, int, int)'),
+    setsockopt: find<[number, number, number, Buffer, number]>(
+      'int setsockopt(int, int, int, const void *, uint32_t)',
+    ),
+    getsockopt: find<[number, number, number, Buffer, Buffer]>(
+      'int getsockopt(int, int, int, void *, void *)',
+    ),
+    poll: find<[Buffer, number, number]>('int poll(void *, unsigned long, int)'),
   };
   const there = Object.fromEntries(Object.entries(found).filter(([, callable]) => callable !== undefined));
   return { errno: () => koffi.errno(), address: (buffer) => koffi.address(buffer), ...there };
@@ -413,4 +425,102 @@ export function getAttribute(path: string, name: string): string | undefined {
   const bytes = Buffer.alloc(ATTRIBUTE_BYTES_MAX);
   const lengthBytes = getxattr(path, name, bytes, bytes.length);
   return lengthBytes < 0 ? undefined : bytes.toString('utf8', 0, lengthBytes);
+}
+
+/** The numbers that name a kind of socket, as socket(2) takes them. */
+export interface SocketKind {
+  readonly domain: number;
+  readonly type: number;
+  readonly protocol: number;
+}
+
+/**
+ * Opens a socket of a kind that Node does not know. The caller closes the descriptor; `fs.read` and `fs.write`
+ * work on it.
+ *
+ * @throws {NativeError} ENOSYS without koffi; EAFNOSUPPORT, EPROTONOSUPPORT where the kernel has no such kind.
+ */
+export function openSocket(kind: SocketKind): number {
+  const { domain, type, protocol } = kind;
+  const native = load();
+  if (native?.socket === undefined) throw withoutFallback('socket');
+  const descriptor = native.socket(domain, type, protocol);
+  if (descriptor < 0) throw new NativeError('socket', native.errno(), `of domain ${domain}`);
+  return descriptor;
+}
+
+/** Sets an option of a socket (setsockopt). @throws {NativeError} */
+export function setSocketOption(descriptor: number, level: number, option: number, value: Buffer): void {
+  assertDescriptor(descriptor);
+  const native = load();
+  if (native?.setsockopt === undefined) throw withoutFallback('setsockopt');
+  if (native.setsockopt(descriptor, level, option, value, value.length) === 0) return;
+  throw new NativeError('setsockopt', native.errno(), `${level}/${option} on descriptor ${descriptor}`);
+}
+
+/** An option of a socket (getsockopt), at most `lengthBytes` bytes of it. @throws {NativeError} */
+export function getSocketOption(
+  descriptor: number,
+  level: number,
+  option: number,
+  lengthBytes: number,
+): Buffer {
+  assertDescriptor(descriptor);
+  assertBytes('Option length', lengthBytes, 1);
+  const native = load();
+  if (native?.getsockopt === undefined) throw withoutFallback('getsockopt');
+  const value = Buffer.alloc(lengthBytes);
+  const length = Buffer.alloc(4);
+  length.writeUInt32LE(lengthBytes);
+  if (native.getsockopt(descriptor, level, option, value, length) !== 0) {
+    throw new NativeError('getsockopt', native.errno(), `${level}/${option} on descriptor ${descriptor}`);
+  }
+  return value.subarray(0, length.readUInt32LE());
+}
+
+/** One descriptor to watch, with the events of poll(2); hang-up and errors are always reported. */
+export interface PollRequest {
+  readonly descriptor: number;
+  readonly events: number;
+}
+
+export const POLL = { readable: 0x01, error: 0x08, hangUp: 0x10, invalid: 0x20 } as const;
+
+/** `struct pollfd`: int descriptor, short events, short what happened. */
+const POLL_STRUCT_BYTES = 8;
+
+/**
+ * Waits until something happens on one of the descriptors or the time is over (poll). A wait holds a thread of
+ * Node's pool and one of the few native calls at once: waits should be rare and short.
+ *
+ * @returns what happened on each, in the order asked; all 0 where the time was over or a signal came.
+ * @throws {NativeError} through the promise; ENOSYS without koffi.
+ */
+export async function pollDescriptors(
+  requests: readonly PollRequest[],
+  timeoutMs: number,
+): Promise<readonly number[]> {
+  const { poll, errno } = load() ?? {};
+  if (poll === undefined || errno === undefined) throw withoutFallback('poll');
+  assert(Number.isInteger(timeoutMs) && timeoutMs >= 0, `A wait of ${timeoutMs} ms is no whole time`);
+  const table = Buffer.alloc(POLL_STRUCT_BYTES * requests.length);
+  for (const [index, { descriptor, events }] of requests.entries()) {
+    assertDescriptor(descriptor);
+    table.writeInt32LE(descriptor, index * POLL_STRUCT_BYTES);
+    table.writeInt16LE(events, index * POLL_STRUCT_BYTES + 4);
+  }
+  await asynchronous.run(
+    () =>
+      new Promise<void>((resolve, reject) => {
+        poll.async(table, requests.length, timeoutMs, (error, result) => {
+          const failure = result === -1 ? errno() : 0;
+          if (error !== null && error !== undefined)
+            reject(new Error('Native call could not start', { cause: error }));
+          else if (failure !== 0 && failure !== EINTR)
+            reject(new NativeError('poll', failure, `of ${requests.length} descriptors`));
+          else resolve();
+        });
+      }),
+  );
+  return requests.map((_, index) => table.readInt16LE(index * POLL_STRUCT_BYTES + 6));
 }
