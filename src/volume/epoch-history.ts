@@ -18,6 +18,28 @@ export interface ClosedEpoch {
   readonly tracks: TrackSet;
 }
 
+/** An epoch closed by this process: what was the open set becomes a track set when somebody first asks. */
+class JustClosedEpoch implements ClosedEpoch {
+  readonly number: number;
+  readonly point: string;
+  readonly createdMs: number;
+  #bits: TrackBits | undefined;
+  #tracks: TrackSet | undefined;
+
+  constructor(number: number, point: string, createdMs: number, bits: TrackBits) {
+    this.number = number;
+    this.point = point;
+    this.createdMs = createdMs;
+    this.#bits = bits;
+  }
+
+  get tracks(): TrackSet {
+    this.#tracks ??= this.#bits?.toTrackSet() ?? TrackSet.empty();
+    this.#bits = undefined;
+    return this.#tracks;
+  }
+}
+
 export class EpochHistory {
   readonly trackCount: number;
   readonly #closed: ClosedEpoch[];
@@ -71,13 +93,26 @@ export class EpochHistory {
     return this.#closed.some((epoch) => epoch.point === point);
   }
 
-  /** Fixes a point: the open epoch is closed by it and the next one begins, empty. */
-  close(point: string, createdMs: number): ClosedEpoch {
-    const closed = { number: this.#openNumber, point, createdMs, tracks: this.#open.toTrackSet() };
+  /**
+   * Fixes a point: the open epoch is closed by it and the next one begins, empty. Called with the gate closed,
+   * so it does no work that grows with the volume.
+   *
+   * @param planned gets the closed epoch's tracks added.
+   */
+  close(point: string, createdMs: number, planned?: TrackBits): ClosedEpoch {
+    planned?.addAll(this.#open);
+    const closed = new JustClosedEpoch(this.#openNumber, point, createdMs, this.#open);
     this.#closed.push(closed);
     this.#openNumber += 1;
     this.#open = new TrackBits(this.trackCount);
     return closed;
+  }
+
+  /** The tracks of the closed epochs since the point: what `changedSince` gives without the open epoch. */
+  closedSince(point: string): TrackSet {
+    const place = this.#closed.findIndex((epoch) => epoch.point === point);
+    if (place < 0) return TrackSet.all(this.trackCount);
+    return TrackSet.union(this.#closed.slice(place + 1).map((epoch) => epoch.tracks));
   }
 
   /** Drops the oldest boundaries beyond `countMax`: their points become unknown. @returns what was dropped. */
@@ -87,9 +122,8 @@ export class EpochHistory {
 
   /** Every track whose content may differ from what it was at the point; for an unknown point, every track. */
   changedSince(point: string): TrackSet {
-    const place = this.#closed.findIndex((epoch) => epoch.point === point);
-    if (place < 0) return TrackSet.all(this.trackCount);
-    const later = this.#closed.slice(place + 1).map((epoch) => epoch.tracks);
-    return TrackSet.union([...later, this.#open.toTrackSet()]);
+    const changed = this.closedSince(point);
+    changed.addAll(this.#open.toTrackSet());
+    return changed;
   }
 }

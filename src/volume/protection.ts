@@ -17,7 +17,7 @@
 
 import { assert, type Deferred, deferred } from '../base/index.ts';
 import type { IntermediateContainer, SlotWaiter } from '../container/index.ts';
-import { TrackBits, type TrackRun, type TrackSet } from '../tracks/index.ts';
+import { TrackBits, type TrackRun } from '../tracks/index.ts';
 import type { Geometry } from './geometry.ts';
 
 /** Old content on its way to the lane. */
@@ -41,7 +41,8 @@ interface Copy {
 
 export interface ProtectionOptions {
   readonly geometry: Geometry;
-  readonly tracks: TrackSet;
+  /** The tracks to protect; the protection's from now on. */
+  readonly tracks: TrackBits;
   readonly container: IntermediateContainer;
   /** Reads one whole track, as far as it lies in the volume, from the home. */
   readonly readHome: (target: Buffer, track: number) => Promise<void> | void;
@@ -67,7 +68,7 @@ export class Protection {
 
   constructor(options: ProtectionOptions) {
     this.#options = options;
-    this.#protected = TrackBits.from(options.tracks, options.geometry.trackCount);
+    this.#protected = options.tracks;
   }
 
   /** Tracks that were hit and copied out of turn. */

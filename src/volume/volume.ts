@@ -22,13 +22,13 @@ import {
   type WriteOptions,
   type ZeroOptions,
 } from '../device/index.ts';
-import { type TrackRun, TrackSet } from '../tracks/index.ts';
+import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 import { homePathOf, identityOf, lockVolume, openState, type VolumeIdentity } from './directory.ts';
 import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
 import { Protection } from './protection.ts';
-import { BackupSession, type SessionStatus } from './session.ts';
+import { BackupSession, type SessionPlan, type SessionStatus } from './session.ts';
 import { type Consumer, directoryIdentity, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
 import { WritePath } from './write-path.ts';
 
@@ -301,74 +301,81 @@ export class Volume implements BlockDevice {
     }
   }
 
-  /** DESIGN section 4, "The gate and the freeze". */
+  /** DESIGN section 4, "The gate and the freeze". What can be prepared is, before the gate closes. */
   async #freezeInto(request: SessionRequest, container: IntermediateContainer): Promise<BackupSession> {
     await this.flush();
-    const waitMsMax = this.#options.freezeWaitMsMax ?? LIMITS.freezeWaitMsMax;
+    const { trackCount } = this.geometry;
+    const { base, reason } = this.#chooseBase(request);
+    const planned =
+      base === undefined
+        ? TrackBits.all(trackCount)
+        : TrackBits.from(this.#epochs.closedSince(base), trackCount);
     const closedAtMs = this.#clock.monotonicMs();
-    if (!(await this.#writePath.gate.closeAndEmpty(waitMsMax))) {
-      throw new VolumeError(
-        'freeze-timeout',
-        `Freeze of ${this.identity.name} gave up after ${waitMsMax} ms: writes are still running`,
-        { waitedMs: waitMsMax },
-      );
-    }
+    await this.#closeGate();
     // The gate is closed and empty: what is switched here is switched at one instant.
-    let session: BackupSession;
     let closed: ClosedEpoch;
+    let protection: Protection;
     try {
       this.#refuse();
       this.#refuseClosing();
-      closed = this.#epochs.close(randomId(), this.#clock.now());
-      session = this.#protect(request, container, closed, closedAtMs);
+      closed = this.#epochs.close(randomId(), this.#clock.now(), planned);
+      protection = this.#protect(planned, container);
     } finally {
       this.#writePath.gate.reopen();
     }
-    return session;
+    const freezeMs = this.#clock.monotonicMs() - closedAtMs;
+    // Taken before anything can be saved: nothing was awaited since the switch.
+    const tracks = base === undefined ? TrackSet.all(trackCount) : planned.toTrackSet();
+    const { point } = closed;
+    const level = base === undefined ? 'full' : 'incremental';
+    const plan = { session: randomId().slice(0, 8), level, point, base, reason, tracks, freezeMs } as const;
+    return this.#begin(plan, request.consumer, protection, container, closed);
   }
 
-  #protect(
-    request: SessionRequest,
-    container: IntermediateContainer,
-    closed: ClosedEpoch,
-    closedAtMs: number,
-  ): BackupSession {
-    const { base, reason } = this.#chooseBase(request);
-    const tracks = base === undefined ? TrackSet.all(this.geometry.trackCount) : this.changedSince(base);
+  async #closeGate(): Promise<void> {
+    const waitMsMax = this.#options.freezeWaitMsMax ?? LIMITS.freezeWaitMsMax;
+    if (await this.#writePath.gate.closeAndEmpty(waitMsMax)) return;
+    throw new VolumeError(
+      'freeze-timeout',
+      `Freeze of ${this.identity.name} gave up after ${waitMsMax} ms: writes are still running`,
+      { waitedMs: waitMsMax },
+    );
+  }
+
+  /** From here on no write passes one of these tracks unsaved. */
+  #protect(tracks: TrackBits, container: IntermediateContainer): Protection {
     const protection = new Protection({
       geometry: this.geometry,
       tracks,
       container,
       readHome: (target, track) => this.#home.read(target, this.geometry.offsetOf(track)),
       onReleased: (run: TrackRun) => this.#writePath.released(run),
-      onFailed: (error) => session.fail(error),
+      onFailed: (error) => this.#session?.fail(error),
     });
+    this.#writePath.protect(protection);
+    return protection;
+  }
+
+  #begin(
+    plan: SessionPlan,
+    consumer: string,
+    protection: Protection,
+    container: IntermediateContainer,
+    closed: ClosedEpoch,
+  ): BackupSession {
+    const { point } = plan;
     const session: BackupSession = new BackupSession({
-      plan: {
-        session: randomId().slice(0, 8),
-        level: base === undefined ? 'full' : 'incremental',
-        point: closed.point,
-        base,
-        reason,
-        tracks,
-        freezeMs: this.#clock.monotonicMs() - closedAtMs,
-      },
+      plan,
       protection,
       container,
       durable: this.#makeDurable(closed),
       saveConsumer: (set) =>
-        this.#state.saveConsumer({
-          name: request.consumer,
-          point: closed.point,
-          set,
-          atMs: this.#clock.now(),
-        }),
+        this.#state.saveConsumer({ name: consumer, point, set, atMs: this.#clock.now() }),
       onEnded: () => {
         this.#writePath.unprotect(protection);
         if (this.#session === session) this.#session = undefined;
       },
     });
-    this.#writePath.protect(protection);
     this.#session = session;
     return session;
   }
