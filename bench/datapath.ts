@@ -1,0 +1,165 @@
+/**
+ * The data path against its peers: `bench/datapath [--rounds N] [--seconds S] [--only TEXT]`.
+ *
+ * Cowbell serves a volume with change tracking on; nbdkit's file plugin, qemu-nbd and nbd-server serve raw
+ * files. All run at once and idle while another is measured. Each row is one fio job over its nbd engine; in
+ * each round every server runs it once, in a rotating order, so that the machine's moods hit all alike. The
+ * figure is the median of the rounds, and the ratio is to the best peer of the row.
+ */
+
+import { mkdtempSync, rmSync, statfsSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { freePort, must } from '../native-tests/support/process.ts';
+import {
+  cpuSeconds,
+  type Peer,
+  startCowbellPeer,
+  startNbdkit,
+  startNbdServer,
+  startQemuNbd,
+  type Transport,
+} from './peers.ts';
+
+interface Workload {
+  readonly name: string;
+  readonly rw: string;
+  readonly blockSize: string;
+  readonly depth: number;
+}
+
+const WORKLOADS: readonly Workload[] = [
+  { name: '4K randread d1', rw: 'randread', blockSize: '4k', depth: 1 },
+  { name: '4K randwrite d1', rw: 'randwrite', blockSize: '4k', depth: 1 },
+  { name: '4K randread d32', rw: 'randread', blockSize: '4k', depth: 32 },
+  { name: '4K randwrite d32', rw: 'randwrite', blockSize: '4k', depth: 32 },
+  { name: '64K randrw d16', rw: 'randrw', blockSize: '64k', depth: 16 },
+  { name: '1M read d8', rw: 'read', blockSize: '1m', depth: 8 },
+  { name: '1M write d8', rw: 'write', blockSize: '1m', depth: 8 },
+];
+
+const SIZE_BYTES = 1024 ** 3;
+
+interface Measured {
+  readonly bytesPerSecond: number;
+  readonly cpuSecondsPerGib: number;
+}
+
+async function measure(
+  peer: Peer,
+  workload: Workload,
+  transport: Transport,
+  connections: number,
+  seconds: number,
+): Promise<Measured> {
+  const cpuBefore = cpuSeconds(peer);
+  const output = await must('fio', [
+    '--name=bench',
+    '--ioengine=nbd',
+    `--uri=${peer.uri[transport]}`,
+    `--rw=${workload.rw}`,
+    `--bs=${workload.blockSize}`,
+    `--iodepth=${workload.depth}`,
+    `--numjobs=${connections}`,
+    '--group_reporting',
+    `--size=${SIZE_BYTES}`,
+    '--time_based',
+    `--runtime=${seconds}`,
+    '--output-format=json',
+  ]);
+  const report: unknown = JSON.parse(output.slice(output.indexOf('{')));
+  const bytes = totalBytes(report);
+  return {
+    bytesPerSecond: bytes / seconds,
+    cpuSecondsPerGib: (cpuSeconds(peer) - cpuBefore) / (bytes / 1024 ** 3),
+  };
+}
+
+/** The bytes that fio's first (grouped) job read and wrote. */
+function totalBytes(report: unknown): number {
+  let bytes = 0;
+  const visit = (value: unknown, key: string): void => {
+    if (key === 'io_bytes' && typeof value === 'number') bytes += value;
+    if (typeof value !== 'object' || value === null) return;
+    for (const [name, inner] of Object.entries(value)) if (name !== 'client_stats') visit(inner, name);
+  };
+  visit(report, '');
+  return bytes;
+}
+
+function median(values: readonly number[]): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  return sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
+}
+
+function medianOf(results: readonly Measured[], key: keyof Measured): number {
+  return median(results.map((result) => result[key]));
+}
+
+async function row(
+  peers: readonly Peer[],
+  workload: Workload,
+  transport: Transport,
+  connections: number,
+  rounds: number,
+  seconds: number,
+): Promise<void> {
+  const results = new Map<Peer, Measured[]>(peers.map((peer) => [peer, []]));
+  for (let round = 0; round < rounds; round += 1) {
+    const order = peers.map((_, index) => peers[(index + round) % peers.length]);
+    for (const peer of order) {
+      if (peer !== undefined)
+        results.get(peer)?.push(await measure(peer, workload, transport, connections, seconds));
+    }
+  }
+  const speeds = peers.map((peer) => ({
+    peer,
+    speed: medianOf(results.get(peer) ?? [], 'bytesPerSecond'),
+    cpu: medianOf(results.get(peer) ?? [], 'cpuSecondsPerGib'),
+  }));
+  const own = speeds.find(({ peer }) => peer.name === 'cowbell')?.speed ?? Number.NaN;
+  const best = Math.max(...speeds.filter(({ peer }) => peer.name !== 'cowbell').map(({ speed }) => speed));
+  const figures = speeds.map(
+    ({ peer, speed, cpu }) =>
+      `${peer.name} ${(speed / 1024 ** 2).toFixed(0)} MiB/s (${cpu.toFixed(2)} s/GiB)`,
+  );
+  const title = `${workload.name}, ${connections} conn, ${transport}`.padEnd(34);
+  console.log(`${title} ${(own / best).toFixed(2)} of the best peer   ${figures.join('   ')}`);
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: {
+      rounds: { type: 'string', default: '5' },
+      seconds: { type: 'string', default: '3' },
+      only: { type: 'string', default: '' },
+    },
+  });
+  const directory = mkdtempSync(join(tmpdir(), 'cowbell-bench-'));
+  const free = statfsSync(directory);
+  if (free.bavail * free.bsize < 6 * SIZE_BYTES)
+    throw new Error(`The benchmark needs 6 GiB free under ${directory}`);
+  const peers: Peer[] = [];
+  try {
+    const place = async () => ({ directory, sizeBytes: SIZE_BYTES, port: await freePort() });
+    peers.push(await startCowbellPeer(await place()));
+    for (const start of [startNbdkit, startQemuNbd, startNbdServer]) peers.push(await start(await place()));
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    const fill: Workload = { name: 'fill', rw: 'write', blockSize: '1m', depth: 8 };
+    for (const peer of peers) await measure(peer, fill, 'unix', 1, 3);
+    for (const workload of WORKLOADS) {
+      for (const connections of [1, 4]) {
+        for (const transport of ['unix', 'tcp'] as const) {
+          if (!`${workload.name}, ${connections} conn, ${transport}`.includes(values.only)) continue;
+          await row(peers, workload, transport, connections, Number(values.rounds), Number(values.seconds));
+        }
+      }
+    }
+  } finally {
+    for (const peer of peers) await peer.stop();
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+await main();
