@@ -1,0 +1,310 @@
+/**
+ * What a model run does: commands drawn by weight from the seed, each on a world in whatever state the others
+ * left it, with writes, sessions and syncs under way.
+ */
+
+import { systemCode } from '../base/index.ts';
+import { Store } from '../blockset/index.ts';
+import { MemoryDevice } from '../device/index.ts';
+import { type RemapRow, RemapTable, restore } from '../restore/index.ts';
+import { MemoryArea } from '../volume/index.ts';
+import { contentOf, SECTOR_BYTES, valuesOf } from './model.ts';
+import { RunningBackup } from './model-backup.ts';
+import { must, type World } from './model-world.ts';
+import { issueChange, issueFlush, issueRead } from './model-writes.ts';
+import { turns, within } from './scheduler.ts';
+
+interface Command {
+  readonly weight: number;
+  readonly isPossible?: (world: World) => boolean;
+  readonly run: (world: World) => Promise<void> | void;
+}
+
+const isRunning = ({ backup }: World): boolean => backup !== undefined && !backup.isOver;
+const isIdle = (world: World): boolean => !isRunning(world);
+
+export const COMMANDS: Readonly<Record<string, Command>> = {
+  write: { weight: 40, run: (world) => issueChange(world, 'write') },
+  zeroes: { weight: 8, run: (world) => issueChange(world, 'zeroes') },
+  trim: { weight: 8, run: (world) => issueChange(world, 'trim') },
+  flush: { weight: 5, run: issueFlush },
+  read: { weight: 6, run: issueRead },
+  release: { weight: 40, run: ({ scheduler }) => scheduler.releaseOne() },
+  'let files go on': { weight: 15, run: ({ random }) => turns(1 + random.below(20)) },
+  'begin a backup': { weight: 12, isPossible: isIdle, run: beginBackup },
+  'end the backup': { weight: 4, isPossible: isRunning, run: endBackup },
+  cancel: { weight: 1, isPossible: isRunning, run: ({ backup }) => backup?.cancel() },
+  'cancel and begin anew': { weight: 1, isPossible: isRunning, run: replaceBackup },
+  'kill the worker': { weight: 1, isPossible: isRunning, run: ({ backup }) => backup?.kill() },
+  'hang the worker': { weight: 1, isPossible: isRunning, run: hangWorker },
+  'fail the container': {
+    weight: 1,
+    isPossible: isRunning,
+    run: ({ backup, random }) => {
+      backup?.failContainer(random);
+    },
+  },
+  'fail a sync': { weight: 1, isPossible: isRunning, run: failSync },
+  'second session': {
+    weight: 1,
+    isPossible: ({ volume }) => volume.session !== undefined,
+    run: secondSession,
+  },
+  'check the store': { weight: 1, isPossible: isIdle, run: checkStore },
+  restore: { weight: 1, isPossible: isIdle, run: restoreSome },
+  'reopen cleanly': { weight: 2, run: reopenCleanly },
+  'reopen uncleanly': { weight: 1, isPossible: ({ faulty }) => faulty !== undefined, run: reopenUncleanly },
+  'fail the home': { weight: 1, isPossible: ({ faulty }) => faulty !== undefined, run: failHome },
+};
+
+/** One of the commands that are possible now, by weight. */
+export function drawCommand(world: World): string {
+  const possible = Object.entries(COMMANDS).filter(([, command]) => command.isPossible?.(world) ?? true);
+  let at = world.random.below(possible.reduce((sum, [, { weight }]) => sum + weight, 0));
+  for (const [name, { weight }] of possible) {
+    if (at < weight) return name;
+    at -= weight;
+  }
+  throw new RangeError('No command is possible');
+}
+
+function beginBackup(world: World): void {
+  world.backup = new RunningBackup(world, world.random.pick(world.stores));
+}
+
+/** Lets the backup come to its end, in small steps of which writes may still make use. */
+export async function endBackup(world: World): Promise<void> {
+  const { backup } = world;
+  if (backup !== undefined) await within(letEnd(world, backup), 'A backup');
+}
+
+async function letEnd({ scheduler }: World, backup: RunningBackup): Promise<void> {
+  for (let step = 0; !backup.isOver; step += 1) {
+    if (scheduler.parkedCount > 0) scheduler.releaseOne();
+    // A worker that hangs is killed in the end, as its host would; it has had the time by then.
+    if (backup.isHanging && step > 200) backup.kill();
+    await turns(1);
+  }
+  await backup.ended;
+}
+
+/** The writes that waited for the first are still on their way when the next one freezes. */
+async function replaceBackup(world: World): Promise<void> {
+  const { backup } = world;
+  backup?.cancel();
+  // A session that may have sealed its set goes on.
+  if (backup?.isSabotaged !== true) return;
+  await endBackup(world);
+  beginBackup(world);
+}
+
+function hangWorker({ backup, random }: World): void {
+  backup?.hang(random.pick(['read', 'confirm', 'take', 'acknowledge', 'mayComplete', 'complete'] as const));
+}
+
+function failSync(world: World): void {
+  const { backup, failingSyncs, random } = world;
+  const name = random.pick(['set-data', 'set-seal', 'set-directory', 'catalog', 'volume-state'] as const);
+  backup?.sabotage(`sync ${name} failed`);
+  failingSyncs.add(name);
+  world.mayBeUnclean ||= name === 'volume-state';
+}
+
+async function secondSession(world: World): Promise<void> {
+  const { volume } = world;
+  const area = new MemoryArea({ sizeBytes: world.trackBytes, trackSizeBytes: world.trackBytes });
+  const request = { consumer: 'other', level: 'full', candidates: [], areas: [area] } as const;
+  const first = volume.session;
+  try {
+    await volume.beginSession(request);
+    must(false, 'A second session began beside the first');
+  } catch (error) {
+    const code = systemCode(error);
+    must(code === 'session-running' || code === 'poisoned', `A second session failed otherwise: ${code}`);
+  }
+  must(volume.session === first || first?.state !== 'running', 'A refused session ended the first');
+}
+
+async function checkStore(world: World): Promise<void> {
+  const store = world.random.pick(world.stores);
+  // As the next command would: what a session left behind is put in order first.
+  if (world.random.chance(0.5)) await Store.open(store.path);
+  await world.checkStore(store, { everySet: false });
+}
+
+/** Any set, any part of it, in pieces anywhere on targets that held something else. */
+async function restoreSome(world: World): Promise<void> {
+  const { random } = world;
+  const store = random.pick(world.stores);
+  const sets = await store.list();
+  if (sets.length === 0) return;
+  const set = random.pick(sets);
+  const image = world.images.get(set.header?.point ?? '');
+  must(image !== undefined, `Set ${set.id} is of an unknown point`);
+  const { rows, targets } = someTable(world);
+  const chain = await store.chain(set.id);
+  try {
+    await restore(
+      chain,
+      [...targets.keys()].map((name) => ({ name, uri: `memory://${name}` })),
+      {
+        registry: { open: async (uri) => targets.get(uri.slice('memory://'.length))?.device ?? missing(uri) },
+        isVolumeHome: async () => false,
+        layout: { table: RemapTable.of(rows) },
+        writers: random.pick([1, 2, 8]),
+      },
+    );
+  } finally {
+    await chain.close();
+  }
+  for (const [name, { device, before }] of targets) {
+    const content = Buffer.alloc(device.sizeBytes);
+    device.read(content, 0);
+    for (const row of rows.filter(({ target }) => target === name)) {
+      const end = row.targetOffsetBytes + row.lengthBytes;
+      const problem = image?.mismatch(
+        content.subarray(row.targetOffsetBytes, end),
+        row.sourceOffsetBytes / SECTOR_BYTES,
+      );
+      must(problem === undefined, `Set ${set.id} was restored wrongly onto ${name}: ${problem}`);
+      before.copy(content, row.targetOffsetBytes, row.targetOffsetBytes, end);
+    }
+    must(content.equals(before), `The restore of set ${set.id} touched more of ${name} than its table names`);
+  }
+  world.count('restores');
+}
+
+function missing(uri: string): never {
+  throw new Error(`No target ${uri}`);
+}
+
+interface Target {
+  readonly device: MemoryDevice;
+  readonly before: Buffer;
+}
+
+/** The volume cut into pieces, some left out, the others shuffled onto up to three targets with gaps between. */
+function someTable({ random, model }: World): { rows: RemapRow[]; targets: Map<string, Target> } {
+  const pieces: { first: number; count: number }[] = [];
+  for (let first = 0; first < model.sectorCount;) {
+    const count = Math.min(1 + random.below(random.pick([4, 40, 400])), model.sectorCount - first);
+    if (random.chance(0.85)) pieces.push({ first, count });
+    first += count;
+  }
+  if (pieces.length === 0) pieces.push({ first: 0, count: 1 });
+  const names = ['a', 'b', 'c'].slice(0, 1 + random.below(3));
+  const ends = new Map(names.map((name) => [name, random.below(4)]));
+  const rows: RemapRow[] = [];
+  while (pieces.length > 0) {
+    const [piece] = pieces.splice(random.below(pieces.length), 1);
+    const target = random.pick(names);
+    if (piece === undefined) break;
+    const at = ends.get(target) ?? 0;
+    rows.push({
+      sourceOffsetBytes: piece.first * SECTOR_BYTES,
+      lengthBytes: piece.count * SECTOR_BYTES,
+      target,
+      targetOffsetBytes: at * SECTOR_BYTES,
+    });
+    ends.set(target, at + piece.count + random.pick([0, 0, random.below(9)]));
+  }
+  const targets = new Map<string, Target>();
+  for (const [name, end] of ends) {
+    if (!rows.some((row) => row.target === name)) continue;
+    const before = contentOf(Array.from({ length: end + 1 }, (_, sector) => 4_000_000_000 + sector));
+    const device = new MemoryDevice({ sizeBytes: before.length });
+    device.write(before, 0);
+    must(valuesOf(before)[0] === 4_000_000_000, 'Targets hold something before');
+    targets.set(name, { device, before });
+  }
+  return { rows, targets };
+}
+
+/** A stop, with whatever session runs and whoever waits for it. */
+async function reopenCleanly(world: World): Promise<void> {
+  const { backup, volume } = world;
+  const wasPoisoned = volume.status().poisoned !== undefined;
+  await stop(world);
+  world.failingSyncs.clear();
+  await volume.close();
+  await settleStop(world, backup);
+  await world.open();
+  must(world.volume.startedClean || wasPoisoned || world.mayBeUnclean, 'A clean stop was not seen as one');
+  world.mayBeUnclean = false;
+  world.observe(true);
+  world.checkChanges();
+  world.count('clean reopens');
+}
+
+/** A failed flush at the stop is as unclean as a kill, and the home keeps what it had. */
+async function reopenUncleanly(world: World): Promise<void> {
+  const { backup, volume, faulty } = world;
+  await stop(world);
+  world.mayFail = true;
+  const rule = faulty?.fail({ kind: 'flush' });
+  await volume.close().catch(() => undefined);
+  rule?.remove();
+  await settleStop(world, backup);
+  await world.open();
+  must(!world.volume.startedClean, 'An unclean stop was seen as a clean one');
+  for (const point of world.images.keys()) {
+    const { size } = world.volume.changedSince(point);
+    must(size === world.volume.geometry.trackCount, `After an unclean stop ${size} tracks count as changed`);
+  }
+  world.mayBeUnclean = false;
+  world.observe(true);
+  world.count('unclean reopens');
+}
+
+/** The session's end is not its own fault; writes that can go on do. */
+async function stop(world: World): Promise<void> {
+  world.backup?.sabotage('stopped');
+  world.scheduler.open();
+  await turns(3);
+}
+
+async function settleStop(world: World, backup: RunningBackup | undefined): Promise<void> {
+  backup?.kill();
+  world.scheduler.open();
+  if (backup !== undefined) await within(backup.ended, 'A backup');
+  await world.writesEnd();
+}
+
+/** A write or flush of the home fails: the volume refuses writing until it is checked, also over a stop. */
+async function failHome(world: World): Promise<void> {
+  const { random, faulty } = world;
+  world.backup?.sabotage('the home failed');
+  world.mayFail = true;
+  const kind = random.pick(['write', 'flush'] as const);
+  const rule = faulty?.fail({ kind, nth: 1 });
+  if (kind === 'flush') issueFlush(world);
+  else issueChange(world, 'write');
+  await turns(random.below(10));
+  rule?.remove();
+  world.count(`failures of the home: ${kind}`);
+}
+
+/** What an operator does about a poisoned volume. */
+export async function recoverFromPoison(world: World): Promise<void> {
+  const { backup } = world;
+  backup?.sabotage('the home failed');
+  await stop(world);
+  if (world.random.chance(0.5)) {
+    const { volume } = world;
+    await volume.close();
+    await settleStop(world, backup);
+    await world.open();
+    must(world.volume.status().poisoned !== undefined, 'The poisoned state was forgotten over a stop');
+    must(!world.volume.startedClean, 'A poisoned volume was seen as stopped cleanly');
+  } else {
+    await settleStop(world, backup);
+  }
+  world.scheduler.open();
+  await world.volume.check();
+  world.scheduler.close();
+  must(world.volume.status().poisoned === undefined, 'A check did not clear the poisoned state');
+  world.mayFail = false;
+  world.observe(false);
+  world.checkChanges();
+  world.count('recoveries');
+}

@@ -1,0 +1,295 @@
+/**
+ * One run of the model test: a real volume, container, lane, store and restore beside the model, and the checks
+ * that hold them against each other. What happens in which order is decided in `model-commands.ts`.
+ *
+ * The instant of a freeze is exact: the volume asks its clock for the point's time with the gate closed and
+ * empty, and the clock here takes the model's image at that question.
+ */
+
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type Clock, observeSyncs, present, type SeededRandom, type SyncName } from '../base/index.ts';
+import { type ChainView, Store, type StoredSet } from '../blockset/index.ts';
+import { type BlockDevice, DeviceError, FaultyDevice, MemoryDevice } from '../device/index.ts';
+import { createVolume, Volume } from '../volume/index.ts';
+import { type ModelImage, ModelVolume, SECTOR_BYTES } from './model.ts';
+import type { RunningBackup } from './model-backup.ts';
+import { Scheduler, turns, within } from './scheduler.ts';
+
+/** A promise was broken. */
+export class ModelViolation extends Error {}
+
+export function must(holds: boolean, message: string): void {
+  if (!holds) throw new ModelViolation(message);
+}
+
+/** A clock that tells when it was asked. */
+class AskedClock implements Clock {
+  onNow: (() => void) | undefined;
+  #nowMs = 1_700_000_000_000;
+
+  now(): number {
+    this.onNow?.();
+    this.#nowMs += 1;
+    return this.#nowMs;
+  }
+
+  monotonicMs(): number {
+    return this.#nowMs;
+  }
+}
+
+/** What a run did, for its report. */
+export type Tally = Map<string, number>;
+
+export class World {
+  readonly random: SeededRandom;
+  readonly scheduler: Scheduler;
+  readonly model: ModelVolume;
+  readonly clock = new AskedClock();
+  readonly disk: MemoryDevice;
+  /** Undefined in runs whose home finishes at once. */
+  readonly faulty: FaultyDevice | undefined;
+  readonly stores: Store[] = [];
+  /** The model at each freeze, by point. */
+  readonly images = new Map<string, ModelImage>();
+  /** Sets that were acknowledged, by store. */
+  readonly acknowledged = new Map<string, Set<string>>();
+  /** Points whose sets may show although their sessions failed: they were allowed to seal. */
+  readonly mayShow = new Set<string>();
+  readonly tally: Tally = new Map();
+  readonly writes = new Set<Promise<void>>();
+  /** Syncs that fail when they come. */
+  readonly failingSyncs = new Set<SyncName>();
+  /** Home operations may fail with an injected error from here on, until the volume is opened again. */
+  mayFail = false;
+  /** The state could not be saved at some time: the next stop is an unclean one. */
+  mayBeUnclean = false;
+  backup: RunningBackup | undefined;
+  isFreezing = false;
+  readonly #parent: string;
+  readonly #freezeWaitMsMax: number | undefined;
+  readonly #asyncHome: number;
+  #volume: Volume | undefined;
+
+  private constructor(parts: {
+    readonly random: SeededRandom;
+    readonly parent: string;
+    readonly sizeBytes: number;
+    readonly freezeWaitMsMax: number | undefined;
+  }) {
+    const { random, sizeBytes } = parts;
+    this.random = random;
+    this.scheduler = new Scheduler(random);
+    this.model = new ModelVolume(sizeBytes);
+    this.disk = new MemoryDevice({ sizeBytes });
+    this.faulty = random.chance(0.75) ? new FaultyDevice(this.disk) : undefined;
+    this.#parent = parts.parent;
+    this.#freezeWaitMsMax = parts.freezeWaitMsMax;
+    this.#asyncHome = random.pick([0, 0.1, 0.5]);
+  }
+
+  static async create(random: SeededRandom): Promise<World> {
+    const parent = await mkdtemp(join(tmpdir(), 'cowbell-model-'));
+    const trackSizeBytes = random.pick([4096, 4096, 8192]);
+    const trackCount = random.pick([1, 5, 12, 30, 70]);
+    const cut = random.chance(0.4) ? random.below(trackSizeBytes / SECTOR_BYTES) * SECTOR_BYTES : 0;
+    const sizeBytes = trackCount * trackSizeBytes - cut;
+    const freezeWaitMsMax = random.chance(0.1) ? 1 : undefined;
+    const world = new World({ random, parent, sizeBytes, freezeWaitMsMax });
+    await createVolume(world.#directory, { sizeBytes, trackSizeBytes });
+    for (let count = random.pick([1, 1, 2]); count > 0; count -= 1) {
+      const store = await Store.init(join(parent, `s${count}`));
+      world.stores.push(store);
+      world.acknowledged.set(store.path, new Set());
+    }
+    world.faulty?.delay({}, async ({ kind }) => {
+      await world.scheduler.park(`home ${kind}`, world.#asyncHome);
+    });
+    await world.open();
+    observeSyncs({
+      before: (event) => {
+        if (event.kind === 'commit' || !world.failingSyncs.delete(event.name)) return 'perform';
+        throw Object.assign(new Error(`Injected failure of sync ${event.name}`), { code: 'EIO' });
+      },
+    });
+    return world;
+  }
+
+  get volume(): Volume {
+    return present(this.#volume, 'The volume has been opened');
+  }
+
+  get #directory(): string {
+    return join(this.#parent, 'v');
+  }
+
+  get trackBytes(): number {
+    return this.volume.geometry.trackSizeBytes;
+  }
+
+  count(what: string, by = 1): void {
+    this.tally.set(what, (this.tally.get(what) ?? 0) + by);
+  }
+
+  async open(): Promise<void> {
+    const home: BlockDevice = keptOpen(this.faulty ?? this.disk);
+    this.mayFail = false;
+    this.#volume = await Volume.open(this.#directory, {
+      registry: { open: async () => home },
+      clock: this.clock,
+      activity: 'modelling',
+      ...(this.#freezeWaitMsMax === undefined ? {} : { freezeWaitMsMax: this.#freezeWaitMsMax }),
+    });
+  }
+
+  /** Takes the model's image at the instant at which the volume freezes. */
+  async freeze<T extends { readonly plan: { readonly point: string } }>(begin: () => Promise<T>): Promise<T> {
+    let image: ModelImage | undefined;
+    this.isFreezing = true;
+    this.clock.onNow = () => {
+      image ??= this.model.snapshot();
+    };
+    try {
+      const session = await begin();
+      this.images.set(session.plan.point, present(image, 'A freeze asks for the time'));
+      this.count('freezes');
+      return session;
+    } finally {
+      this.isFreezing = false;
+      this.clock.onNow = undefined;
+    }
+  }
+
+  /** What is on the disk at this instant is what the model says, whatever is in flight. */
+  checkDisk(): void {
+    const problem = this.model.snapshot().mismatch(this.#onDisk());
+    must(problem === undefined, `The live volume differs from the model: ${problem}`);
+  }
+
+  #onDisk(): Buffer {
+    const content = Buffer.alloc(this.disk.sizeBytes);
+    this.disk.read(content, 0);
+    return content;
+  }
+
+  /** Promise 3, for every point that ever was. */
+  checkChanges(): void {
+    for (const [point, image] of this.images) {
+      const changed = this.volume.changedSince(point);
+      for (const sector of this.model.differences(image)) {
+        const track = this.volume.geometry.trackAt(sector * SECTOR_BYTES);
+        must(changed.has(track), `changedSince lacks track ${track}, which differs from point ${point}`);
+      }
+    }
+  }
+
+  /** Lets all writes end, whatever the backup does. */
+  async writesEnd(): Promise<void> {
+    this.scheduler.open();
+    await within(
+      Promise.all(this.writes).then(() => undefined),
+      'A write',
+    );
+    this.scheduler.close();
+  }
+
+  /** Nothing is in flight: the model learns what there is. */
+  observe(isFinal: boolean): void {
+    this.checkDisk();
+    if (this.model.inFlightCount === 0) this.model.observe(this.#onDisk(), { isFinal });
+  }
+
+  /** No session runs: nothing of one may be left. */
+  async checkIdle(): Promise<void> {
+    await this.writesEnd();
+    must(this.volume.session === undefined, 'A session is left over');
+    must(this.volume.status().writesWaiting === 0, 'A write is counted as waiting, and none waits');
+    this.observe(false);
+    this.checkChanges();
+  }
+
+  /** Every set that shows is known, whole, and holds exactly its freeze. */
+  async checkStore(store: Store, options: { readonly everySet: boolean }): Promise<void> {
+    const sets = await store.list();
+    for (const id of this.acknowledged.get(store.path) ?? []) {
+      must(
+        sets.some((set) => set.id === id),
+        `Set ${id} was acknowledged and is not in the store`,
+      );
+    }
+    for (const set of options.everySet ? sets : sets.slice(-1)) await this.#checkSet(store, set);
+  }
+
+  async #checkSet(store: Store, set: StoredSet): Promise<void> {
+    must(set.damage === undefined && set.header !== undefined, `Set ${set.id} is damaged: ${set.damage}`);
+    const point = present(set.header, 'A sound set has a header').point;
+    const isAcknowledged = this.acknowledged.get(store.path)?.has(set.id) === true;
+    must(isAcknowledged || this.mayShow.has(point), `Set ${set.id} shows and was never sealed`);
+    await this.#checkOnce(store, set);
+    const image = present(this.images.get(point), `Point ${point} is known`);
+    const chain = await store.chain(set.id);
+    try {
+      const content = contentOfChain(chain);
+      const problem = image.mismatch(content);
+      must(problem === undefined, `Set ${set.id} differs from its freeze: ${problem}`);
+      image.narrow(content);
+      this.count('sets checked');
+    } finally {
+      await chain.close();
+    }
+  }
+
+  /** A set holds each of its tracks once. */
+  async #checkOnce(store: Store, set: StoredSet): Promise<void> {
+    const reader = store.openSet(set);
+    try {
+      const stored = [...reader.readPlan(reader.present)].flatMap(({ tracks }) => [...tracks]);
+      const tracks = [...stored, ...reader.zeroes.toArray()];
+      must(new Set(tracks).size === tracks.length, `Set ${set.id} holds a track twice`);
+      must(
+        tracks.length === reader.counters.tracks && tracks.length === reader.present.size,
+        `Set ${set.id} counts ${reader.counters.tracks} tracks and holds ${tracks.length}`,
+      );
+    } finally {
+      await reader.close();
+    }
+  }
+
+  /** Ends everything and removes what was made. */
+  async destroy(): Promise<void> {
+    observeSyncs(undefined);
+    this.scheduler.open();
+    await this.volume.close().catch(() => undefined);
+    await Promise.allSettled(this.writes);
+    await this.backup?.ended.catch(() => undefined);
+    await turns(2);
+    await rm(this.#parent, { recursive: true, force: true });
+  }
+}
+
+/** The whole volume as a chain gives it. */
+export function contentOfChain(chain: ChainView): Buffer {
+  const content = Buffer.alloc(chain.sizeBytes);
+  for (let track = 0; track < chain.trackCount; track += 1) {
+    chain.readTrack(track)?.copy(content, track * chain.trackSizeBytes);
+  }
+  return content;
+}
+
+/** Whether an error is one that a test injected. */
+export function isInjected(error: unknown): boolean {
+  return error instanceof DeviceError && error.message.includes('Injected');
+}
+
+/** The device without its end, so that it outlives each opening of the volume. */
+function keptOpen(device: BlockDevice): BlockDevice {
+  return new Proxy(device, {
+    get: (target, name) => {
+      if (name === 'close') return async () => undefined;
+      const value: unknown = Reflect.get(target, name, target);
+      return typeof value === 'function' ? value.bind(target) : value;
+    },
+  });
+}

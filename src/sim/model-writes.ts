@@ -1,0 +1,147 @@
+/** Changes and reads of a model run: each is told to the model when it is issued and when it has ended. */
+
+import { systemCode } from '../base/index.ts';
+import { contentOf, type ModelChange, SECTOR_BYTES } from './model.ts';
+import { isInjected, must, type World } from './model-world.ts';
+
+interface Range {
+  readonly first: number;
+  readonly count: number;
+}
+
+/** Any size and alignment: single sectors, whole tracks, and what crosses tracks. */
+function someRange({ random, model, trackBytes }: World): Range {
+  const perTrack = trackBytes / SECTOR_BYTES;
+  const count = Math.min(
+    random.pick([1, 1 + random.below(perTrack), perTrack, 1 + random.below(3 * perTrack)]),
+    model.sectorCount,
+  );
+  const room = model.sectorCount - count + 1;
+  const first = random.below(room);
+  return random.chance(0.3) ? { first: first - (first % perTrack), count } : { first, count };
+}
+
+/** New values, values that are there already, or zeroes. */
+function someValues({ random, model }: World, { first, count }: Range): number[] {
+  const kind = random.pick(['new', 'new', 'new', 'same', 'zero'] as const);
+  if (kind === 'new') return model.newValues(count);
+  return Array.from({ length: count }, (_, place) => (kind === 'zero' ? 0 : model.someValue(first + place)));
+}
+
+type Kind = 'write' | 'zeroes' | 'trim';
+
+/** Issues a change and does not wait for it. */
+export function issueChange(world: World, kind: Kind): void {
+  const { random, model, volume } = world;
+  const range = someRange(world);
+  const fua = random.chance(0.15);
+  const values = kind === 'write' ? someValues(world, range) : Array.from({ length: range.count }, () => 0);
+  const isFree = kind !== 'trim' && mustNotWait(world, range);
+  const change = model.begin(range.first, values, kind === 'trim');
+  const offsetBytes = range.first * SECTOR_BYTES;
+  const lengthBytes = range.count * SECTOR_BYTES;
+  const operationsBefore = world.faulty?.operations.length ?? 0;
+  let isWaiting = false;
+  const options = {
+    fua,
+    onWaiting: () => {
+      must(!isWaiting, 'A write was reported as waiting twice');
+      isWaiting = true;
+      world.count('writes that waited');
+    },
+    onResumed: () => {
+      isWaiting = false;
+    },
+  };
+  // An arrow, so that what the volume throws at once becomes a rejection.
+  const perform = async (): Promise<void> => {
+    if (kind === 'write') await volume.write(contentOf(values), offsetBytes, options);
+    else if (kind === 'trim') await volume.trim(offsetBytes, lengthBytes, options);
+    else await volume.writeZeroes(offsetBytes, lengthBytes, { ...options, mayTrim: random.chance(0.5) });
+    must(!isWaiting, 'A write ended and is still reported as waiting');
+  };
+  const done = follow(world, change, perform(), fua);
+  if (isFree && world.faulty !== undefined) {
+    const sent = world.faulty.operations.length - operationsBefore;
+    must(sent > 0 && !isWaiting, 'A write to saved tracks waited');
+    world.count('writes past a backup');
+  }
+  // Issued after the freeze and ended: what was under it has been saved. A trim may have left it there.
+  const session = kind !== 'trim' && world.backup?.hasSession === true ? world.backup.saved : undefined;
+  const tracks = tracksOf(world, range);
+  const note = (): void => tracks.forEach((track) => session?.add(track));
+  const tracked = done.then(note).finally(() => world.writes.delete(tracked));
+  world.writes.add(tracked);
+  // A broken promise shows where the writes are waited for.
+  tracked.catch(() => undefined);
+  if (kind === 'trim') for (const track of tracks) world.backup?.trimmed.add(track);
+  world.count(kind);
+}
+
+async function follow(world: World, change: ModelChange, done: Promise<void>, fua: boolean): Promise<void> {
+  try {
+    await done;
+  } catch (error) {
+    world.model.fail(change);
+    const code = systemCode(error);
+    const isFine = code === 'closed' || (world.mayFail && (code === 'poisoned' || isInjected(error)));
+    if (!isFine) throw error;
+    world.count('changes failed');
+    return;
+  }
+  world.model.finish(change, { fua });
+}
+
+/** Whether nothing of a backup stands in the way of a change here: each track saved, nothing under way. */
+function mustNotWait(world: World, range: Range): boolean {
+  const { backup, volume, model } = world;
+  if (backup === undefined || world.isFreezing || backup.isOver || !backup.hasSession) return false;
+  if (volume.status().poisoned !== undefined || model.isBusy(range.first, range.count)) return false;
+  return tracksOf(world, range).every((track) => backup.saved.has(track) && !backup.trimmed.has(track));
+}
+
+function tracksOf({ volume }: World, { first, count }: Range): number[] {
+  const run = volume.geometry.tracksOf(first * SECTOR_BYTES, count * SECTOR_BYTES);
+  return Array.from({ length: run.count }, (_, at) => run.first + at);
+}
+
+/** A flush; what had finished before it is durable after it. */
+export function issueFlush(world: World): void {
+  const { model, volume } = world;
+  const span = model.openSpan();
+  const flush = async (): Promise<void> => {
+    try {
+      await volume.flush();
+      model.flushed(span);
+    } catch (error) {
+      model.closeSpan(span);
+      const code = systemCode(error);
+      if (code !== 'closed' && !(world.mayFail && (code === 'poisoned' || isInjected(error)))) throw error;
+    }
+  };
+  const tracked = flush().finally(() => world.writes.delete(tracked));
+  world.writes.add(tracked);
+  tracked.catch(() => undefined);
+  world.count('flush');
+}
+
+/** A read through the volume gives something that was there while it ran. */
+export function issueRead(world: World): void {
+  const { model, volume } = world;
+  const { first, count } = someRange(world);
+  const span = model.openSpan();
+  const read = async (): Promise<void> => {
+    const content = Buffer.alloc(count * SECTOR_BYTES);
+    try {
+      await volume.read(content, first * SECTOR_BYTES);
+    } finally {
+      model.closeSpan(span);
+    }
+    const problem = span.mismatch(content, first);
+    must(problem === undefined, `A read gave what was never there: ${problem}`);
+  };
+  const tracked = read().finally(() => world.writes.delete(tracked));
+  world.writes.add(tracked);
+  tracked.catch(() => undefined);
+  world.count('read');
+}
