@@ -57,10 +57,26 @@ export const LIMITS = {
   nbdWaitingCountMax: 16_384,
   /** Reply bytes a slow client has not taken yet; beyond it its requests are not read. */
   nbdReplyBytesMax: 16 * MIB,
+  /** Metadata contexts of one connection, and queries of one option; each is asked in every block status. */
+  nbdMetaContextCountMax: 64,
+  /** Extents in the answer of one context; the protocol's text allows 2^20, which would be 16 MiB. */
+  nbdExtentCountMax: 32_768,
+  /** What one NBD_CMD_CACHE reads at most: it is a hint. */
+  nbdCacheBytesMax: 32 * MIB,
+  /** Reads from this size on leave out what the device knows to be zero, where the client can be told. */
+  nbdSparseReadBytesMin: 2 * MIB,
   /** How long a client may take for the last replies and its own goodbye once the server wants to close. */
   nbdCloseMsMax: 5_000,
   /** How long a client waits for a connection and its handshake. */
   nbdConnectMsMax: 10_000,
+  /** Sockets of one kernel device; more only cost memory, since one server process answers them all. */
+  kernelConnectionCountMax: 16,
+  /** A lost connection of a kernel device is tried again after this time, which doubles ... */
+  kernelRetryMsMin: 100,
+  /** ... up to this: a filesystem waits for it, and a server that starts takes longer than one attempt costs. */
+  kernelRetryMsMax: 2_000,
+  /** One wait for a kernel device's news; it is how long a supervisor may take to heed its end. */
+  kernelWaitMsMax: 500,
   /** Exports a client takes from one server's list. */
   nbdListedExportCountMax: 65_536,
 

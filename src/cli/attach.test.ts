@@ -2,7 +2,7 @@
 
 import t from 'tap';
 import { parseNbdUri } from '../nbd/index.ts';
-import { addressOfVolume, attachArguments, detachArguments, shellLine } from './attach.ts';
+import { addressOfVolume, attachArguments, describeDeviceEvent, shellLine } from './attach.ts';
 
 const TAIL = '-block-size 4096 -connections 1 -timeout 600 -persist';
 
@@ -20,12 +20,17 @@ t.test('a URI goes where it says', (t) => {
   t.end();
 });
 
-t.test('detaching', (t) => {
-  t.strictSame(detachArguments('/dev/nbd0'), ['-d', '/dev/nbd0']);
+t.test('a shell reads back what was printed', (t) => {
+  t.equal(shellLine(['a', 'b c', "d'e", '$f', '']), `a 'b c' 'd'\\''e' '$f' ''`);
   t.end();
 });
 
-t.test('a shell reads back what was printed', (t) => {
-  t.equal(shellLine(['a', 'b c', "d'e", '$f', '']), `a 'b c' 'd'\\''e' '$f' ''`);
+t.test('what happens to a device is one line', (t) => {
+  const device = '/dev/nbd0';
+  t.equal(describeDeviceEvent({ kind: 'lost', device }), '/dev/nbd0 has lost its server');
+  const waiting = describeDeviceEvent({ kind: 'waiting', device, error: new Error('nobody there') });
+  t.equal(waiting, '/dev/nbd0 waits for its server: nobody there');
+  const restored = describeDeviceEvent({ kind: 'restored', device, pauseMs: 1234 });
+  t.equal(restored, '/dev/nbd0 is connected again after 1.2 s');
   t.end();
 });

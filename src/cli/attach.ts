@@ -1,5 +1,6 @@
 /**
- * The command line of nbd-client that attaches an export to a kernel device.
+ * What `cowbell attach` tells the program that stays behind it, and the command line of nbd-client for a
+ * machine that has no Cowbell.
  *
  * - `-persist` asks nbd-client to reconnect when the server comes back. Its release 3.27 has that for netlink, one
  *   connection at a time, hence `-connections 1`. nbd-client 3.24 (Debian 12) on Linux 6.1 does not, over
@@ -11,15 +12,41 @@
  * - `-block-size` is a page: with smaller blocks the kernel would send requests that make the server read
  *   before it writes.
  *
- * Pure; `commands/attach.ts` runs the result.
+ * Pure; `supervisor.ts` and `commands/attach.ts` do it.
  */
 
 import { basename, join } from 'node:path';
-import { LIMITS } from '../base/index.ts';
-import type { NbdAddress } from '../nbd/index.ts';
+import { LIMITS, messageOf } from '../base/index.ts';
+import type { KernelDeviceEvent, NbdAddress } from '../nbd/index.ts';
 
 const TIMEOUT_SECONDS = 600;
 const CONNECTION_COUNT = 1;
+
+/** What the supervising program is started with; crosses a process as JSON. */
+export interface SupervisorOptions {
+  readonly device: string;
+  readonly address: NbdAddress;
+  readonly connections: number;
+  readonly timeoutSeconds: number;
+  readonly deadConnectionSeconds: number;
+}
+
+/** The one message of the supervising program. */
+export type SupervisorMessage =
+  | { readonly kind: 'attached'; readonly sizeBytes: number; readonly isTakenOver: boolean }
+  | { readonly kind: 'failed'; readonly code: string; readonly message: string };
+
+/** One line about what happened to a device. */
+export function describeDeviceEvent(event: KernelDeviceEvent): string {
+  switch (event.kind) {
+    case 'lost':
+      return `${event.device} has lost its server`;
+    case 'waiting':
+      return `${event.device} waits for its server: ${messageOf(event.error)}`;
+    case 'restored':
+      return `${event.device} is connected again after ${(event.pauseMs / 1000).toFixed(1)} s`;
+  }
+}
 
 /** The place of a volume's default socket. `directory` is absolute. */
 export function addressOfVolume(directory: string): NbdAddress {
@@ -44,11 +71,6 @@ export function attachArguments(address: NbdAddress, device: string): readonly s
     String(TIMEOUT_SECONDS),
     '-persist',
   ];
-}
-
-/** The arguments of nbd-client that detach `device`. */
-export function detachArguments(device: string): readonly string[] {
-  return ['-d', device];
 }
 
 /** A command line for a POSIX shell: quoted only where it must be. */

@@ -9,12 +9,13 @@
 import { PassThrough } from 'node:stream';
 import t, { type Test } from 'tap';
 import { ManualClock } from '../base/index.ts';
+import type { SupervisorOptions } from './attach.ts';
 import { runCommandLine } from './command-line.ts';
 
-async function cowbell(directory: string, words: readonly string[], programStatus = 0) {
+async function cowbell(directory: string, words: readonly string[]) {
   const stdout = new PassThrough().setEncoding('utf8');
   const stderr = new PassThrough().setEncoding('utf8');
-  const programs: (readonly string[])[] = [];
+  const attached: SupervisorOptions[] = [];
   const status = await runCommandLine(words, {
     stdout,
     stderr,
@@ -22,13 +23,13 @@ async function cowbell(directory: string, words: readonly string[], programStatu
     clock: new ManualClock(),
     signal: new AbortController().signal,
     version: '9.9.9',
-    runProgram: async (program, programWords) => {
-      programs.push([program, ...programWords]);
-      return programStatus;
+    startSupervisor: async (options) => {
+      attached.push(options);
+      return { sizeBytes: 1_048_576, isTakenOver: false, pid: 7 };
     },
   });
   const read = (stream: PassThrough): string => String(stream.read() ?? '');
-  return { status, stdout: read(stdout), stderr: read(stderr), programs };
+  return { status, stdout: read(stdout), stderr: read(stderr), attached };
 }
 
 async function refused(t: Test, words: readonly string[], pattern: RegExp, status = 2): Promise<void> {
@@ -128,17 +129,24 @@ t.test('a store is made and listed', async (t) => {
   await refused(t, ['store', 'show', 'deep', 'latest'], /No set in the store is latest/, 1);
 });
 
-t.test('attach runs nbd-client, or prints what another machine runs', async (t) => {
+t.test('attach starts what watches the device, or prints what another machine runs', async (t) => {
   const directory = t.testdir();
   await cowbell(directory, ['volume', 'create', 'vol', '--size', '1M']);
-  const attached = await cowbell(directory, ['attach', 'vol', '/dev/nbd0']);
-  t.match(attached.programs, [
-    ['nbd-client', '-unix', `${directory}/vol/nbd.sock`, '/dev/nbd0', '-name', 'vol'],
+  const { attached, stdout } = await cowbell(directory, ['attach', 'vol', '/dev/nbd0', '--timeout', '5']);
+  t.strictSame(attached, [
+    {
+      device: '/dev/nbd0',
+      connections: 1,
+      timeoutSeconds: 5,
+      deadConnectionSeconds: 3600,
+      address: { transport: { kind: 'unix', path: `${directory}/vol/nbd.sock` }, exportName: 'vol' },
+    },
   ]);
+  t.match(stdout, /^Attached \/dev\/nbd0, .* of vol, by process 7\n$/);
   const printed = await cowbell(directory, ['attach', '--print', 'nbd://10.0.2.2:1/vol', '/dev/nbd0']);
   t.match(printed.stdout, /^nbd-client 10\.0\.2\.2 1 \/dev\/nbd0 -name vol /);
-  t.strictSame(printed.programs, []);
-  const failed = await cowbell(directory, ['detach', '/dev/nbd0'], 5);
-  t.equal(failed.status, 1);
-  t.match(failed.stderr, /Cannot detach \/dev\/nbd0: nbd-client ended with status 5/);
+  t.strictSame(printed.attached, []);
+  await refused(t, ['attach', 'vol', '/dev/nbd0', '--timeout', '0'], /--timeout is 0, wanted/);
+  await refused(t, ['attach', 'vol', '/dev/nbd0', '--connections', '1.5'], /--connections is 1.5, wanted/);
+  await refused(t, ['detach', '/dev/sda'], /"\/dev\/sda" cannot be attached to/);
 });

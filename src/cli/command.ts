@@ -3,6 +3,7 @@
 import type { Argv } from 'yargs';
 import type { Clock } from '../base/index.ts';
 import type { Output } from './output.ts';
+import type { StartSupervisor } from './supervisor.ts';
 
 export interface CommandContext {
   readonly output: Output;
@@ -11,8 +12,8 @@ export interface CommandContext {
   /** Fires at Ctrl-C and at SIGTERM. */
   readonly signal: AbortSignal;
   readonly clock: Clock;
-  /** Runs a program on this terminal and gives its exit status; for nbd-client. */
-  readonly runProgram: (program: string, words: readonly string[]) => Promise<number>;
+  /** Attaches a kernel device from a process that stays behind. */
+  readonly startSupervisor: StartSupervisor;
 }
 
 /** Options of every command. */

@@ -44,6 +44,7 @@ const USAGE_CODES: ReadonlySet<string> = new Set([
   'uri-invalid',
   'bad-uri',
   'unknown-scheme',
+  'device-invalid',
 ]);
 
 export function exitStatusOf(error: unknown): ExitStatus {

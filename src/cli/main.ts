@@ -5,11 +5,11 @@
  * once.
  */
 
-import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { systemClock } from '../base/index.ts';
 import { runCommandLine } from './command-line.ts';
-import { EXIT, InterruptedError } from './exit.ts';
+import { InterruptedError } from './exit.ts';
+import { startSupervisor } from './supervisor.ts';
 
 const INTERRUPTED_STATUS = 130;
 
@@ -29,22 +29,6 @@ function watchSignals(): AbortSignal {
   return abort.signal;
 }
 
-/** nbd-client lies in a directory that an ordinary user's path leaves out. */
-const SYSTEM_DIRECTORIES = '/usr/local/sbin:/usr/sbin:/sbin';
-
-function runProgram(program: string, words: readonly string[]): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const path = `${process.env['PATH'] ?? ''}:${SYSTEM_DIRECTORIES}`;
-    // Standard output carries our own lines only, so the program's goes where its complaints go.
-    const child = spawn(program, words, {
-      stdio: ['inherit', 2, 'inherit'],
-      env: { ...process.env, PATH: path },
-    });
-    child.once('error', reject);
-    child.once('close', (status) => resolve(status ?? EXIT.operatingError));
-  });
-}
-
 // Volumes, stores and sockets give access to whole disks: what is made is for its owner alone.
 process.umask(0o077);
 
@@ -58,6 +42,6 @@ process.exitCode = await runCommandLine(process.argv.slice(2), {
   directory: process.cwd(),
   signal: watchSignals(),
   clock: systemClock,
-  runProgram,
+  startSupervisor,
   version: readVersion(),
 });

@@ -1,8 +1,16 @@
-/** Where the program of a session's child process lies: beside this file, compiled or not as this file is. */
+/** Where the programs of child processes lie: beside this file, compiled or not as this file is. */
 
 import { extname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 export function workerPath(): string {
-  return fileURLToPath(new URL(`./session-worker${extname(import.meta.url)}`, import.meta.url));
+  return pathOf('session-worker');
+}
+
+export function supervisorPath(): string {
+  return pathOf('attach-supervisor');
+}
+
+function pathOf(program: string): string {
+  return fileURLToPath(new URL(`./${program}${extname(import.meta.url)}`, import.meta.url));
 }

@@ -315,7 +315,7 @@ interface LinkListener {
 type Outcome = Exclude<ClientDecision, { kind: 'continue' | 'refused' | 'violation' }>;
 
 /** The socket of a client, from connecting to closing. */
-class Link {
+export class Link {
   readonly name: string;
   readonly closed: Promise<void>;
   readonly #exportName: string;
@@ -366,6 +366,19 @@ class Link {
 
   destroy(): void {
     this.#socket.destroy();
+  }
+
+  /**
+   * Stops reading, so that the descriptor can be given to someone else, and gives it. It stays this link's
+   * to close. What had arrived behind the handshake is in the decision's `rest`, all else is still unread.
+   */
+  release(): number {
+    // A socket that reads into a buffer of its own stops at once; the next bytes stay in the kernel.
+    this.#socket.pause();
+    const handle: unknown = Reflect.get(this.#socket, '_handle');
+    const descriptor: unknown = typeof handle === 'object' && handle !== null && Reflect.get(handle, 'fd');
+    assert(typeof descriptor === 'number' && descriptor >= 0, 'An open socket has a descriptor');
+    return descriptor;
   }
 
   /** Runs the handshake; the link is closed unless the goal was the transmission and was reached. */

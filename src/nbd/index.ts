@@ -5,6 +5,14 @@ export type { ServerEntry } from './codec.ts';
 export { NbdDevice, openNbdDevice } from './device.ts';
 export { nbdErrorName, type NbdErrorName, nbdErrorOfCode } from './errno.ts';
 export type { Export } from './export.ts';
+export {
+  attachKernelDevice,
+  detachKernelDevice,
+  type KernelDevice,
+  type KernelDeviceOptions,
+} from './kernel.ts';
+export { KernelDeviceError, type KernelDeviceErrorDetails } from './kernel-error.ts';
+export type { KernelDeviceEvent } from './kernel-supervisor.ts';
 export type { NbdLimits } from './limits.ts';
 export type { NbdLog, NbdLogEvent } from './log.ts';
 export { NbdServer, NbdServerError, type NbdServerErrorDetails, type NbdServerOptions } from './server.ts';

@@ -1,14 +1,14 @@
-/** `cowbell detach`: takes a kernel device off its export. */
+/** `cowbell detach`: takes a kernel device off its export; the process that watched it ends. */
 
-import { detachArguments } from '../attach.ts';
+import { detachKernelDevice } from '../../nbd/index.ts';
 import type { AddCommand, CommandContext } from '../command.ts';
 import { UsageError } from '../exit.ts';
-import { runNbdClient } from '../nbd-client.ts';
 
 interface Options {
   readonly json: boolean;
   readonly debug: boolean;
   readonly device: string;
+  readonly force: boolean;
 }
 
 export const addDetach: AddCommand = (parser, run) =>
@@ -18,14 +18,20 @@ export const addDetach: AddCommand = (parser, run) =>
     (command) =>
       command
         .positional('device', { type: 'string', demandOption: true, describe: 'Such as /dev/nbd0' })
+        .option('force', {
+          type: 'boolean',
+          default: false,
+          describe: 'Also where it is mounted: everything on it fails from then on',
+        })
         .example('$0 detach /dev/nbd0', ''),
     (options) => run<Options>(options, detach),
   );
 
 async function detach(context: CommandContext, options: Options): Promise<void> {
-  if (!options.device.startsWith('/dev/')) {
-    throw new UsageError(`The device is '${options.device}', wanted a path such as /dev/nbd0`);
+  const { device, force } = options;
+  if (!device.startsWith('/dev/')) {
+    throw new UsageError(`The device is '${device}', wanted a path such as /dev/nbd0`);
   }
-  await runNbdClient(context, detachArguments(options.device), `detach ${options.device}`);
-  context.output.report({ event: 'detach', device: options.device }, `Detached ${options.device}`);
+  await detachKernelDevice(device, { force });
+  context.output.report({ event: 'detach', device }, `Detached ${device}`);
 }

@@ -1,0 +1,40 @@
+/**
+ * A connection that ends its handshake in this process and goes on in the kernel.
+ *
+ * The handshake ends with an answer of the server, and a server sends nothing more until it is asked: so no
+ * byte is lost as long as this process stops reading there. A server that has sent more broke the protocol.
+ * The kernel holds the socket by itself once it was given it; the descriptor here stays open only to see the
+ * socket hang up.
+ */
+
+import type { NbdExportInfo } from './client-handshake.ts';
+import { Link } from './client.ts';
+import { NbdClientError } from './client-error.ts';
+import { formatNbdUri, type NbdAddress } from './uri.ts';
+
+export interface KernelSocket {
+  readonly descriptor: number;
+  readonly exportInfo: NbdExportInfo;
+  /** Closes this process's descriptor; what the kernel holds goes on. */
+  close(): void;
+}
+
+export type OpenKernelSocket = (address: NbdAddress) => Promise<KernelSocket>;
+
+/**
+ * Connects, chooses the export and stops reading.
+ *
+ * @throws {NbdClientError} connect-failed, export-unknown, tls-required, option-refused, protocol-violation
+ */
+export async function openKernelSocket(address: NbdAddress): Promise<KernelSocket> {
+  const link = new Link(address);
+  const decision = await link.negotiate({ kind: 'go', exportName: address.exportName }, {});
+  const descriptor = link.release();
+  if (decision.kind !== 'export' || decision.rest.length > 0) {
+    link.destroy();
+    const name = formatNbdUri(address);
+    const message = `The server at ${name} broke the protocol: it sent bytes that nobody asked for`;
+    throw new NbdClientError('protocol-violation', message, { address: name });
+  }
+  return { descriptor, exportInfo: decision.info, close: () => link.destroy() };
+}
