@@ -9,8 +9,11 @@
  * Decoders take what a peer sent: they answer `undefined` or `false` for bytes that are no such message and
  * never throw. Encoders take what this program made and assert it.
  *
- * Source: NBD proto.md § Protocol phases, § Values. Messages of extensions that are refused for now
- * (structured replies, metadata contexts) are named in the constants only.
+ * The messages of metadata contexts are in `codec-meta.ts`, those of structured replies and extended headers
+ * in `codec-chunks.ts`; their constants are here.
+ *
+ * Source: NBD proto.md § Protocol phases, § Values; for extended headers the same text on the branch
+ * `extension-ext-header`.
  */
 
 import { assert } from '../base/index.ts';
@@ -35,6 +38,8 @@ export const TRANSMISSION_FLAG = {
   sendResize: 512,
   sendCache: 1024,
   sendFastZero: 2048,
+  /** Extended headers only: block status may name the contexts it wants. */
+  blockStatusPayload: 4096,
 } as const;
 
 /** NBD proto.md § Option types. */
@@ -67,6 +72,7 @@ export const OPTION_REPLY = {
   errorShutdown: 0x8000_0007,
   errorBlockSizeRequired: 0x8000_0008,
   errorTooBig: 0x8000_0009,
+  errorExtendedHeadersRequired: 0x8000_000a,
 } as const;
 
 /** NBD proto.md § Option reply types, NBD_REP_INFO. */
@@ -84,8 +90,15 @@ export const COMMAND = {
   blockStatus: 7,
 } as const;
 
-/** NBD proto.md § Command flags. */
-export const COMMAND_FLAG = { fua: 1, noHole: 2, df: 4, requestOne: 8, fastZero: 16 } as const;
+/** NBD proto.md § Command flags. `payloadLength` exists with extended headers only. */
+export const COMMAND_FLAG = {
+  fua: 1,
+  noHole: 2,
+  df: 4,
+  requestOne: 8,
+  fastZero: 16,
+  payloadLength: 32,
+} as const;
 
 /** NBD proto.md § Error values. */
 export const NBD_ERROR = {
@@ -114,14 +127,18 @@ const INIT_MAGIC = [0x4e42_444d, 0x4147_4943] as const;
 const OPTION_MAGIC = [0x4948_4156, 0x454f_5054] as const;
 const OPTION_REPLY_MAGIC = [0x0003_e889, 0x0455_65a9] as const;
 const REQUEST_MAGIC = 0x2560_9513;
-const SIMPLE_REPLY_MAGIC = 0x6744_6698;
+export const SIMPLE_REPLY_MAGIC = 0x6744_6698;
 
 const UINT32 = 2 ** 32;
 const UINT32_MAX = UINT32 - 1;
 
 /** A u64 as a safe integer, or `Infinity` where it is beyond them. */
 export function readUint64(buffer: Buffer, at: number): number {
-  const value = buffer.readUInt32BE(at) * UINT32 + buffer.readUInt32BE(at + 4);
+  return joinUint64(buffer.readUInt32BE(at), buffer.readUInt32BE(at + 4));
+}
+
+function joinUint64(high: number, low: number): number {
+  const value = high * UINT32 + low;
   return value <= Number.MAX_SAFE_INTEGER ? value : Number.POSITIVE_INFINITY;
 }
 
@@ -368,34 +385,61 @@ export interface Request {
   cookieLow: number;
   /** `Infinity` where the wire held more than a safe integer. */
   offsetBytes: number;
+  /** The same as it stood on the wire, for replies that repeat it; set by decoding, not encoded. */
+  offsetHigh: number;
+  offsetLow: number;
+  /** `Infinity` where the wire held more than a safe integer. */
   lengthBytes: number;
 }
 
 export function emptyRequest(): Request {
-  return { flags: 0, type: 0, cookieHigh: 0, cookieLow: 0, offsetBytes: 0, lengthBytes: 0 };
+  return {
+    flags: 0,
+    type: 0,
+    cookieHigh: 0,
+    cookieLow: 0,
+    offsetBytes: 0,
+    offsetHigh: 0,
+    offsetLow: 0,
+    lengthBytes: 0,
+  };
 }
 
-/** Decodes into `target`. @returns false where the magic is wrong: the stream is lost. */
-export function decodeRequest(buffer: Buffer, at: number, target: Request): boolean {
-  if (buffer.readUInt32BE(at) !== REQUEST_MAGIC) return false;
+/** What both forms of a request header have in common, from byte 4 to 23. */
+export function decodeRequestStart(buffer: Buffer, at: number, target: Request): void {
   target.flags = buffer.readUInt16BE(at + 4);
   target.type = buffer.readUInt16BE(at + 6);
   target.cookieHigh = buffer.readUInt32BE(at + 8);
   target.cookieLow = buffer.readUInt32BE(at + 12);
-  target.offsetBytes = readUint64(buffer, at + 16);
-  target.lengthBytes = buffer.readUInt32BE(at + 24);
-  return true;
+  target.offsetHigh = buffer.readUInt32BE(at + 16);
+  target.offsetLow = buffer.readUInt32BE(at + 20);
+  target.offsetBytes = joinUint64(target.offsetHigh, target.offsetLow);
 }
 
-export function encodeRequest(request: Readonly<Request>): Buffer {
-  assert(request.lengthBytes <= UINT32_MAX, `Length ${request.lengthBytes} is no unsigned 32-bit integer`);
-  const buffer = Buffer.allocUnsafe(REQUEST_BYTES);
-  buffer.writeUInt32BE(REQUEST_MAGIC, 0);
+/** What to encode: where a request was decoded from does not matter. */
+export type RequestToSend = Readonly<Omit<Request, 'offsetHigh' | 'offsetLow'>>;
+
+export function encodeRequestStart(buffer: Buffer, magic: number, request: RequestToSend): void {
+  buffer.writeUInt32BE(magic, 0);
   buffer.writeUInt16BE(request.flags, 4);
   buffer.writeUInt16BE(request.type, 6);
   buffer.writeUInt32BE(request.cookieHigh, 8);
   buffer.writeUInt32BE(request.cookieLow, 12);
   writeUint64(buffer, request.offsetBytes, 16);
+}
+
+/** Decodes into `target`. @returns false where the magic is wrong: the stream is lost. */
+export function decodeRequest(buffer: Buffer, at: number, target: Request): boolean {
+  if (buffer.readUInt32BE(at) !== REQUEST_MAGIC) return false;
+  decodeRequestStart(buffer, at, target);
+  target.lengthBytes = buffer.readUInt32BE(at + 24);
+  return true;
+}
+
+export function encodeRequest(request: RequestToSend): Buffer {
+  assert(request.lengthBytes <= UINT32_MAX, `Length ${request.lengthBytes} is no unsigned 32-bit integer`);
+  const buffer = Buffer.allocUnsafe(REQUEST_BYTES);
+  encodeRequestStart(buffer, REQUEST_MAGIC, request);
   buffer.writeUInt32BE(request.lengthBytes, 24);
   return buffer;
 }
@@ -406,18 +450,25 @@ export interface SimpleReply {
   readonly cookieLow: number;
 }
 
+/** What a reply repeats of its request: the cookie and, with extended headers, the offset. */
+export interface ReplyAddress {
+  readonly cookieHigh: number;
+  readonly cookieLow: number;
+  readonly offsetHigh: number;
+  readonly offsetLow: number;
+}
+
 /** Writes the 16 bytes of a simple reply at `at`. */
 export function writeSimpleReply(
   buffer: Buffer,
   at: number,
   error: number,
-  cookieHigh: number,
-  cookieLow: number,
+  to: Pick<ReplyAddress, 'cookieHigh' | 'cookieLow'>,
 ): void {
   buffer.writeUInt32BE(SIMPLE_REPLY_MAGIC, at);
   buffer.writeUInt32BE(error, at + 4);
-  buffer.writeUInt32BE(cookieHigh, at + 8);
-  buffer.writeUInt32BE(cookieLow, at + 12);
+  buffer.writeUInt32BE(to.cookieHigh, at + 8);
+  buffer.writeUInt32BE(to.cookieLow, at + 12);
 }
 
 export function decodeSimpleReply(buffer: Buffer, at: number): SimpleReply | undefined {

@@ -175,7 +175,7 @@ export class ServerConnection implements TransmissionPort {
     const target = this.#host.target(negotiated.exportName);
     assert(target !== undefined, `Export ${negotiated.exportName} was offered and does not exist`);
     this.#exportName = negotiated.exportName;
-    this.#transmission = new Transmission(target, this.#host.limits, this);
+    this.#transmission = new Transmission(target, this.#host.limits, this, negotiated);
     if (rest.length > 0) this.#receive(rest);
   }
 

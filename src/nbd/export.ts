@@ -4,6 +4,7 @@ import { assert, isPowerOfTwo, LIMITS } from '../base/index.ts';
 import type { BlockDevice } from '../device/index.ts';
 import { TRANSMISSION_FLAG } from './codec.ts';
 import type { ExportOffer } from './handshake.ts';
+import { allocationContext, type ContextCatalog, type MetaContext } from './meta-context.ts';
 
 /** The protocol's upper bound of a minimum block size (NBD proto.md § Size constraints). */
 const MINIMUM_BLOCK_BYTES_MAX = 65_536;
@@ -24,10 +25,35 @@ export interface Export {
   readonly multiConn: boolean;
   /** A power of two; what clients should align to. Default 4096, or the device's block size if larger. */
   readonly preferredBlockSizeBytes?: number;
+  /**
+   * Zeroes that may become holes are faster than writing them: NBD_CMD_FLAG_FAST_ZERO then succeeds, except
+   * with NO_HOLE. Default: where the device has `trim`.
+   */
+  readonly fastZeroes?: boolean;
+  /**
+   * What else the export says of its bytes, besides `base:allocation`. Read at every query, so it may be a
+   * getter.
+   */
+  readonly contexts?: readonly MetaContext[];
+  /** Contexts that are not in the list, by their exact name. */
+  findContext?(name: string): MetaContext | undefined;
 }
 
 export function isReadOnly(exported: Export): boolean {
   return exported.readOnly || exported.device.capabilities.readOnly;
+}
+
+export function hasFastZeroes(exported: Export): boolean {
+  return exported.fastZeroes ?? exported.device.capabilities.trim;
+}
+
+function contextsOf(exported: Export): ContextCatalog {
+  const allocation = allocationContext(exported.device);
+  const list = (): readonly MetaContext[] => [allocation, ...(exported.contexts ?? [])];
+  return {
+    list,
+    find: (name) => list().find((context) => context.name === name) ?? exported.findContext?.(name),
+  };
 }
 
 /** The offer of an export: what the handshake tells clients about it. */
@@ -52,16 +78,17 @@ export function offerOf(exported: Export, maximumPayloadBytes: number): ExportOf
     minimumBlockSizeBytes,
     preferredBlockSizeBytes,
     maximumPayloadBytes,
+    contexts: contextsOf(exported),
   };
 }
 
-/** NBD proto.md § Transmission flags: only what works on this export. */
+/** NBD proto.md § Transmission flags: only what works on this export. The handshake adds what it agreed on. */
 function transmissionFlagsOf(exported: Export): number {
   const flag = TRANSMISSION_FLAG;
-  let flags: number = flag.hasFlags | flag.sendFlush | flag.sendFua;
+  let flags: number = flag.hasFlags | flag.sendFlush | flag.sendFua | flag.sendCache;
   if (exported.multiConn) flags |= flag.canMultiConn;
   if (isReadOnly(exported)) return flags | flag.readOnly;
-  flags |= flag.sendWriteZeroes;
+  flags |= flag.sendWriteZeroes | flag.sendFastZero;
   if (exported.device.capabilities.trim) flags |= flag.sendTrim;
   return flags;
 }

@@ -7,7 +7,16 @@
 import { deepStrictEqual, strictEqual as equal } from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
-import { encodeClientFlags, encodeInfoRequest, encodeOption, INFO, OPTION, OPTION_REPLY } from './codec.ts';
+import {
+  encodeClientFlags,
+  encodeInfoRequest,
+  encodeOption,
+  INFO,
+  OPTION,
+  OPTION_REPLY,
+  TRANSMISSION_FLAG,
+} from './codec.ts';
+import { encodeMetaContextRequest } from './codec-meta.ts';
 import {
   type ExportOffer,
   type HandshakeDecision,
@@ -15,6 +24,21 @@ import {
   ServerHandshake,
 } from './handshake.ts';
 import { nbdLimits } from './limits.ts';
+import type { ContextCatalog, MetaContext } from './meta-context.ts';
+
+/** Contexts by name, and one that is found but not listed. */
+function catalogOf(...names: readonly string[]): ContextCatalog {
+  const contextOf = (name: string): MetaContext => ({
+    name,
+    extents: (_, lengthBytes) => Promise.resolve([{ lengthBytes, flags: 0 }]),
+  });
+  const listed = names.map(contextOf);
+  const hidden = contextOf('x-test:hidden');
+  return {
+    list: () => listed,
+    find: (name) => [...listed, hidden].find((context) => context.name === name),
+  };
+}
 
 const disk: ExportOffer = {
   name: 'disk',
@@ -24,6 +48,7 @@ const disk: ExportOffer = {
   minimumBlockSizeBytes: 512,
   preferredBlockSizeBytes: 4096,
   maximumPayloadBytes: 2 ** 25,
+  contexts: catalogOf('base:allocation', 'x-test:one', 'x-test:two'),
 };
 const offers = [disk, { ...disk, name: 'other', description: '' }];
 const view: HandshakeView = {
@@ -68,7 +93,14 @@ function replyTypes(output: Buffer): number[] {
   return types;
 }
 
+function contexts(option: number, exportName: string, ...queries: readonly string[]): Buffer {
+  return encodeOption(option, encodeMetaContextRequest({ exportName, queries }));
+}
+
 const fixed = encodeClientFlags(3);
+const some = Buffer.from('x');
+const structured = encodeOption(OPTION.structuredReply, none);
+const extended = encodeOption(OPTION.extendedHeaders, none);
 
 t.test('golden dialogue: GO with all information', (t) => {
   const handshake = new ServerHandshake(view, nbdLimits());
@@ -88,7 +120,7 @@ t.test('golden dialogue: GO with all information', (t) => {
   );
   t.same(session.decision, {
     kind: 'transmission',
-    negotiated: { exportName: 'disk' },
+    negotiated: { exportName: 'disk', replies: 'simple', contexts: [] },
     rest: Buffer.from('behind'),
   });
   t.end();
@@ -124,10 +156,11 @@ t.test('LIST, INFO, ABORT', (t) => {
 
 t.test('what is not known or malformed is refused, and the session goes on', (t) => {
   const cases: [string, Buffer, number][] = [
-    ['structured replies', encodeOption(OPTION.structuredReply, none), OPTION_REPLY.errorUnsupported],
-    ['meta contexts', encodeOption(OPTION.setMetaContext, Buffer.alloc(9)), OPTION_REPLY.errorUnsupported],
     ['TLS', encodeOption(OPTION.startTls, none), OPTION_REPLY.errorUnsupported],
-    ['extended headers', encodeOption(OPTION.extendedHeaders, none), OPTION_REPLY.errorUnsupported],
+    ['structured replies with data', encodeOption(OPTION.structuredReply, some), OPTION_REPLY.errorInvalid],
+    ['extended headers with data', encodeOption(OPTION.extendedHeaders, some), OPTION_REPLY.errorInvalid],
+    ['contexts before chunks', contexts(OPTION.setMetaContext, 'disk'), OPTION_REPLY.errorInvalid],
+    ['a list of contexts before chunks', contexts(OPTION.listMetaContext, 'disk'), OPTION_REPLY.errorInvalid],
     ['an unknown option', encodeOption(0xffff_ffff, Buffer.alloc(100)), OPTION_REPLY.errorUnsupported],
     ['a list with data', encodeOption(OPTION.list, Buffer.alloc(1)), OPTION_REPLY.errorInvalid],
     ['an unknown export', go('nothing'), OPTION_REPLY.errorUnknown],
@@ -161,6 +194,109 @@ t.test('what leaves no common ground ends the session', (t) => {
   t.end();
 });
 
+/** The mode and the names of the contexts of a session that began. */
+function agreed(session: Session): unknown {
+  if (session.decision.kind !== 'transmission') return session.decision;
+  const { replies, contexts: selected } = session.decision.negotiated;
+  return [replies, ...selected.map(({ id, context }) => `${id} ${context.name}`)];
+}
+
+/** The transmission flags in the first NBD_INFO_EXPORT of a reply to GO. */
+function flagsOf(output: Buffer): number {
+  for (let at = 0; at < output.length; at += 20 + output.readUInt32BE(at + 16)) {
+    if (output.readUInt32BE(at + 12) === OPTION_REPLY.info) return output.readUInt16BE(at + 30);
+  }
+  return 0;
+}
+
+t.test('structured replies and extended headers, in any order, and what they add to the flags', (t) => {
+  const { ack, errorExtendedHeadersRequired: required } = OPTION_REPLY;
+  const flags = disk.transmissionFlags;
+  const { sendDf, blockStatusPayload } = TRANSMISSION_FLAG;
+  const choose = contexts(OPTION.setMetaContext, 'disk', 'base:allocation');
+  const one = '1 base:allocation';
+  const cases: [string, Buffer[], number[], unknown, number][] = [
+    ['neither', [], [], ['simple'], flags],
+    ['structured', [structured], [ack], ['structured'], flags | sendDf],
+    ['structured twice', [structured, structured], [ack, ack], ['structured'], flags | sendDf],
+    ['extended', [extended], [ack], ['extended'], flags | sendDf],
+    ['structured, extended', [structured, extended], [ack, ack], ['extended'], flags | sendDf],
+    ['extended, structured', [extended, structured], [ack, required], ['extended'], flags | sendDf],
+    ['structured, contexts', [structured, choose], [ack, 4, ack], ['structured', one], flags | sendDf],
+    [
+      'contexts before extended',
+      [structured, choose, extended],
+      [ack, 4, ack, ack],
+      ['extended', one],
+      flags | sendDf | blockStatusPayload,
+    ],
+  ];
+  for (const [name, options, replies, expected, expectedFlags] of cases) {
+    const session = run([fixed, ...options, go('disk')]);
+    t.same(replyTypes(session.output).slice(0, replies.length), replies, name);
+    t.same(agreed(session), expected, `${name}: agreed on`);
+    t.equal(flagsOf(session.output), expectedFlags, `${name}: flags`);
+    const byName = run([fixed, ...options, encodeOption(OPTION.exportName, Buffer.from('disk'))]);
+    if (options.includes(extended)) t.match(byName.decision, { kind: 'close' }, `${name}: no EXPORT_NAME`);
+    else t.equal(byName.output.readUInt16BE(byName.output.length - 2), expectedFlags, `${name}: EXPORT_NAME`);
+  }
+  t.end();
+});
+
+t.test('contexts are listed and chosen by name, and only for the export they were chosen for', (t) => {
+  const { ack, metaContext, errorInvalid, errorTooBig, errorUnknown } = OPTION_REPLY;
+  const choose = (...queries: string[]): Buffer => contexts(OPTION.setMetaContext, 'disk', ...queries);
+  const list = (...queries: string[]): Buffer => contexts(OPTION.listMetaContext, 'disk', ...queries);
+  const lists: [string, Buffer, number[]][] = [
+    ['all', list(), [metaContext, metaContext, metaContext, ack]],
+    ['a namespace', list('x-test:'), [metaContext, metaContext, ack]],
+    ['base', list('base:'), [metaContext, ack]],
+    ['one twice', list('base:', 'base:allocation'), [metaContext, ack]],
+    ['not listed, by its name', list('x-test:hidden'), [metaContext, ack]],
+    ['unknown', list('other:', 'base:nothing'), [ack]],
+    ['no namespace', list('allocation'), [errorInvalid]],
+    ['an empty namespace', list(':x'), [errorInvalid]],
+    ['no such export', contexts(OPTION.listMetaContext, 'nothing'), [errorUnknown]],
+    ['too many', list(...Array.from({ length: 65 }, (_, index) => `x:${index}`)), [errorTooBig]],
+    ['malformed', encodeOption(OPTION.listMetaContext, Buffer.alloc(9)), [errorInvalid]],
+  ];
+  for (const [name, option, replies] of lists) {
+    t.same(replyTypes(run([fixed, structured, option]).output).slice(1), replies, name);
+  }
+  const choices: [string, Buffer[], string[]][] = [
+    ['two', [choose('x-test:two', 'base:allocation')], ['1 x-test:two', '2 base:allocation']],
+    ['one twice', [choose('base:allocation', 'base:allocation')], ['1 base:allocation']],
+    ['not listed', [choose('x-test:hidden', 'x-test:nothing')], ['1 x-test:hidden']],
+    ['a wildcard selects nothing', [choose('base:', 'x-test:')], []],
+    ['nothing', [choose()], []],
+    ['the last choice counts', [choose('x-test:one'), choose('x-test:two')], ['1 x-test:two']],
+    ['a failed one too', [choose('x-test:one'), choose('two')], []],
+    ['a list changes nothing', [choose('x-test:one'), list()], ['1 x-test:one']],
+    ['another export', [contexts(OPTION.setMetaContext, 'other', 'base:allocation')], []],
+  ];
+  for (const [name, options, expected] of choices) {
+    t.same(agreed(run([fixed, structured, ...options, go('disk')])), ['structured', ...expected], name);
+  }
+  t.end();
+});
+
+t.test('golden dialogue: contexts', (t) => {
+  const option = contexts(OPTION.setMetaContext, 'disk', 'x-test:one');
+  t.equal(
+    option.toString('hex'),
+    `49484156454f5054${'0000000a0000001a'}${'00000004'}6469736b00000001${'0000000a'}782d746573743a6f6e65`,
+  );
+  t.equal(
+    run([fixed, structured, option]).output.toString('hex'),
+    [
+      '0003e889045565a9000000080000000100000000',
+      '0003e889045565a90000000a000000040000000e00000001782d746573743a6f6e65',
+      '0003e889045565a90000000a0000000100000000',
+    ].join(''),
+  );
+  t.end();
+});
+
 t.test('a closing server refuses options but takes ABORT', (t) => {
   const closing = { ...view, isClosing: () => true };
   const session = run([fixed, go('disk'), encodeOption(OPTION.abort, none)], closing);
@@ -171,6 +307,10 @@ t.test('a closing server refuses options but takes ABORT', (t) => {
 
 const dialogue = Buffer.concat([
   fixed,
+  structured,
+  contexts(OPTION.listMetaContext, 'disk', 'x-test:', 'base:allocation'),
+  contexts(OPTION.setMetaContext, 'disk', 'x-test:one', 'base:allocation'),
+  extended,
   encodeOption(OPTION.list, none),
   encodeOption(99, Buffer.alloc(50, 1)),
   encodeOption(OPTION.list, Buffer.alloc(600)),

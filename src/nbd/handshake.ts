@@ -14,7 +14,13 @@
  * An extension adds its option to `#answer`, its result to `Negotiated`, and, where the stream changes (TLS),
  * a decision.
  *
- * Source: NBD proto.md § Fixed newstyle negotiation, § Option types, § Option reply types.
+ * **What is agreed on.** Structured replies and extended headers are asked for in any order; extended headers
+ * win and cannot be given up again. Metadata contexts need one of the two, and hold for the export they were
+ * chosen for; each choice, a failed one too, replaces the one before. Asking twice for the same is answered
+ * twice.
+ *
+ * Source: NBD proto.md § Fixed newstyle negotiation, § Option types, § Option reply types, § Metadata querying;
+ * of the branch `extension-ext-header` NBD_OPT_EXTENDED_HEADERS.
  */
 
 import { ByteQueue } from './byte-queue.ts';
@@ -35,8 +41,12 @@ import {
   OPTION_HEADER_BYTES,
   OPTION_REPLY,
   type OptionHeader,
+  TRANSMISSION_FLAG,
 } from './codec.ts';
+import type { ReplyMode } from './codec-chunks.ts';
+import { decodeMetaContextRequest, encodeMetaContextEntry, type MetaContextRequest } from './codec-meta.ts';
 import type { NbdLimits } from './limits.ts';
+import type { ContextCatalog, MetaContext, SelectedContext } from './meta-context.ts';
 
 /** What an export offers to clients. */
 export interface ExportOffer {
@@ -47,6 +57,7 @@ export interface ExportOffer {
   readonly minimumBlockSizeBytes: number;
   readonly preferredBlockSizeBytes: number;
   readonly maximumPayloadBytes: number;
+  readonly contexts: ContextCatalog;
 }
 
 /** The server as the handshake sees it. */
@@ -62,6 +73,9 @@ export interface HandshakeView {
 /** What was agreed on for the transmission. */
 export interface Negotiated {
   readonly exportName: string;
+  readonly replies: ReplyMode;
+  /** What block status answers; empty where it was not agreed on. */
+  readonly contexts: readonly SelectedContext[];
 }
 
 export type HandshakeDecision =
@@ -99,6 +113,9 @@ export class ServerHandshake {
   #fixedNewstyle = false;
   #zeroes = true;
   #optionCount = 0;
+  #replies: ReplyMode = 'simple';
+  /** The contexts of the last choice, and the export it was made for. */
+  #chosen: { readonly exportName: string; readonly contexts: readonly SelectedContext[] } | undefined;
 
   constructor(view: HandshakeView, limits: NbdLimits) {
     this.#view = view;
@@ -217,6 +234,14 @@ export class ServerHandshake {
         const answer = this.#describe(option, data);
         return 'offer' in answer ? this.#begin(answer.offer) : CONTINUE;
       }
+      case OPTION.structuredReply:
+      case OPTION.extendedHeaders:
+        this.#upgrade(option, data);
+        return CONTINUE;
+      case OPTION.listMetaContext:
+      case OPTION.setMetaContext:
+        this.#answerContexts(option, data);
+        return CONTINUE;
       default:
         this.#reply(option, OPTION_REPLY.errorUnsupported, `Option ${option} is not supported`);
         return CONTINUE;
@@ -225,10 +250,13 @@ export class ServerHandshake {
 
   /** NBD_OPT_EXPORT_NAME: no error can be returned, so a name that is not there ends the session. */
   #chooseByName(data: Buffer): HandshakeDecision {
+    if (this.#replies === 'extended')
+      return close('An export was named with EXPORT_NAME after extended headers');
     const name = data.length > this.#limits.nameBytesMax ? undefined : decodeString(data);
     const offer = name === undefined ? undefined : this.#view.find(name);
     if (offer === undefined) return close(`Export ${JSON.stringify(name ?? '')} does not exist`);
-    this.#output.push(encodeExportNameReply(offer, this.#zeroes));
+    const basics = { sizeBytes: offer.sizeBytes, transmissionFlags: this.#flagsOf(offer) };
+    this.#output.push(encodeExportNameReply(basics, this.#zeroes));
     return this.#begin(offer);
   }
 
@@ -265,7 +293,13 @@ export class ServerHandshake {
     if (offer === undefined) {
       return this.#fail(option, OPTION_REPLY.errorUnknown, `Export ${JSON.stringify(name)} does not exist`);
     }
-    const infos = [encodeInfoReply({ kind: 'export', ...offer })];
+    const infos = [
+      encodeInfoReply({
+        kind: 'export',
+        sizeBytes: offer.sizeBytes,
+        transmissionFlags: this.#flagsOf(offer),
+      }),
+    ];
     if (request.infos.includes(INFO.name)) infos.push(encodeInfoReply({ kind: 'name', text: offer.name }));
     if (request.infos.includes(INFO.description) && offer.description !== '') {
       infos.push(encodeInfoReply({ kind: 'description', text: offer.description }));
@@ -285,7 +319,87 @@ export class ServerHandshake {
 
   #begin(offer: ExportOffer): HandshakeDecision {
     const rest = this.#input.take(this.#input.lengthBytes);
-    return { kind: 'transmission', negotiated: { exportName: offer.name }, rest };
+    const negotiated = {
+      exportName: offer.name,
+      replies: this.#replies,
+      contexts: this.#contextsFor(offer),
+    };
+    return { kind: 'transmission', negotiated, rest };
+  }
+
+  /** NBD proto.md § Transmission flags: what depends on what was agreed on. */
+  #flagsOf(offer: ExportOffer): number {
+    let flags = offer.transmissionFlags;
+    if (this.#replies !== 'simple') flags |= TRANSMISSION_FLAG.sendDf;
+    if (this.#replies === 'extended' && this.#contextsFor(offer).length > 0) {
+      flags |= TRANSMISSION_FLAG.blockStatusPayload;
+    }
+    return flags;
+  }
+
+  #contextsFor(offer: ExportOffer): readonly SelectedContext[] {
+    return this.#chosen?.exportName === offer.name ? this.#chosen.contexts : [];
+  }
+
+  /** NBD_OPT_STRUCTURED_REPLY and NBD_OPT_EXTENDED_HEADERS. */
+  #upgrade(option: number, data: Buffer): void {
+    if (data.length > 0) {
+      this.#reply(option, OPTION_REPLY.errorInvalid, 'The option takes no data');
+      return;
+    }
+    if (option === OPTION.structuredReply && this.#replies === 'extended') {
+      const message = 'Extended headers were agreed on and include structured replies';
+      this.#reply(option, OPTION_REPLY.errorExtendedHeadersRequired, message);
+      return;
+    }
+    this.#replies = option === OPTION.extendedHeaders ? 'extended' : 'structured';
+    this.#reply(option, OPTION_REPLY.ack);
+  }
+
+  #answerContexts(option: number, data: Buffer): void {
+    const isChoice = option === OPTION.setMetaContext;
+    if (isChoice) this.#chosen = undefined;
+    const request = decodeMetaContextRequest(data);
+    const refusal = this.#contextRefusal(request);
+    if (refusal !== undefined || request === undefined) {
+      this.#reply(option, refusal?.type ?? OPTION_REPLY.errorInvalid, refusal?.message);
+      return;
+    }
+    const offer = this.#view.find(request.exportName);
+    if (offer === undefined) {
+      const message = `Export ${JSON.stringify(request.exportName)} does not exist`;
+      this.#reply(option, OPTION_REPLY.errorUnknown, message);
+      return;
+    }
+    const found = isChoice
+      ? chosenContexts(offer.contexts, request.queries)
+      : listedContexts(offer.contexts, request.queries);
+    for (const [index, { name }] of found.entries()) {
+      const entry = encodeMetaContextEntry({ id: isChoice ? index + 1 : 0, name });
+      this.#output.push(encodeOptionReply(option, OPTION_REPLY.metaContext, entry));
+    }
+    if (isChoice) {
+      const contexts = found.map((context, index) => ({ id: index + 1, context }));
+      this.#chosen = { exportName: offer.name, contexts };
+    }
+    this.#reply(option, OPTION_REPLY.ack);
+  }
+
+  #contextRefusal(
+    request: MetaContextRequest | undefined,
+  ): { readonly type: number; readonly message: string } | undefined {
+    const { errorInvalid, errorTooBig } = OPTION_REPLY;
+    if (this.#replies === 'simple') {
+      return { type: errorInvalid, message: 'Metadata contexts need structured replies or extended headers' };
+    }
+    if (request === undefined) return { type: errorInvalid, message: 'The lengths or texts are not right' };
+    const max = this.#limits.metaContextCountMax;
+    if (request.queries.length > max) {
+      return { type: errorTooBig, message: `${request.queries.length} queries are more than ${max}` };
+    }
+    const malformed = request.queries.find((query) => query.indexOf(':') < 1);
+    if (malformed === undefined) return undefined;
+    return { type: errorInvalid, message: `Query ${JSON.stringify(malformed)} has no namespace and colon` };
   }
 
   #fail(option: number, type: number, message: string): InfoAnswer {
@@ -300,4 +414,27 @@ export class ServerHandshake {
 
 function close(reason: string): HandshakeDecision {
   return { kind: 'close', reason };
+}
+
+/** What cannot be found, and wildcards, select nothing (NBD proto.md § Metadata querying). */
+function chosenContexts(catalog: ContextCatalog, queries: readonly string[]): readonly MetaContext[] {
+  const byName = new Map<string, MetaContext>();
+  for (const query of queries) {
+    const context = query.endsWith(':') ? undefined : catalog.find(query);
+    if (context !== undefined) byName.set(context.name, context);
+  }
+  return [...byName.values()];
+}
+
+/** No query asks for all. A query that ends in a colon asks for everything that begins with it. */
+function listedContexts(catalog: ContextCatalog, queries: readonly string[]): readonly MetaContext[] {
+  const listed = catalog.list();
+  if (queries.length === 0) return listed;
+  const byName = new Map<string, MetaContext>();
+  for (const query of queries) {
+    const exact = query.endsWith(':') ? undefined : catalog.find(query);
+    const matching = listed.filter(({ name }) => query.endsWith(':') && name.startsWith(query));
+    for (const context of exact === undefined ? matching : [exact]) byName.set(context.name, context);
+  }
+  return [...byName.values()];
 }

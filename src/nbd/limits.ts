@@ -19,6 +19,10 @@ export interface NbdLimits {
   readonly waitingBytesMax: number;
   readonly waitingCountMax: number;
   readonly replyBytesMax: number;
+  readonly metaContextCountMax: number;
+  readonly extentCountMax: number;
+  readonly cacheBytesMax: number;
+  readonly sparseReadBytesMin: number;
 }
 
 const DEFAULTS: NbdLimits = {
@@ -34,6 +38,10 @@ const DEFAULTS: NbdLimits = {
   waitingBytesMax: LIMITS.nbdWaitingBytesMax,
   waitingCountMax: LIMITS.nbdWaitingCountMax,
   replyBytesMax: LIMITS.nbdReplyBytesMax,
+  metaContextCountMax: LIMITS.nbdMetaContextCountMax,
+  extentCountMax: LIMITS.nbdExtentCountMax,
+  cacheBytesMax: LIMITS.nbdCacheBytesMax,
+  sparseReadBytesMin: LIMITS.nbdSparseReadBytesMin,
 };
 
 /** The project's limits with some replaced. */

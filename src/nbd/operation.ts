@@ -6,6 +6,9 @@
  */
 
 import type { ZeroOptions } from '../device/index.ts';
+import { COMMAND, type ReplyAddress } from './codec.ts';
+import type { SelectedContext } from './meta-context.ts';
+import type { ReplyChunk } from './reply-writer.ts';
 
 /** The connection's side of an operation. */
 export interface OperationOwner {
@@ -19,21 +22,29 @@ export interface OperationOwner {
   operationReleased(operation: Operation): void;
 }
 
-export class Operation implements ZeroOptions {
+export class Operation implements ZeroOptions, ReplyAddress {
   readonly owner: OperationOwner;
   command = 0;
   cookieHigh = 0;
   cookieLow = 0;
   offsetBytes = 0;
+  offsetHigh = 0;
+  offsetLow = 0;
   lengthBytes = 0;
   fua = false;
   mayTrim = true;
-  /** Bytes that the request holds in memory: of a write or a read, none for others. */
+  /** The command's flags, as on the wire. */
+  flags = 0;
+  /** Bytes that the request holds in memory while it runs, its reply's included. */
   payloadBytes = 0;
   /** A write's bytes. */
   source: Buffer | undefined = undefined;
   /** A read's reply, header included, once the read has to wait. */
   reply: Buffer | undefined = undefined;
+  /** A reply of several chunks, once they are there. */
+  chunks: readonly ReplyChunk[] | undefined = undefined;
+  /** What a block status asks. */
+  contexts: readonly SelectedContext[] = [];
 
   /** Counted as waiting for a backup instead of running. */
   isWaiting = false;
@@ -60,5 +71,18 @@ export class Operation implements ZeroOptions {
 
   constructor(owner: OperationOwner) {
     this.owner = owner;
+  }
+}
+
+/** Whether the fence must know: changes, and flushes behind them. */
+export function isOrdered(operation: Operation): boolean {
+  switch (operation.command) {
+    case COMMAND.write:
+    case COMMAND.writeZeroes:
+    case COMMAND.trim:
+    case COMMAND.flush:
+      return true;
+    default:
+      return false;
   }
 }

@@ -7,26 +7,44 @@
  * `appendRead`; large reads get a buffer of their own. Slabs are never reused while a socket may still hold
  * them, they are left to the garbage collector.
  *
- * This is the only module that knows the layout of replies: `SimpleReplyWriter` writes simple replies (NBD
- * proto.md § Simple reply message), structured ones become another writer of the same interface.
+ * This module and `chunk-writer.ts` are the only ones that know the layout of replies: here are the slab and
+ * simple replies (NBD proto.md § Simple reply message), there are structured and extended ones.
  */
 
 import { assert } from '../base/index.ts';
-import { SIMPLE_REPLY_BYTES, writeSimpleReply } from './codec.ts';
+import { type ReplyAddress, SIMPLE_REPLY_BYTES, writeSimpleReply } from './codec.ts';
+import type { ReplyMode } from './codec-chunks.ts';
+
+/** Why a request failed, for people and, where it is known, at which place of the export. */
+export interface Failure {
+  readonly error: number;
+  readonly message: string;
+  readonly offsetBytes?: number;
+}
+
+/** One chunk of a reply that has several. */
+export interface ReplyChunk {
+  readonly type: number;
+  readonly parts: readonly Buffer[];
+}
 
 export interface ReplyWriter {
+  readonly mode: ReplyMode;
   /** Bytes that were committed and not yet handed over. */
   readonly queuedBytes: number;
-  /** A reply without data. */
-  status(error: number, cookieHigh: number, cookieLow: number): void;
+  /** The success of a request that has no data and was no read. */
+  done(to: ReplyAddress): void;
+  failed(failure: Failure, to: ReplyAddress): void;
   /** Room for a read's data. One at a time: the next call is one of the three below. */
   reserveRead(lengthBytes: number): Buffer;
-  commitRead(cookieHigh: number, cookieLow: number): void;
+  commitRead(to: ReplyAddress): void;
   abandonRead(): void;
   /** The reserved room leaves the writer, for a read that goes on after its call. */
   detachRead(): Buffer;
   /** Queues a detached reply whose data is there. */
-  appendRead(reply: Buffer, cookieHigh: number, cookieLow: number): void;
+  appendRead(reply: Buffer, to: ReplyAddress): void;
+  /** Queues a reply of several chunks, at least one. Their buffers are the writer's from now on. */
+  appendChunks(chunks: readonly ReplyChunk[], to: ReplyAddress): void;
   /** The buffers to send, in order; they belong to the taker. */
   take(): Buffer[];
   /** Forgets everything queued: nobody is there to read it. */
@@ -43,7 +61,10 @@ interface Reservation {
   readonly endBytes: number;
 }
 
-export class SimpleReplyWriter implements ReplyWriter {
+/** The slab, without a layout: what all modes share. */
+export abstract class SlabWriter implements ReplyWriter {
+  abstract readonly mode: ReplyMode;
+  readonly #readPrefixBytes: number;
   #segments: Buffer[] = [];
   #segmentsBytes = 0;
   #slab: Buffer = Buffer.alloc(0);
@@ -53,36 +74,40 @@ export class SimpleReplyWriter implements ReplyWriter {
   #endBytes = 0;
   #reserved: Reservation | undefined;
 
+  /** @param readPrefixBytes what stands before a read's data. */
+  constructor(readPrefixBytes: number) {
+    this.#readPrefixBytes = readPrefixBytes;
+  }
+
+  abstract done(to: ReplyAddress): void;
+  abstract failed(failure: Failure, to: ReplyAddress): void;
+  abstract appendChunks(chunks: readonly ReplyChunk[], to: ReplyAddress): void;
+  /** Writes what stands before `dataBytes` of a read's data, at `at`. */
+  protected abstract writeReadPrefix(buffer: Buffer, at: number, to: ReplyAddress, dataBytes: number): void;
+
   get queuedBytes(): number {
     return this.#segmentsBytes + this.#endBytes - this.#startBytes;
   }
 
-  status(error: number, cookieHigh: number, cookieLow: number): void {
-    assert(this.#reserved === undefined, 'A reply is written while a read is reserved');
-    this.#makeRoom(SIMPLE_REPLY_BYTES);
-    writeSimpleReply(this.#slab, this.#endBytes, error, cookieHigh, cookieLow);
-    this.#endBytes += SIMPLE_REPLY_BYTES;
-  }
-
   reserveRead(lengthBytes: number): Buffer {
     assert(this.#reserved === undefined, 'A read is reserved while another one is');
-    const replyBytes = SIMPLE_REPLY_BYTES + lengthBytes;
+    const replyBytes = this.#readPrefixBytes + lengthBytes;
     if (replyBytes > SLAB_REPLY_BYTES_MAX) {
       const buffer = Buffer.allocUnsafeSlow(replyBytes);
       this.#reserved = { buffer, startBytes: 0, endBytes: replyBytes };
-      return buffer.subarray(SIMPLE_REPLY_BYTES);
+      return buffer.subarray(this.#readPrefixBytes);
     }
     this.#makeRoom(replyBytes);
     const startBytes = this.#endBytes;
     this.#reserved = { buffer: this.#slab, startBytes, endBytes: startBytes + replyBytes };
-    return this.#slab.subarray(startBytes + SIMPLE_REPLY_BYTES, startBytes + replyBytes);
+    return this.#slab.subarray(startBytes + this.#readPrefixBytes, startBytes + replyBytes);
   }
 
-  commitRead(cookieHigh: number, cookieLow: number): void {
+  commitRead(to: ReplyAddress): void {
     const { buffer, startBytes, endBytes } = this.#takeReservation();
-    writeSimpleReply(buffer, startBytes, 0, cookieHigh, cookieLow);
+    this.writeReadPrefix(buffer, startBytes, to, endBytes - startBytes - this.#readPrefixBytes);
     if (buffer === this.#slab) this.#endBytes = endBytes;
-    else this.#append(buffer);
+    else this.append(buffer);
   }
 
   abandonRead(): void {
@@ -98,9 +123,9 @@ export class SimpleReplyWriter implements ReplyWriter {
     return buffer.subarray(startBytes, endBytes);
   }
 
-  appendRead(reply: Buffer, cookieHigh: number, cookieLow: number): void {
-    writeSimpleReply(reply, 0, 0, cookieHigh, cookieLow);
-    this.#append(reply);
+  appendRead(reply: Buffer, to: ReplyAddress): void {
+    this.writeReadPrefix(reply, 0, to, reply.length - this.#readPrefixBytes);
+    this.append(reply);
   }
 
   take(): Buffer[] {
@@ -115,17 +140,32 @@ export class SimpleReplyWriter implements ReplyWriter {
     this.take();
   }
 
+  /** Queues a buffer as it is. */
+  protected append(reply: Buffer): void {
+    this.#closeSegment();
+    this.#segments.push(reply);
+    this.#segmentsBytes += reply.length;
+  }
+
+  /** Room in the slab for `lengthBytes` of a small reply, which are committed by this; `slab` and where. */
+  protected allot(lengthBytes: number): number {
+    assert(this.#reserved === undefined, 'A reply is written while a read is reserved');
+    this.#makeRoom(lengthBytes);
+    const at = this.#endBytes;
+    this.#endBytes += lengthBytes;
+    return at;
+  }
+
+  /** Where `allot` made room; another one after the next call. */
+  protected get slab(): Buffer {
+    return this.#slab;
+  }
+
   #takeReservation(): Reservation {
     const reserved = this.#reserved;
     assert(reserved !== undefined, 'No read is reserved');
     this.#reserved = undefined;
     return reserved;
-  }
-
-  #append(reply: Buffer): void {
-    this.#closeSegment();
-    this.#segments.push(reply);
-    this.#segmentsBytes += reply.length;
   }
 
   #closeSegment(): void {
@@ -141,5 +181,32 @@ export class SimpleReplyWriter implements ReplyWriter {
     this.#slab = Buffer.allocUnsafeSlow(SLAB_BYTES);
     this.#startBytes = 0;
     this.#endBytes = 0;
+  }
+}
+
+export class SimpleReplyWriter extends SlabWriter {
+  readonly mode = 'simple';
+
+  constructor() {
+    super(SIMPLE_REPLY_BYTES);
+  }
+
+  done(to: ReplyAddress): void {
+    const at = this.allot(SIMPLE_REPLY_BYTES);
+    writeSimpleReply(this.slab, at, 0, to);
+  }
+
+  /** A simple reply has no room for more than the number. */
+  failed(failure: Failure, to: ReplyAddress): void {
+    const at = this.allot(SIMPLE_REPLY_BYTES);
+    writeSimpleReply(this.slab, at, failure.error, to);
+  }
+
+  appendChunks(): void {
+    assert(false, 'A simple reply has no chunks');
+  }
+
+  protected writeReadPrefix(buffer: Buffer, at: number, to: ReplyAddress): void {
+    writeSimpleReply(buffer, at, 0, to);
   }
 }

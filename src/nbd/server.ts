@@ -16,7 +16,7 @@ import { type AddressInfo, createServer, type Server, type Socket } from 'node:n
 import { type AssertionError, BlockError, LIMITS, messageOf } from '../base/index.ts';
 import { decodeString } from './codec.ts';
 import { type ConnectionHost, ServerConnection } from './connection.ts';
-import { type Export, isReadOnly, offerOf } from './export.ts';
+import { type Export, hasFastZeroes, isReadOnly, offerOf } from './export.ts';
 import { Fence } from './fence.ts';
 import type { ExportOffer, HandshakeView } from './handshake.ts';
 import { type NbdLimits, nbdLimits } from './limits.ts';
@@ -103,7 +103,12 @@ export class NbdServer implements ConnectionHost {
     if (this.#exports.has(name)) {
       throw new NbdServerError('export-exists', `Export ${JSON.stringify(name)} exists already`, { name });
     }
-    const target = { device: exported.device, readOnly: isReadOnly(exported), fence: new Fence() };
+    const target = {
+      device: exported.device,
+      readOnly: isReadOnly(exported),
+      fastZeroes: hasFastZeroes(exported),
+      fence: new Fence(),
+    };
     this.#exports.set(name, { exported, offer: offerOf(exported, this.limits.payloadBytesMax), target });
   }
 

@@ -8,7 +8,7 @@ import { COMMAND, emptyRequest, encodeRequest, type Request } from './codec.ts';
 import { Fence } from './fence.ts';
 import { type NbdLimits, nbdLimits } from './limits.ts';
 import { TestDevice, type TestDeviceOptions } from './test-device.ts';
-import { Transmission, type TransmissionPort } from './transmission.ts';
+import { Transmission, type TransmissionPort, type TransmissionTerms } from './transmission.ts';
 
 /** Resolves when everything that was finished before has been answered: a turn's replies leave at its end. */
 export async function settled(): Promise<void> {
@@ -75,11 +75,13 @@ export interface SettingOptions {
   readonly device?: TestDeviceOptions;
   readonly readOnly?: boolean;
   readonly limits?: Partial<NbdLimits>;
+  readonly terms?: TransmissionTerms;
 }
 
-export function setUp({ device: deviceOptions, readOnly = false, limits }: SettingOptions = {}): Setting {
+export function setUp(options: SettingOptions = {}): Setting {
+  const { device: deviceOptions, readOnly = false, limits, terms } = options;
   const device = new TestDevice(deviceOptions);
-  return { device, ...attach(device, new Fence(), readOnly, limits) };
+  return { device, ...attach(device, new Fence(), readOnly, limits, terms) };
 }
 
 export function attach(
@@ -87,9 +89,16 @@ export function attach(
   fence: Fence,
   readOnly = false,
   limits: Partial<NbdLimits> = {},
+  terms?: TransmissionTerms,
 ): Omit<Setting, 'device'> {
+  const fastZeroes = device.capabilities.trim;
   const port = new RecordingPort();
-  const transmission = new Transmission({ device, readOnly, fence }, nbdLimits(limits), port);
+  const transmission = new Transmission(
+    { device, readOnly, fastZeroes, fence },
+    nbdLimits(limits),
+    port,
+    terms,
+  );
   return { port, transmission, fence };
 }
 

@@ -50,7 +50,9 @@ t.test('golden bytes of a session', (t) => {
 });
 
 t.test('what the export does not allow is refused and never reaches the device', (t) => {
-  const { EINVAL, ENOSPC, EPERM } = NBD_ERROR;
+  const { EINVAL, ENOSPC, ENOTSUP, EPERM } = NBD_ERROR;
+  const { fastZero, noHole, payloadLength } = COMMAND_FLAG;
+  const noTrim = { device: { trim: false } };
   const size = 1024 * 1024;
   const at = (type: number, offsetBytes: number, lengthBytes: number, flags = 0): Buffer =>
     request(type, 1, { offsetBytes, lengthBytes, flags });
@@ -70,18 +72,20 @@ t.test('what the export does not allow is refused and never reaches the device',
     ['unaligned write', write(1, 1, payload), EINVAL],
     ['unaligned trim', at(COMMAND.trim, 1, 512), EINVAL],
     ['unknown command', at(99, 0, 0), EINVAL],
-    ['cache is not offered', at(COMMAND.cache, 0, 512), EINVAL],
+    ['a cache hint across the end', at(COMMAND.cache, size - 512, 1024), EINVAL],
     ['block status is not negotiated', at(COMMAND.blockStatus, 0, 512), EINVAL],
     ['unknown flag', at(COMMAND.read, 0, 512, 0x8000), EINVAL],
     ['DF is not offered', at(COMMAND.read, 0, 512, COMMAND_FLAG.df), EINVAL],
-    ['fast zero is not offered', at(COMMAND.writeZeroes, 0, 512, COMMAND_FLAG.fastZero), EINVAL],
+    ['fast zeroes without holes', at(COMMAND.writeZeroes, 0, 512, fastZero | noHole), ENOTSUP],
+    ['fast zeroes of a device without', at(COMMAND.writeZeroes, 0, 512, fastZero), ENOTSUP, noTrim],
+    ['a payload length without extended headers', at(COMMAND.read, 0, 512, payloadLength), EINVAL],
     ['NO_HOLE on a write', write(1, 0, payload, COMMAND_FLAG.noHole), EINVAL],
     ['oversize read', at(COMMAND.read, 0, 8192), EINVAL, { limits: { payloadBytesMax: 4096 } }],
     ['oversize write', write(1, 0, Buffer.alloc(8192)), EINVAL, { limits: { payloadBytesMax: 4096 } }],
     ['write to a read-only export', write(1, 0, payload), EPERM, { readOnly: true }],
     ['trim of a read-only export', at(COMMAND.trim, 0, 512), EPERM, { readOnly: true }],
     ['zeroes on a read-only export', at(COMMAND.writeZeroes, 0, 512), EPERM, { readOnly: true }],
-    ['trim of a device without', at(COMMAND.trim, 0, 512), EINVAL, { device: { trim: false } }],
+    ['trim of a device without', at(COMMAND.trim, 0, 512), EINVAL, noTrim],
     ['nothing at all', at(COMMAND.read, 0, 0), 0],
     ['a write of nothing', at(COMMAND.write, 0, 0), 0],
   ];

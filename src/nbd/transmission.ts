@@ -21,28 +21,28 @@
  * replies and then ask the port to close. `abort` (the connection died) drops what was not begun; what runs
  * is left to finish as an orphan, which the export's fence knows.
  *
- * It knows no socket: `TransmissionPort` is its way out. Extensions add commands to `#refusal` and `#call`
- * and another `ReplyWriter`.
+ * It knows no socket: `TransmissionPort` is its way out. What the handshake agreed on comes as
+ * `TransmissionTerms`; with extended headers requests are longer and a payload may follow any of them.
  *
- * Source: NBD proto.md § Transmission, § Request types, § Error values.
+ * Source: NBD proto.md § Transmission, § Request types, § Error values; of the branch `extension-ext-header`
+ * § Request message.
  */
 
 import { assert, AssertionError, type MaybePromise, messageOf } from '../base/index.ts';
 import type { BlockDevice } from '../device/index.ts';
-import {
-  COMMAND,
-  COMMAND_FLAG,
-  decodeRequest,
-  emptyRequest,
-  NBD_ERROR,
-  REQUEST_BYTES,
-  type Request,
-} from './codec.ts';
+import { createReplyWriter } from './chunk-writer.ts';
+import { extentCountMaxOf, heldBytesOf, readSparse, readStatus, readThrough } from './chunked.ts';
+import { COMMAND, COMMAND_FLAG, NBD_ERROR } from './codec.ts';
+import { CHUNK, decodeStatusFilter } from './codec-chunks.ts';
 import { nbdErrorOf } from './errno.ts';
 import type { Fence } from './fence.ts';
+import type { Negotiated } from './handshake.ts';
 import type { NbdLimits } from './limits.ts';
-import { Operation, type OperationOwner } from './operation.ts';
-import { type ReplyWriter, SimpleReplyWriter } from './reply-writer.ts';
+import type { SelectedContext } from './meta-context.ts';
+import { isOrdered, Operation, type OperationOwner } from './operation.ts';
+import { allowedFlagsOf, refusalOf, type RequestRules, statusRefusal } from './refusal.ts';
+import type { Failure, ReplyChunk, ReplyWriter } from './reply-writer.ts';
+import { RequestReader } from './request-reader.ts';
 
 /** What the transmission needs of its connection. */
 export interface TransmissionPort {
@@ -67,11 +67,17 @@ export interface TransmissionPort {
 export interface TransmissionTarget {
   readonly device: BlockDevice;
   readonly readOnly: boolean;
+  readonly fastZeroes: boolean;
   /** Shared by all connections of the export. */
   readonly fence: Fence;
 }
 
-type State = 'header' | 'admission' | 'payload' | 'discard' | 'over';
+/** What the handshake agreed on. */
+export type TransmissionTerms = Pick<Negotiated, 'replies' | 'contexts'>;
+
+const PLAIN_TERMS: TransmissionTerms = { replies: 'simple', contexts: [] };
+
+type State = 'header' | 'filter' | 'admission' | 'payload' | 'discard' | 'over';
 
 /** Writes that keep their input chunk in memory; further ones are copied, since a chunk may be large. */
 const PINNED_WRITE_COUNT_MAX = 16;
@@ -81,31 +87,27 @@ const DISCARD_FACTOR = 2;
 export class Transmission implements OperationOwner {
   readonly #port: TransmissionPort;
   readonly #device: BlockDevice;
-  readonly #readOnly: boolean;
+  readonly #rules: RequestRules;
+  readonly #contexts: readonly SelectedContext[];
   readonly #fence: Fence;
   readonly #limits: NbdLimits;
-  readonly #replies: ReplyWriter = new SimpleReplyWriter();
+  readonly #replies: ReplyWriter;
 
   fencedCount = 0;
   isGone = false;
 
   #state: State = 'header';
-  /** The chunk being read, and how far; kept while blocked. */
-  #input: Buffer | undefined;
-  #atBytes = 0;
+  /** The client's bytes; keeps the rest of a chunk while blocked. */
+  readonly #reader: RequestReader;
   #isBlocked = false;
   #isPumping = false;
   #isTurnScheduled = false;
   #isClosing = false;
   #isFinished = false;
-  /** A header that arrived in pieces. */
-  readonly #header = Buffer.alloc(REQUEST_BYTES);
-  #headerBytes = 0;
-  readonly #request: Request = emptyRequest();
-  #payload: Buffer | undefined;
-  #payloadFilledBytes = 0;
-  #discardLeftBytes = 0;
-  #discardError = 0;
+  /** What the current request asks of block status. */
+  #asked: readonly SelectedContext[] = [];
+  /** What the request whose payload is being skipped is answered. */
+  #discardFailure: Failure | undefined;
 
   #runningCount = 0;
   #runningBytes = 0;
@@ -117,9 +119,27 @@ export class Transmission implements OperationOwner {
   #spare: Operation | undefined;
   #idleWaiters: (() => void)[] = [];
 
-  constructor(target: TransmissionTarget, limits: NbdLimits, port: TransmissionPort) {
-    this.#device = target.device;
-    this.#readOnly = target.readOnly;
+  constructor(
+    target: TransmissionTarget,
+    limits: NbdLimits,
+    port: TransmissionPort,
+    terms: TransmissionTerms = PLAIN_TERMS,
+  ) {
+    const { device, readOnly, fastZeroes } = target;
+    const { replies: mode, contexts } = terms;
+    this.#device = device;
+    this.#rules = {
+      device,
+      readOnly,
+      fastZeroes,
+      payloadBytesMax: limits.payloadBytesMax,
+      mode,
+      contextCount: contexts.length,
+      allowedFlags: allowedFlagsOf(mode, contexts.length > 0),
+    };
+    this.#contexts = contexts;
+    this.#reader = new RequestReader(mode === 'extended');
+    this.#replies = createReplyWriter(mode);
     this.#fence = target.fence;
     this.#limits = limits;
     this.#port = port;
@@ -146,9 +166,8 @@ export class Transmission implements OperationOwner {
    */
   receive(chunk: Buffer): void {
     if (this.#state === 'over') return;
-    assert(this.#input === undefined, 'Input arrived while the transmission is blocked');
-    this.#input = chunk;
-    this.#atBytes = 0;
+    assert(!this.#reader.hasInput, 'Input arrived while the transmission is blocked');
+    this.#reader.give(chunk);
     this.#pump();
   }
 
@@ -169,11 +188,11 @@ export class Transmission implements OperationOwner {
     this.isGone = true;
     this.#state = 'over';
     this.#isFinished = true;
-    this.#input = undefined;
-    this.#payload = undefined;
+    this.#reader.dropInput();
+    this.#reader.dropPayload();
     this.#replies.discard();
     for (const operation of this.#operations) {
-      if (operation.blockerCount > 0) this.#settle(operation, NBD_ERROR.ESHUTDOWN);
+      if (operation.blockerCount > 0) this.#settle(operation, SHUTDOWN);
     }
   }
 
@@ -224,7 +243,7 @@ export class Transmission implements OperationOwner {
     } finally {
       this.#isPumping = false;
     }
-    if (!this.#isBlocked) this.#input = undefined;
+    if (!this.#isBlocked) this.#reader.dropInput();
     this.#sendReplies();
     this.#finishIfDone();
   }
@@ -234,6 +253,8 @@ export class Transmission implements OperationOwner {
     switch (this.#state) {
       case 'header':
         return this.#readHeader();
+      case 'filter':
+        return this.#readFilter();
       case 'admission':
         return this.#admit();
       case 'payload':
@@ -245,108 +266,106 @@ export class Transmission implements OperationOwner {
     }
   }
 
-  get #leftBytes(): number {
-    return this.#input === undefined ? 0 : this.#input.length - this.#atBytes;
-  }
-
   #readHeader(): boolean {
-    const input = this.#input;
-    if (input === undefined || this.#leftBytes === 0) return false;
+    if (this.#reader.leftBytes === 0) return false;
     if (!this.#hasRoomForReplies()) return this.#block();
-    let isRequest: boolean;
-    if (this.#headerBytes === 0 && this.#leftBytes >= REQUEST_BYTES) {
-      isRequest = decodeRequest(input, this.#atBytes, this.#request);
-      this.#atBytes += REQUEST_BYTES;
-    } else {
-      const copied = input.copy(this.#header, this.#headerBytes, this.#atBytes);
-      this.#headerBytes += copied;
-      this.#atBytes += copied;
-      if (this.#headerBytes < REQUEST_BYTES) return false;
-      this.#headerBytes = 0;
-      isRequest = decodeRequest(this.#header, 0, this.#request);
-    }
+    const isRequest = this.#reader.readHeader();
+    if (isRequest === undefined) return false;
     if (!isRequest) return this.#hangUp('A request does not begin with the request magic');
     return this.#consider();
   }
 
   /** Decides what becomes of the request whose header was read. */
   #consider(): boolean {
-    if (this.#request.type === COMMAND.disconnect) {
+    const request = this.#reader.request;
+    if (request.type === COMMAND.disconnect) {
       // NBD proto.md § Request types, NBD_CMD_DISC: nothing may follow.
       this.#state = 'over';
       this.isGone = true;
       return false;
     }
-    const error = this.#refusal();
-    if (error !== 0) return this.#refuse(error);
-    if (this.#request.lengthBytes === 0 && this.#request.type !== COMMAND.flush) {
+    const failure = this.#isClosing ? SHUTDOWN : refusalOf(request, this.#rules);
+    if (failure !== undefined) return this.#refuse(failure);
+    if (request.type === COMMAND.blockStatus) {
+      this.#asked = this.#contexts;
+      this.#state = this.#reader.payloadBytes > 0 ? 'filter' : 'admission';
+      return true;
+    }
+    if (request.lengthBytes === 0 && request.type !== COMMAND.flush) {
       // Unspecified by the protocol; nothing is nothing, and devices are not sent empty ranges.
-      return this.#refuse(0);
+      this.#answerNothing();
+      return true;
     }
     this.#state = 'admission';
     return true;
   }
 
-  /** The error of a request that must not reach the device, or 0 (NBD proto.md § Error values). */
-  #refusal(): number {
-    const { type, flags, offsetBytes, lengthBytes } = this.#request;
-    const allowed = ALLOWED_FLAGS.get(type);
-    if (allowed === undefined || (flags & ~allowed) !== 0) return NBD_ERROR.EINVAL;
-    if (this.#isClosing) return NBD_ERROR.ESHUTDOWN;
-    if (type === COMMAND.flush) return 0;
-    const isChange = type !== COMMAND.read;
-    if (isChange && this.#readOnly) return NBD_ERROR.EPERM;
-    if (type === COMMAND.trim && !this.#device.capabilities.trim) return NBD_ERROR.EINVAL;
-    const hasPayload = type === COMMAND.read || type === COMMAND.write;
-    if (hasPayload && lengthBytes > this.#limits.payloadBytesMax) return NBD_ERROR.EINVAL;
-    if (offsetBytes + lengthBytes > this.#device.sizeBytes) {
-      return type === COMMAND.write || type === COMMAND.writeZeroes ? NBD_ERROR.ENOSPC : NBD_ERROR.EINVAL;
-    }
-    const blockSizeBytes = this.#device.blockSizeBytes;
-    if (offsetBytes % blockSizeBytes !== 0 || lengthBytes % blockSizeBytes !== 0) return NBD_ERROR.EINVAL;
-    return 0;
+  /** The success of a request for nothing. With chunks a read must not be answered otherwise. */
+  #answerNothing(): void {
+    const isRead = this.#reader.request.type === COMMAND.read;
+    if (isRead && this.#replies.mode !== 'simple')
+      this.#replies.appendChunks([NO_DATA], this.#reader.request);
+    else this.#replies.done(this.#reader.request);
   }
 
-  /** Answers without the device; a write's payload is skipped first, so that the stream stays in step. */
-  #refuse(error: number): boolean {
-    const { type, lengthBytes } = this.#request;
-    if (type === COMMAND.write && lengthBytes > 0) {
-      if (lengthBytes > this.#limits.payloadBytesMax * DISCARD_FACTOR) {
-        return this.#hangUp(`A write of ${lengthBytes} bytes is too large to be skipped`);
+  /** The contexts that a block status request names in its payload, and its length. */
+  #readFilter(): boolean {
+    const payload = this.#reader.collectPayload();
+    if (payload === undefined) return false;
+    const filter = decodeStatusFilter(payload);
+    const ids = new Set(filter?.contextIds);
+    const asked = this.#contexts.filter(({ id }) => ids.has(id));
+    if (filter === undefined || asked.length !== filter.contextIds.length) {
+      const message = 'A block status names a context twice or one that was not agreed on';
+      return this.#refuse({ error: NBD_ERROR.EINVAL, message });
+    }
+    this.#reader.request.lengthBytes = filter.lengthBytes;
+    this.#asked = asked;
+    const failure = statusRefusal(this.#reader.request, this.#device);
+    if (failure !== undefined) return this.#refuse(failure);
+    this.#state = 'admission';
+    return true;
+  }
+
+  /** Answers without the device; a payload is skipped first, so that the stream stays in step. */
+  #refuse(failure: Failure): boolean {
+    const { payloadBytes } = this.#reader;
+    if (payloadBytes > 0) {
+      // The branch asks to hang up beyond the maximum; compact writes are given some room.
+      const factor = this.#rules.mode === 'extended' ? 1 : DISCARD_FACTOR;
+      if (payloadBytes > this.#limits.payloadBytesMax * factor) {
+        return this.#hangUp(`A payload of ${payloadBytes} bytes is too large to be skipped`);
       }
       this.#state = 'discard';
-      this.#discardLeftBytes = lengthBytes;
-      this.#discardError = error;
+      this.#discardFailure = failure;
       return true;
     }
     this.#state = 'header';
-    this.#replies.status(error, this.#request.cookieHigh, this.#request.cookieLow);
+    this.#replies.failed(failure, this.#reader.request);
     return true;
   }
 
   #discardPayload(): boolean {
-    const skipped = Math.min(this.#leftBytes, this.#discardLeftBytes);
-    this.#atBytes += skipped;
-    this.#discardLeftBytes -= skipped;
-    if (this.#discardLeftBytes > 0) return false;
-    this.#state = 'header';
-    this.#replies.status(this.#discardError, this.#request.cookieHigh, this.#request.cookieLow);
-    return true;
+    if (!this.#reader.skipPayload()) return false;
+    const failure = this.#discardFailure;
+    assert(failure !== undefined, 'A payload is skipped for no reason');
+    this.#discardFailure = undefined;
+    return this.#refuse(failure);
   }
 
   #admit(): boolean {
-    if (this.#isClosing) return this.#refuse(NBD_ERROR.ESHUTDOWN);
-    const { type, lengthBytes } = this.#request;
-    const payloadBytes = type === COMMAND.read || type === COMMAND.write ? lengthBytes : 0;
-    if (!this.#hasRoomFor(payloadBytes)) return this.#block();
+    if (this.#isClosing) return this.#refuse(SHUTDOWN);
+    const { blockSizeBytes } = this.#device;
+    const heldBytes = heldBytesOf(this.#reader.request, blockSizeBytes, this.#asked.length, this.#limits);
+    if (!this.#hasRoomFor(heldBytes)) return this.#block();
     this.#runningCount += 1;
-    this.#runningBytes += payloadBytes;
-    if (type === COMMAND.write) {
+    this.#runningBytes += heldBytes;
+    if (this.#reader.request.type === COMMAND.write) {
       this.#state = 'payload';
       return true;
     }
     this.#state = 'header';
-    this.#submit(this.#takeOperation(payloadBytes));
+    this.#submit(this.#takeOperation(heldBytes));
     return true;
   }
 
@@ -371,25 +390,11 @@ export class Transmission implements OperationOwner {
 
   /** A write's bytes go to the device when all are there: a stalled client then holds nothing. */
   #readPayload(): boolean {
-    const input = this.#input;
-    const { lengthBytes } = this.#request;
-    if (input === undefined) return false;
-    const isWhole = this.#payload === undefined && this.#leftBytes >= lengthBytes;
-    if (isWhole && this.#pinnedCount < PINNED_WRITE_COUNT_MAX) {
-      const source = input.subarray(this.#atBytes, this.#atBytes + lengthBytes);
-      this.#atBytes += lengthBytes;
-      this.#submitWrite(source, true);
-      return true;
-    }
-    this.#payload ??= Buffer.allocUnsafeSlow(lengthBytes);
-    const copied = input.copy(this.#payload, this.#payloadFilledBytes, this.#atBytes);
-    this.#atBytes += copied;
-    this.#payloadFilledBytes += copied;
-    if (this.#payloadFilledBytes < lengthBytes) return false;
-    const source = this.#payload;
-    this.#payload = undefined;
-    this.#payloadFilledBytes = 0;
-    this.#submitWrite(source, false);
+    const inPlace =
+      this.#pinnedCount < PINNED_WRITE_COUNT_MAX ? this.#reader.takePayloadInPlace() : undefined;
+    const source = inPlace ?? this.#reader.collectPayload();
+    if (source === undefined) return false;
+    this.#submitWrite(source, inPlace !== undefined);
     return true;
   }
 
@@ -421,22 +426,26 @@ export class Transmission implements OperationOwner {
   #takeOperation(payloadBytes: number): Operation {
     const operation = this.#spare ?? new Operation(this);
     this.#spare = undefined;
-    const request = this.#request;
+    const request = this.#reader.request;
     operation.command = request.type;
     operation.cookieHigh = request.cookieHigh;
     operation.cookieLow = request.cookieLow;
     operation.offsetBytes = request.offsetBytes;
+    operation.offsetHigh = request.offsetHigh;
+    operation.offsetLow = request.offsetLow;
     operation.lengthBytes = request.lengthBytes;
+    operation.flags = request.flags;
     operation.fua = (request.flags & COMMAND_FLAG.fua) !== 0;
     operation.mayTrim = (request.flags & COMMAND_FLAG.noHole) === 0;
     operation.payloadBytes = payloadBytes;
+    if (request.type === COMMAND.blockStatus) operation.contexts = this.#asked;
     operation.pinsInput = false;
     operation.isSettled = false;
     return operation;
   }
 
   #submit(operation: Operation): void {
-    if (operation.command !== COMMAND.read && !this.#fence.admit(operation)) {
+    if (isOrdered(operation) && !this.#fence.admit(operation)) {
       this.#goOn(operation);
       this.operationWaits(operation);
       return;
@@ -453,27 +462,46 @@ export class Transmission implements OperationOwner {
   }
 
   #run(operation: Operation): void {
+    const isRead = operation.command === COMMAND.read;
+    if (isRead && operation.lengthBytes >= this.#limits.sparseReadBytesMin && this.#mayFragment(operation)) {
+      this.#runInChunks(operation, readSparse(this.#device, operation));
+      return;
+    }
     let pending: MaybePromise<void>;
     try {
       pending = this.#call(operation);
     } catch (error) {
-      if (operation.command === COMMAND.read) this.#replies.abandonRead();
-      this.#settle(operation, this.#errorValue(operation, error));
+      if (isRead) this.#replies.abandonRead();
+      this.#settle(operation, this.#failureOf(operation, error));
       return;
     }
     if (pending === undefined) {
-      if (operation.command === COMMAND.read) {
-        this.#replies.commitRead(operation.cookieHigh, operation.cookieLow);
-      }
-      this.#settle(operation, 0);
+      if (isRead) this.#replies.commitRead(operation);
+      this.#settle(operation, undefined);
       return;
     }
-    if (operation.command === COMMAND.read) operation.reply = this.#replies.detachRead();
-    else if (operation.command !== COMMAND.flush) this.#fence.enter(operation);
+    if (isRead) operation.reply = this.#replies.detachRead();
+    else if (operation.command !== COMMAND.flush && isOrdered(operation)) this.#fence.enter(operation);
     this.#goOn(operation);
     pending.then(
-      () => this.#settle(operation, 0),
-      (error: unknown) => this.#settle(operation, this.#errorValue(operation, error)),
+      () => this.#settle(operation, undefined),
+      (error: unknown) => this.#settle(operation, this.#failureOf(operation, error)),
+    );
+  }
+
+  #mayFragment(operation: Operation): boolean {
+    const isWanted = this.#replies.mode !== 'simple' && (operation.flags & COMMAND_FLAG.df) === 0;
+    return isWanted && this.#device.capabilities.extents;
+  }
+
+  #runInChunks(operation: Operation, pending: Promise<readonly ReplyChunk[]>): void {
+    this.#goOn(operation);
+    pending.then(
+      (chunks) => {
+        operation.chunks = chunks;
+        this.#settle(operation, undefined);
+      },
+      (error: unknown) => this.#settle(operation, this.#failureOf(operation, error)),
     );
   }
 
@@ -489,6 +517,10 @@ export class Transmission implements OperationOwner {
         return this.#device.writeZeroes(offsetBytes, lengthBytes, operation);
       case COMMAND.trim:
         return this.#device.trim(offsetBytes, lengthBytes, operation);
+      case COMMAND.cache:
+        return readThrough(this.#device, operation, this.#limits.cacheBytesMax);
+      case COMMAND.blockStatus:
+        return this.#readStatus(operation);
       default:
         assert(command === COMMAND.flush, `Command ${command} was not refused`);
         // A device that cannot be written to has nothing to make durable.
@@ -496,15 +528,23 @@ export class Transmission implements OperationOwner {
     }
   }
 
+  async #readStatus(operation: Operation): Promise<void> {
+    operation.chunks = await readStatus(this.#device, operation, {
+      contexts: operation.contexts,
+      countMax: extentCountMaxOf(operation.flags, this.#limits),
+      mode: this.#replies.mode,
+    });
+  }
+
   /** Ends an operation: counts, fence, reply. */
-  #settle(operation: Operation, error: number): void {
+  #settle(operation: Operation, failure: Failure | undefined): void {
     assert(!operation.isSettled, 'An operation finished twice');
     operation.isSettled = true;
     this.operationResumes(operation);
     this.#runningCount -= 1;
     this.#runningBytes -= operation.payloadBytes;
     operation.source = undefined;
-    this.#reply(operation, error);
+    this.#reply(operation, failure);
     if (this.#operations.delete(operation) && operation.pinsInput) this.#pinnedCount -= 1;
     this.#fence.leave(operation);
     if (!operation.isUsedUp) this.#spare = operation;
@@ -512,29 +552,32 @@ export class Transmission implements OperationOwner {
     if (this.#operations.size === 0) this.#tellIdle();
   }
 
-  #reply(operation: Operation, error: number): void {
-    const { cookieHigh, cookieLow, reply } = operation;
+  #reply(operation: Operation, failure: Failure | undefined): void {
+    const { reply, chunks } = operation;
     operation.reply = undefined;
+    operation.chunks = undefined;
     if (this.#isFinished) {
       // Nobody is there to read it; a read that was committed into the slab is forgotten too.
       this.#replies.discard();
       return;
     }
-    if (error !== 0) this.#replies.status(error, cookieHigh, cookieLow);
-    else if (operation.command !== COMMAND.read) this.#replies.status(0, cookieHigh, cookieLow);
-    else if (reply !== undefined) this.#replies.appendRead(reply, cookieHigh, cookieLow);
+    if (failure !== undefined) this.#replies.failed(failure, operation);
+    else if (chunks !== undefined) this.#replies.appendChunks(chunks, operation);
+    else if (operation.command !== COMMAND.read) this.#replies.done(operation);
+    else if (reply !== undefined) this.#replies.appendRead(reply, operation);
   }
 
-  #errorValue(operation: Operation, error: unknown): number {
+  #failureOf(operation: Operation, error: unknown): Failure {
     if (error instanceof AssertionError) {
       this.#port.log('error', `An assertion failed in ${this.#device.description}`, error);
       this.#port.programmerError(error);
-      return NBD_ERROR.EIO;
+      return { error: NBD_ERROR.EIO, message: 'The server failed an assertion' };
     }
-    return nbdErrorOf(error, () => {
+    const value = nbdErrorOf(error, () => {
       const range = `${operation.offsetBytes}+${operation.lengthBytes}`;
       this.#port.log('error', `Command ${operation.command} on ${range} failed: ${messageOf(error)}`, error);
     });
+    return { error: value, message: messageOf(error) };
   }
 
   // -------------------------------------------------------------------------------------------------
@@ -566,13 +609,12 @@ export class Transmission implements OperationOwner {
   }
 
   #finishIfDone(): void {
-    const inputIsOver =
-      this.#state === 'over' || this.#isClosing || (this.isGone && this.#input === undefined);
+    const inputIsOver = this.#state === 'over' || this.#isClosing || (this.isGone && !this.#reader.hasInput);
     if (!inputIsOver || this.#isFinished || this.#operations.size > 0) return;
     this.#sendReplies();
     this.#isFinished = true;
     this.#state = 'over';
-    this.#input = undefined;
+    this.#reader.dropInput();
     this.#isBlocked = false;
     this.#port.finished();
   }
@@ -584,13 +626,5 @@ export class Transmission implements OperationOwner {
   }
 }
 
-const { fua, noHole } = COMMAND_FLAG;
-
-/** The flags each known command may carry. FUA is allowed on every command. */
-const ALLOWED_FLAGS: ReadonlyMap<number, number> = new Map([
-  [COMMAND.read, fua],
-  [COMMAND.write, fua],
-  [COMMAND.flush, fua],
-  [COMMAND.trim, fua],
-  [COMMAND.writeZeroes, fua | noHole],
-]);
+const SHUTDOWN: Failure = { error: NBD_ERROR.ESHUTDOWN, message: 'The server is shutting down' };
+const NO_DATA: ReplyChunk = { type: CHUNK.none, parts: [] };
