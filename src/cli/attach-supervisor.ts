@@ -6,11 +6,11 @@
  */
 
 import { appendFileSync } from 'node:fs';
-import { messageOf } from '../base/index.ts';
-import { errorCode } from '../daemon/index.ts';
+import { BlockError, messageOf, systemCode } from '../base/index.ts';
 import { attachKernelDevice, type KernelDeviceEvent } from '../nbd/index.ts';
 import { describeDeviceEvent, type SupervisorMessage, type SupervisorOptions } from './attach.ts';
-import { EXIT } from './exit.ts';
+
+// Imports little: it is there as long as the device is.
 
 /** The kernel's log levels. */
 const WARNING = 4;
@@ -61,6 +61,7 @@ try {
   await run(options);
 } catch (error) {
   note(WARNING, messageOf(error));
-  await tell({ kind: 'failed', code: errorCode(error), message: messageOf(error) });
-  process.exitCode = EXIT.operatingError;
+  const code = error instanceof BlockError ? error.code : (systemCode(error) ?? 'internal');
+  await tell({ kind: 'failed', code, message: messageOf(error) });
+  process.exitCode = 1;
 }

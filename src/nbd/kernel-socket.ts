@@ -3,6 +3,7 @@
  *
  * The handshake ends with an answer of the server, and a server sends nothing more until it is asked: so no
  * byte is lost as long as this process stops reading there. A server that has sent more broke the protocol.
+ * Nothing is wished for in the handshake: simple replies are all that the kernel understands.
  * The kernel holds the socket by itself once it was given it; the descriptor here stays open only to see the
  * socket hang up.
  */

@@ -62,11 +62,13 @@ export class KernelSupervisor {
 
   /** Until the device is detached, or until the signal. */
   async run(signal: AbortSignal): Promise<'detached' | 'left'> {
+    const { device, isTakenOver, onEvent } = this.#options;
     try {
-      let isLacking = this.#options.isTakenOver;
+      let isLacking = isTakenOver;
       while (!signal.aborted) {
         if (isLacking && (await this.#restore(signal)) === 'detached') return 'detached';
-        isLacking = !signal.aborted && (await this.#hasLost());
+        isLacking = !signal.aborted && (await this.#hasLost(LIMITS.kernelWaitMsMax));
+        if (isLacking) onEvent({ kind: 'lost', device });
       }
       return 'left';
     } finally {
@@ -75,16 +77,14 @@ export class KernelSupervisor {
     }
   }
 
-  /** One wait. */
-  async #hasLost(): Promise<boolean> {
-    const { driver, index, device, isTakenOver, onEvent } = this.#options;
+  /** One wait; sockets that the device has lost are let go. */
+  async #hasLost(timeoutMs: number): Promise<boolean> {
+    const { driver, index, isTakenOver } = this.#options;
     const descriptors = this.#sockets.map(({ descriptor }) => descriptor);
-    const { dead, isLinkDead } = await driver.wait(index, descriptors, LIMITS.kernelWaitMsMax);
+    const { dead, isLinkDead } = await driver.wait(index, descriptors, timeoutMs);
     for (const socket of this.#sockets) if (dead.includes(socket.descriptor)) socket.close();
     this.#sockets = this.#sockets.filter(({ descriptor }) => !dead.includes(descriptor));
-    const hasLost = dead.length > 0 || (isTakenOver && isLinkDead);
-    if (hasLost) onEvent({ kind: 'lost', device });
-    return hasLost;
+    return dead.length > 0 || (isTakenOver && isLinkDead);
   }
 
   /** Brings the device back to all its sockets. */
@@ -97,6 +97,8 @@ export class KernelSupervisor {
     let pauseMs: number = LIMITS.kernelRetryMsMin;
     while (this.#sockets.length < connections) {
       if (signal.aborted) return 'left';
+      // A server that ends takes several sockets with it, one after the other.
+      await this.#hasLost(0);
       if (!(await driver.reconfigure(index, backend, []))) return 'detached';
       const outcome = await this.#add();
       if (outcome === 'added') {
