@@ -226,24 +226,6 @@ export async function bootVm(
   }
 }
 
-/** Boots a machine, runs one script in it and switches it off. */
-export async function runVm(
-  options: VmOptions & { readonly script: string; readonly timeoutMs?: number },
-): Promise<ScriptResult & { readonly console: string }> {
-  const vm = await Vm.start(options);
-  try {
-    const result = await vm.run(
-      options.script,
-      options.timeoutMs === undefined ? {} : { timeoutMs: options.timeoutMs },
-    );
-    const console = vm.console();
-    await vm.powerOff();
-    return { ...result, console };
-  } finally {
-    await vm.kill();
-  }
-}
-
 function qemuArguments(kernel: string, initrd: string, directory: string, options: VmOptions): string[] {
   const forwards = (options.hostForwards ?? []).map(
     ({ host, guest }) => `,hostfwd=tcp:127.0.0.1:${host}-:${guest}`,
