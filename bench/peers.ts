@@ -4,7 +4,7 @@
  */
 
 import { spawn } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { killAtExit, must, mustCowbell, Running, startCowbell } from '../native-tests/support/process.ts';
 
@@ -136,7 +136,7 @@ export async function startNbdServer({ directory, sizeBytes, port }: Place): Pro
 function makeFile(directory: string, name: string, sizeBytes: number): string {
   const path = join(directory, name);
   writeFileSync(path, '');
-  spawn('truncate', ['-s', String(sizeBytes), path]);
+  truncateSync(path, sizeBytes);
   return path;
 }
 
