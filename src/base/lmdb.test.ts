@@ -17,7 +17,16 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
-import { closeSync, mkdtempSync, rmdirSync, rmSync, statSync, truncateSync } from 'node:fs';
+import {
+  closeSync,
+  mkdtempSync,
+  readdirSync,
+  rmdirSync,
+  rmSync,
+  statfsSync,
+  statSync,
+  truncateSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
@@ -271,6 +280,32 @@ function runTests(): void {
     const again = openLmdb(`${directory}/state`, { readOnly: true });
     t.equal(again.database('rows').count(), 2);
     await again.close();
+  });
+
+  t.test('opening on a file system without a free block is an error, not a signal', async (t) => {
+    const directory = mountTmpfs(t);
+    if (directory === undefined) return;
+    await makeFile(`${directory}/state`);
+    const { bavail, bsize } = statfsSync(directory);
+    for (const left of [0, 1, 2]) {
+      writeFileSync(`${directory}/filler`, Buffer.alloc((bavail - left) * bsize));
+      t.equal(statfsSync(directory).bavail, left);
+      t.throws(() => openLmdb(`${directory}/state`, { readOnly: true, ownLock: true }), { code: 'no-space' });
+      t.throws(() => openLmdb(`${directory}/new`, { create: true, ownLock: true }), { code: 'no-space' });
+      t.same(readdirSync(directory).sort(), ['filler', 'state'], 'nothing half made stays');
+      rmSync(`${directory}/filler`);
+    }
+    t.equal(await readAll(`${directory}/state`, true), 'same');
+  });
+
+  t.test('the lock file has all its blocks from the beginning', async (t) => {
+    const path = `${t.testdir()}/state`;
+    const file = openLmdb(path, { create: true, ownLock: true });
+    const { size, blocks } = statSync(`${path}-lock`);
+    t.ok(blocks * 512 >= size, `${blocks} blocks for ${size} bytes`);
+    const other = openLmdb(path, { readOnly: true });
+    await other.close();
+    await file.close();
   });
 
   t.test('reads from a file system mounted read-only', async (t) => {

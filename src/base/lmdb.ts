@@ -17,19 +17,22 @@
  * may be damaged as a whole. Bulk is for files that count for nothing until they are synced.
  *
  * LMDB keeps a file `<path>-lock` beside the data for its readers. It is removed at close where the caller
- * says that no other process writes (`ownLock`). On a read-only file system LMDB goes without.
+ * says that no other process writes (`ownLock`). On a read-only file system LMDB goes without. LMDB would
+ * make it sparse and map it, and on a full file system the first touch is SIGBUS: it is made here first, with
+ * its blocks, whole or not at all.
  *
  * Files are lmdb-js's own format: `mdb_stat` cannot read them.
  */
 
 import { closeSync, existsSync, fstatSync, openSync, rmSync, statfsSync, statSync } from 'node:fs';
-import { ftruncateSync } from 'node:fs';
+import { ftruncateSync, linkSync, writeFileSync } from 'node:fs';
 import { type Database as LmdbDatabase, open, type RootDatabase } from 'lmdb';
 import { assert } from './assert.ts';
 import { checksum, CHECKSUM_BYTES } from './digest.ts';
 import { BlockError, CorruptionError, messageOf, systemCode } from './errors.ts';
 import { LIMITS } from './limits.ts';
 import { checkLmdbFile } from './lmdb-file.ts';
+import { randomId } from './rng.ts';
 import { noteCommit, type SyncName, syncPath } from './sync.ts';
 
 /** Codes: `missing` no file and not to be created; `no-space` the file system is full; `io` anything else that the system refused. */
@@ -110,6 +113,8 @@ export interface LmdbFile {
 
 const BINARY = { keyEncoding: 'binary', encoding: 'binary', cache: false } as const;
 const DATABASES_MAX = 16;
+/** LMDB's lock file with its usual number of readers takes a little more than two pages; it uses what it finds. */
+const LOCK_FILE_BYTES = 3 * 4096;
 /** Below this many free bytes a refused write counts as a full file system: LMDB writes pages in batches. */
 const FULL_BELOW_BYTES = 1024 * 1024;
 
@@ -128,6 +133,7 @@ export function openLmdb(path: string, options: LmdbOptions = {}): LmdbFile {
     if (!existsSync(path)) throw new LmdbError('missing', `Database file ${path} does not exist`, { path });
     checkLmdbFile(path, { whole: options.whole ?? false, writable: !readOnly });
   }
+  reserveLockFile(path);
   try {
     const root = open<Buffer, Buffer>({
       ...BINARY,
@@ -142,6 +148,38 @@ export function openLmdb(path: string, options: LmdbOptions = {}): LmdbFile {
   } catch (error) {
     throw systemError(path, 'open', error);
   }
+}
+
+/**
+ * Makes LMDB's lock file where there is none. Another process may do so at the same time, hence the link:
+ * LMDB must never find a file that is still being filled.
+ */
+function reserveLockFile(path: string): void {
+  const lockPath = `${path}-lock`;
+  if (existsSync(lockPath)) return;
+  const draft = `${lockPath}-${randomId()}`;
+  let descriptor: number;
+  try {
+    descriptor = openSync(draft, 'wx', 0o664);
+  } catch (error) {
+    if (isNoSpace(error)) throw systemError(path, 'open', error);
+    return; // A file system or directory that cannot be written: LMDB goes without, or says what it misses.
+  }
+  try {
+    writeFileSync(descriptor, Buffer.alloc(LOCK_FILE_BYTES));
+    linkSync(draft, lockPath);
+  } catch (error) {
+    // Somebody else was first, or there are no links here and LMDB makes its own.
+    if (isNoSpace(error)) throw systemError(path, 'open', error);
+  } finally {
+    closeSync(descriptor);
+    rmSync(draft, { force: true });
+  }
+}
+
+function isNoSpace(error: unknown): boolean {
+  const code = systemCode(error);
+  return code === 'ENOSPC' || code === 'EDQUOT';
 }
 
 class OpenFile implements LmdbFile {

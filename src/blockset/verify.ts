@@ -28,7 +28,8 @@ const FINDINGS_MAX = 100;
  * Verifies the set that the selector names, or all sets of the store, oldest id first, one at a time.
  *
  * @param onProgress called with the bytes of content checked since the last call.
- * @throws {StoreError} `unknown-set` or `ambiguous-set`, before the first set.
+ * @throws {StoreError} `unknown-set` or `ambiguous-set`, before the first set; `no-space` where a set cannot be
+ *   opened because its disk is full.
  */
 export async function* verify(
   store: Store,
@@ -49,6 +50,8 @@ async function verifySet(
     reader = store.openSet(set);
   } catch (error) {
     if (!(error instanceof CorruptionError) && !(error instanceof StoreError)) throw error;
+    // A full disk, where LMDB has no room for its readers' table, says nothing about the set.
+    if (error instanceof StoreError && error.code === 'no-space') throw error;
     return { set, sound: false, damagedTracks: [], findings: [error.message], checkedBytes: 0 };
   }
   try {
