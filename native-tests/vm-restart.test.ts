@@ -3,9 +3,9 @@
  * writer on it waits and goes on without an error, nothing that was synced is lost, the filesystem is sound.
  *
  * Method: in the virtual machine a writer writes, syncs and notes the checksum of one file after another, and
- * stops at the first error. Meanwhile the server on this side is killed twice with SIGKILL, and once ended
- * with SIGTERM, and started again on the same port. Before the last time the process that watches the device is
- * killed too, and another one takes the device over.
+ * stops at the first error. Meanwhile the server on this side is killed twice with SIGKILL and once ended with
+ * SIGTERM, and started again on the same port; at last it hangs for longer than the kernel waits. Before the
+ * SIGTERM the process that watches the device is killed too, and another one takes the device over.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
@@ -19,6 +19,8 @@ const DEVICE = '/dev/nbd0';
 /** Short, so that what was in flight at a kill is soon sent again. */
 const TIMEOUT_SECONDS = 5;
 const AWAY_MS = 1500;
+/** Longer than the kernel waits for an answer. */
+const HANG_MS = 1000 * (TIMEOUT_SECONDS + 3);
 
 /** Notes a file only after its content and its name are synced; the first failure ends it. */
 const WRITER = `mkdir /mnt/files
@@ -74,6 +76,10 @@ void t.test('a mounted filesystem survives its server, twice killed and once end
       `${signal}: 20 more files ${((performance.now() - back) / 1000).toFixed(1)} s after the server's return`,
     );
   }
+  server.child.kill('SIGSTOP');
+  await sleep(HANG_MS); // The kernel gives its connections up meanwhile.
+  server.child.kill('SIGCONT');
+  await goOn();
   t.match(await vm.run(`${GUEST_COWBELL} detach ${DEVICE}`), { status: 1, output: /is mounted/ });
   await vm.must(
     'touch /run/stop; until [ -e /run/count ]; do sleep 0.1; done; ! cat /run/failed 2>/dev/null',

@@ -21,6 +21,7 @@ export {
   seekData,
   seekHole,
   setAttribute,
+  setSocketOption,
   threadPoolSize,
   tryLock,
   tryLockRange,

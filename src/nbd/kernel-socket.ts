@@ -8,10 +8,16 @@
  * socket hang up.
  */
 
+import { setSocketOption } from '../base/index.ts';
 import type { NbdExportInfo } from './client-handshake.ts';
 import { Link } from './client.ts';
 import { NbdClientError } from './client-error.ts';
 import { formatNbdUri, type NbdAddress } from './uri.ts';
+
+const SOL_SOCKET = 1;
+const SO_LINGER = 13;
+/** `struct linger`: int on, int seconds. */
+const LINGER_NOT_AT_ALL = Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]);
 
 export interface KernelSocket {
   readonly descriptor: number;
@@ -31,6 +37,9 @@ export async function openKernelSocket(address: NbdAddress): Promise<KernelSocke
   const link = new Link(address);
   const decision = await link.negotiate({ kind: 'go', exportName: address.exportName }, {});
   const descriptor = link.release();
+  // The kernel sends a lost connection's requests again on another one, and lets the old socket go just before.
+  // What is still unsent then must not arrive later, over blocks that were written anew: so the close drops it.
+  setSocketOption(descriptor, SOL_SOCKET, SO_LINGER, LINGER_NOT_AT_ALL);
   if (decision.kind !== 'export' || decision.rest.length > 0) {
     link.destroy();
     const name = formatNbdUri(address);
