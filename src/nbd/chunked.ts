@@ -35,8 +35,6 @@ const CACHE_PIECE_BYTES = MIB;
 const SPARSE_RUN_COUNT_MAX = 16;
 /** An extent in a reply of extended headers. */
 const EXTENT_BYTES = 16;
-/** The longest extent that 32 bits can say. */
-const COMPACT_EXTENT_BYTES_MAX = 2 ** 32 - 1;
 
 /** The bytes that a request will hold in memory while it runs, its reply's included. */
 export function heldBytesOf(
@@ -82,7 +80,6 @@ export async function readStatus(
     lengthBytes: range.lengthBytes,
     countMax: options.countMax,
     blockSizeBytes: device.blockSizeBytes,
-    extentBytesMax: isExtended ? Number.MAX_SAFE_INTEGER : COMPACT_EXTENT_BYTES_MAX,
   };
   return allFinished(
     options.contexts.map(async ({ id, context }) => {

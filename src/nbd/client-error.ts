@@ -1,6 +1,7 @@
 /** The errors of the client: what a server said no to, and what went wrong on the way. */
 
 import { BlockError } from '../base/index.ts';
+import type { ChunkError } from './codec-chunks.ts';
 import { type NbdErrorName, nbdErrorName } from './errno.ts';
 
 /** What a request asked for, and the name and value the server answered with. */
@@ -8,6 +9,10 @@ export interface RequestRefusal {
   readonly request: string;
   readonly errorName: NbdErrorName;
   readonly errorValue: number;
+  /** What the server said about it; empty where it said nothing. */
+  readonly serverMessage: string;
+  /** Where it failed, in the export, where the server said so. */
+  readonly offsetBytes?: number;
 }
 
 export interface NbdClientErrorDetails {
@@ -60,9 +65,16 @@ const CODE_BY_NAME = {
   ESHUTDOWN: 'shutting-down',
 } as const satisfies Record<NbdErrorName, keyof NbdClientErrorDetails>;
 
-/** The error for a request that the server answered with an error value. */
-export function requestRefused(request: string, errorValue: number): NbdClientError {
+/** The error for a request that the server answered with an error. */
+export function requestRefused(request: string, said: ChunkError): NbdClientError {
+  const { error: errorValue, message: serverMessage, offsetBytes } = said;
   const errorName = nbdErrorName(errorValue);
-  const message = `The server answered ${request} with ${errorName}`;
-  return new NbdClientError(CODE_BY_NAME[errorName], message, { request, errorName, errorValue });
+  const message = `The server answered ${request} with ${errorName}${serverMessage === '' ? '' : `: ${serverMessage}`}`;
+  return new NbdClientError(CODE_BY_NAME[errorName], message, {
+    request,
+    errorName,
+    errorValue,
+    serverMessage,
+    ...(offsetBytes === undefined ? {} : { offsetBytes }),
+  });
 }

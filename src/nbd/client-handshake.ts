@@ -1,13 +1,18 @@
 /**
  * The client's side of the handshake, as a pure state machine.
  *
- *     greeting -> GO (or EXPORT_NAME, where the server is older) -> ready
+ *     greeting -> wishes -> GO (or EXPORT_NAME, where the server is older) -> ready
  *     greeting -> INFO or LIST -> ABORT -> done
  *
  * Bytes go in, bytes to send and a decision come out; a refusal or a violation is a decision too. One option
  * is in flight at a time, as the protocol asks.
  *
- * Source: NBD proto.md § Fixed newstyle negotiation, § Option types.
+ * Wishes are what a session can do without: extended headers, structured replies, metadata contexts. A server
+ * that refuses one is served with less. Without wishes the session has simple replies, which is all that the
+ * Linux kernel understands.
+ *
+ * Source: NBD proto.md § Fixed newstyle negotiation, § Option types; of the branch `extension-ext-header`
+ * NBD_OPT_EXTENDED_HEADERS.
  */
 
 import { LIMITS } from '../base/index.ts';
@@ -35,6 +40,8 @@ import {
   type ServerEntry,
   TRANSMISSION_FLAG,
 } from './codec.ts';
+import type { ReplyMode } from './codec-chunks.ts';
+import { decodeMetaContextEntry, encodeMetaContextRequest } from './codec-meta.ts';
 
 /** An export as the server describes it. */
 export interface NbdExportInfo {
@@ -58,10 +65,30 @@ export interface NbdExportInfo {
 export type HandshakeGoal =
   { readonly kind: 'go' | 'info'; readonly exportName: string } | { readonly kind: 'list' };
 
+/** What to ask for before the export; nothing where left out. */
+export interface HandshakeWishes {
+  readonly structuredReplies?: boolean;
+  readonly extendedHeaders?: boolean;
+  /** Names of metadata contexts; they need one of the two above. */
+  readonly contexts?: readonly string[];
+}
+
+/** Which wishes came true. */
+export interface ClientTerms {
+  readonly replies: ReplyMode;
+  /** Names of the selected metadata contexts, by their id. */
+  readonly contexts: ReadonlyMap<number, string>;
+}
+
 export type ClientDecision =
   | { readonly kind: 'continue' }
   /** `go`: the transmission begins; `info`: the session is over. `rest` arrived behind the handshake. */
-  | { readonly kind: 'export'; readonly info: NbdExportInfo; readonly rest: Buffer }
+  | {
+      readonly kind: 'export';
+      readonly info: NbdExportInfo;
+      readonly terms: ClientTerms;
+      readonly rest: Buffer;
+    }
   | { readonly kind: 'listed'; readonly entries: readonly ServerEntry[] }
   /** The server said no. */
   | { readonly kind: 'refused'; readonly option: number; readonly replyType: number; readonly reason: string }
@@ -87,10 +114,16 @@ export class ClientHandshake {
   #header: OptionReplyHeader | undefined;
   #zeroes = true;
   readonly #entries: ServerEntry[] = [];
+  readonly #wishes: HandshakeWishes;
+  /** Options still to be tried before the goal. */
+  #wished: number[] = [];
+  #replies: ReplyMode = 'simple';
+  readonly #contexts = new Map<number, string>();
   #info: Partial<Omit<NbdExportInfo, 'name' | 'description'>> & { name: string; description: string };
 
-  constructor(goal: HandshakeGoal) {
+  constructor(goal: HandshakeGoal, wishes: HandshakeWishes = {}) {
     this.#goal = goal;
+    this.#wishes = wishes;
     this.#info = { name: goal.kind === 'list' ? '' : goal.exportName, description: '' };
   }
 
@@ -151,14 +184,35 @@ export class ClientHandshake {
       return CONTINUE;
     }
     this.#state = 'reply-header';
+    const { structuredReplies, extendedHeaders, contexts = [] } = this.#wishes;
+    if (extendedHeaders === true) this.#wished.push(OPTION.extendedHeaders);
+    if (structuredReplies === true) this.#wished.push(OPTION.structuredReply);
+    if (contexts.length > 0) this.#wished.push(OPTION.setMetaContext);
+    this.#sendNext();
+    return CONTINUE;
+  }
+
+  /** The next wish that makes sense, then the goal. */
+  #sendNext(): void {
+    const goal = this.#goal;
     if (goal.kind === 'list') {
       this.#send(OPTION.list, NO_DATA);
-      return CONTINUE;
+      return;
+    }
+    for (let option = this.#wished.shift(); option !== undefined; option = this.#wished.shift()) {
+      if (option === OPTION.structuredReply && this.#replies === 'extended') continue;
+      if (option === OPTION.setMetaContext && this.#replies === 'simple') continue;
+      const queries = this.#wishes.contexts ?? [];
+      const isChoice = option === OPTION.setMetaContext;
+      this.#send(
+        option,
+        isChoice ? encodeMetaContextRequest({ exportName: goal.exportName, queries }) : NO_DATA,
+      );
+      return;
     }
     const infos = [INFO.name, INFO.description, INFO.blockSize];
     const data = encodeInfoRequest({ name: Buffer.from(goal.exportName), infos });
     this.#send(goal.kind === 'go' ? OPTION.go : OPTION.info, data);
-    return CONTINUE;
   }
 
   #takeHeader(bytes: Buffer): ClientDecision {
@@ -181,6 +235,8 @@ export class ClientHandshake {
         return this.#acknowledged();
       case OPTION_REPLY.info:
         return this.#takeInfo(data);
+      case OPTION_REPLY.metaContext:
+        return this.#takeContext(data);
       case OPTION_REPLY.server: {
         const entry = decodeServerEntry(data);
         if (entry === undefined) return violation('An entry of the list of exports is malformed');
@@ -219,10 +275,29 @@ export class ClientHandshake {
     }
   }
 
+  #takeContext(data: Buffer): ClientDecision {
+    const entry = decodeMetaContextEntry(data);
+    if (this.#option !== OPTION.setMetaContext || entry === undefined || this.#contexts.has(entry.id)) {
+      return violation('A metadata context was not asked for, is malformed or has the id of another one');
+    }
+    if (this.#contexts.size >= LIMITS.nbdMetaContextCountMax) {
+      return violation(`The server selects more than ${LIMITS.nbdMetaContextCountMax} metadata contexts`);
+    }
+    this.#contexts.set(entry.id, entry.name);
+    return CONTINUE;
+  }
+
   #takeError(header: OptionReplyHeader, data: Buffer): ClientDecision {
     const { option, type } = header;
     if (type < 0x8000_0000) return violation(`Option ${option} was answered with reply type ${type}`);
-    if (type === OPTION_REPLY.errorUnsupported && this.#goal.kind === 'go' && option === OPTION.go) {
+    const isFinal = type === OPTION_REPLY.errorTlsRequired || type === OPTION_REPLY.errorShutdown;
+    if (isWish(option) && !isFinal) {
+      if (option === OPTION.setMetaContext) this.#contexts.clear();
+      this.#sendNext();
+      return CONTINUE;
+    }
+    const mayFallBack = option === OPTION.go && this.#replies !== 'extended';
+    if (type === OPTION_REPLY.errorUnsupported && mayFallBack && this.#goal.kind === 'go') {
       this.#sendExportName(this.#goal.exportName);
       return CONTINUE;
     }
@@ -233,6 +308,12 @@ export class ClientHandshake {
   }
 
   #acknowledged(): ClientDecision {
+    if (isWish(this.#option)) {
+      if (this.#option === OPTION.extendedHeaders) this.#replies = 'extended';
+      if (this.#option === OPTION.structuredReply) this.#replies = 'structured';
+      this.#sendNext();
+      return CONTINUE;
+    }
     if (this.#goal.kind === 'list') {
       this.#abort();
       return { kind: 'listed', entries: this.#entries };
@@ -261,7 +342,8 @@ export class ClientHandshake {
     };
     if (!Number.isSafeInteger(info.sizeBytes)) return violation('The export is larger than 2^53 bytes');
     if (!areSane(info)) return violation('The block sizes of the export contradict the protocol');
-    return { kind: 'export', info, rest: this.#input.take(this.#input.lengthBytes) };
+    const terms = { replies: this.#replies, contexts: this.#contexts };
+    return { kind: 'export', info, terms, rest: this.#input.take(this.#input.lengthBytes) };
   }
 
   #sendExportName(exportName: string): void {
@@ -278,6 +360,12 @@ export class ClientHandshake {
     this.#option = option;
     this.#output.push(encodeOption(option, data));
   }
+}
+
+/** Options that a session can do without. */
+function isWish(option: number): boolean {
+  const { extendedHeaders, structuredReply, setMetaContext } = OPTION;
+  return option === extendedHeaders || option === structuredReply || option === setMetaContext;
 }
 
 /** NBD proto.md § Size constraints. */

@@ -10,7 +10,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { NbdClient } from './client.ts';
+import { NbdClient, type NbdConnectOptions } from './client.ts';
 import { NbdClientError } from './client-error.ts';
 import { encodeGreeting, encodeOptionReply, OPTION, OPTION_REPLY, TRANSMISSION_FLAG } from './codec.ts';
 import { NbdDevice, openNbdDevice } from './device.ts';
@@ -36,8 +36,15 @@ async function serve(t: Test, exports: Export[], options: NbdServerOptions = {})
   return { transport, exportName: exports[0]?.name ?? '' };
 }
 
-async function connect(t: Test, target: NbdAddress | string): Promise<NbdClient> {
-  const client = await NbdClient.connect(target, { timeoutMs: 5000 });
+/** For servers with prepared bytes, which expect no wishes. */
+const PLAIN: NbdConnectOptions = { structuredReplies: false, extendedHeaders: false };
+
+async function connect(
+  t: Test,
+  target: NbdAddress | string,
+  options: NbdConnectOptions = {},
+): Promise<NbdClient> {
+  const client = await NbdClient.connect(target, { timeoutMs: 5000, ...options });
   t.teardown(() => client.disconnect());
   return client;
 }
@@ -200,13 +207,16 @@ t.test('errors of connecting have their codes', async (t) => {
   const tls = await fakeServer(t, (step) =>
     step === 0 ? encodeGreeting(3) : encodeOptionReply(OPTION.go, OPTION_REPLY.errorTlsRequired, none),
   );
-  await t.rejects(NbdClient.connect(tls), code('tls-required'));
+  await t.rejects(NbdClient.connect(tls, PLAIN), code('tls-required'));
   const policy = await fakeServer(t, (step) =>
     step === 0
       ? encodeGreeting(3)
       : encodeOptionReply(OPTION.go, OPTION_REPLY.errorPolicy, Buffer.from('no')),
   );
-  await t.rejects(NbdClient.connect(policy), { ...code('option-refused'), message: /refused option 7: no$/ });
+  await t.rejects(NbdClient.connect(policy, PLAIN), {
+    ...code('option-refused'),
+    message: /refused option 7: no$/,
+  });
 });
 
 t.test('an older server is asked with EXPORT_NAME', async (t) => {
@@ -215,7 +225,7 @@ t.test('an older server is asked with EXPORT_NAME', async (t) => {
   reply.writeUInt16BE(TRANSMISSION_FLAG.hasFlags | TRANSMISSION_FLAG.readOnly, 8);
   const unsupported = encodeOptionReply(OPTION.go, OPTION_REPLY.errorUnsupported, none);
   const steps = [encodeGreeting(1), unsupported, reply];
-  const fixed = await connect(t, await fakeServer(t, (step) => steps[step]));
+  const fixed = await connect(t, await fakeServer(t, (step) => steps[step]), PLAIN);
   t.match(fixed.exportInfo, { sizeBytes: 2560, readOnly: true, minimumBlockSizeBytes: 1 });
   const veryOld = await connect(t, await fakeServer(t, (step) => [encodeGreeting(0), reply][step]));
   t.match(veryOld.exportInfo, { sizeBytes: 2560, canFlush: false });
@@ -223,7 +233,7 @@ t.test('an older server is asked with EXPORT_NAME', async (t) => {
     if (step === 2) socket.destroy();
     return steps[step === 2 ? 3 : step];
   });
-  await t.rejects(NbdClient.connect(refuses), code('export-unknown'));
+  await t.rejects(NbdClient.connect(refuses, PLAIN), code('export-unknown'));
 });
 
 t.test('a lost connection and nonsense fail all requests in flight', async (t) => {
@@ -239,14 +249,14 @@ t.test('a lost connection and nonsense fail all requests in flight', async (t) =
     if (step === 2) socket.destroy();
     return [encodeGreeting(3), hello][step];
   });
-  const lost = await connect(t, dies);
+  const lost = await connect(t, dies, PLAIN);
   const both = await Promise.allSettled([lost.read(Buffer.alloc(512), 0), lost.read(Buffer.alloc(512), 512)]);
   t.match(both, [{ reason: code('connection-lost') }, { reason: code('connection-lost') }]);
   await t.rejects(lost.read(Buffer.alloc(512), 0), code('connection-lost'), 'and all later ones');
   t.notOk(lost.isConnected);
 
   const babbles = await fakeServer(t, (step) => [encodeGreeting(3), hello, Buffer.alloc(16, 'x')][step]);
-  const confused = await connect(t, babbles);
+  const confused = await connect(t, babbles, PLAIN);
   await t.rejects(confused.read(Buffer.alloc(512), 0), code('protocol-violation'));
 
   const client = await connect(t, await serve(t, [exportOf(new TestDevice())]));
@@ -261,7 +271,7 @@ t.test('the client as a device keeps the promises of the port', async (t) => {
   const address = await serve(t, [exportOf(behind)], { limits });
   const device = await openNbdDevice(address);
   t.match(device, { sizeBytes: 3 * 1024 * 1024, blockSizeBytes: 512 });
-  t.same(device.capabilities, { readOnly: false, trim: true, extents: false });
+  t.same(device.capabilities, { readOnly: false, trim: true, extents: true });
   const content = Buffer.alloc(device.sizeBytes, 'abcdefg');
   await device.write(content, 0, { fua: true });
   t.equal(behind.calls.length, 3, 'a large write is cut to the payload limit');

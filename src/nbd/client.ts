@@ -5,6 +5,9 @@
  * reply. Headers and payloads of one loop turn leave in one go. A read's bytes are copied from the socket's
  * buffer straight into the caller's target.
  *
+ * It asks for extended headers, then for structured replies, and takes what the server has; `replies` says
+ * which. Metadata contexts are selected when connecting and read with `blockStatus`.
+ *
  * What it does not do: it does not reconnect (whether a lost request was done is only for the caller to
  * find out), it does not split requests that exceed the server's limits (`NbdDevice` does), and it does not
  * bound the requests in flight: each holds the caller's own buffer.
@@ -18,23 +21,38 @@ import { NbdClientError, requestRefused } from './client-error.ts';
 import {
   type ClientDecision,
   ClientHandshake,
+  type ClientTerms,
   type HandshakeGoal,
+  type HandshakeWishes,
   type NbdExportInfo,
 } from './client-handshake.ts';
 import {
   COMMAND,
   COMMAND_FLAG,
-  decodeSimpleReply,
   encodeRequest,
   OPTION_REPLY,
+  type RequestToSend,
   type ServerEntry,
-  SIMPLE_REPLY_BYTES,
+  TRANSMISSION_FLAG,
 } from './codec.ts';
+import {
+  encodeExtendedRequest,
+  encodeStatusFilter,
+  type ReplyMode,
+  type StatusExtent,
+} from './codec-chunks.ts';
+import { type Pending, ReplyReader, type StatusById } from './reply-reader.ts';
 import { formatNbdUri, type NbdAddress, type NbdTransport, parseNbdUri } from './uri.ts';
 
 export interface NbdConnectOptions {
   /** How long the connection and its handshake may take together. */
   readonly timeoutMs?: number;
+  /** Whether to ask for structured replies; default true. */
+  readonly structuredReplies?: boolean;
+  /** Whether to ask for extended headers; default true. */
+  readonly extendedHeaders?: boolean;
+  /** Metadata contexts to select, by name; those the server does not have are left out. */
+  readonly contexts?: readonly string[];
 }
 
 export interface NbdWriteOptions {
@@ -45,21 +63,15 @@ export interface NbdWriteOptions {
 export interface NbdZeroOptions extends NbdWriteOptions {
   /** The server may make a hole of the range; default true. */
   readonly mayTrim?: boolean;
+  /** Fails with `not-supported` where it would be no faster than a write. The export must offer it. */
+  readonly fast?: boolean;
 }
 
-interface Pending {
-  readonly name: string;
-  /** Where a read's bytes go. */
-  readonly target: Buffer | undefined;
-  readonly resolve: () => void;
-  readonly reject: (error: Error) => void;
-}
-
-/** A read whose bytes are arriving. */
-interface Filling {
-  readonly pending: Pending;
-  readonly target: Buffer;
-  filledBytes: number;
+export interface NbdBlockStatusOptions {
+  /** Only the first extent of each context, no longer than the range. */
+  readonly requestOne?: boolean;
+  /** Only these of the selected contexts. */
+  readonly contexts?: readonly string[];
 }
 
 /** What a command sends and expects. */
@@ -69,8 +81,10 @@ interface Command {
   readonly flags?: number;
   readonly offsetBytes?: number;
   readonly lengthBytes?: number;
+  /** Follows the header. */
   readonly source?: Buffer;
   readonly target?: Buffer;
+  readonly contextIds?: ReadonlySet<number>;
 }
 
 /** One read buffer per connection, reused: replies are copied out of it at once. */
@@ -82,18 +96,22 @@ export class NbdClient {
   /** The export as the server described it. */
   readonly exportInfo: NbdExportInfo;
   readonly #link: Link;
-  readonly #pending = new Map<number, Pending>();
+  readonly #terms: ClientTerms;
+  readonly #replies: ReplyReader;
+  readonly #pending = new Map<number, Pending & { reject(error: Error): void }>();
   #nextCookie = 0;
   #failure: Error | undefined;
-  /** A reply's header that arrived in pieces. */
-  readonly #header = Buffer.alloc(SIMPLE_REPLY_BYTES);
-  #headerBytes = 0;
-  #filling: Filling | undefined;
 
-  private constructor(address: NbdAddress, link: Link, info: NbdExportInfo) {
+  private constructor(address: NbdAddress, link: Link, info: NbdExportInfo, terms: ClientTerms) {
     this.address = address;
     this.#link = link;
     this.exportInfo = info;
+    this.#terms = terms;
+    this.#replies = new ReplyReader(terms.replies, {
+      find: (cookie) => this.#pending.get(cookie),
+      forget: (cookie) => void this.#pending.delete(cookie),
+      violate: (what) => this.#violate(what),
+    });
   }
 
   /**
@@ -106,14 +124,15 @@ export class NbdClient {
     const address = typeof target === 'string' ? parseNbdUri(target) : target;
     const goal: HandshakeGoal = { kind: 'go', exportName: address.exportName };
     const link = new Link(address);
-    const decision = await link.negotiate(goal, options);
+    const { structuredReplies = true, extendedHeaders = true, contexts = [] } = options;
+    const decision = await link.negotiate(goal, options, { structuredReplies, extendedHeaders, contexts });
     assert(decision.kind === 'export', 'A go ends with an export');
-    const client = new NbdClient(address, link, decision.info);
+    const client = new NbdClient(address, link, decision.info, decision.terms);
     link.attach({
-      receive: (chunk) => client.#receive(chunk),
+      receive: (chunk) => client.#replies.receive(chunk),
       lost: (error) => client.#lose(error),
     });
-    if (decision.rest.length > 0) client.#receive(decision.rest);
+    if (decision.rest.length > 0) client.#replies.receive(decision.rest);
     return client;
   }
 
@@ -146,6 +165,31 @@ export class NbdClient {
     return this.#pending.size;
   }
 
+  /** How the server answers, as agreed on. */
+  get replies(): ReplyMode {
+    return this.#terms.replies;
+  }
+
+  /** The metadata contexts that were selected; none where the server has none. */
+  get contexts(): readonly string[] {
+    return [...this.#terms.contexts.values()];
+  }
+
+  /** Whether `cache` may be called. */
+  get canCache(): boolean {
+    return this.#offers(TRANSMISSION_FLAG.sendCache);
+  }
+
+  /** Whether zeroes may be asked to be `fast`. */
+  get canFastZero(): boolean {
+    return this.#offers(TRANSMISSION_FLAG.sendFastZero);
+  }
+
+  /** The longest range of a request without payload: with extended headers there is no limit. */
+  get rangeBytesMax(): number {
+    return this.replies === 'extended' ? Number.MAX_SAFE_INTEGER : UINT32 - 1;
+  }
+
   /**
    * Fills `target` from `offsetBytes`. The target must not be used until the promise settles.
    *
@@ -153,14 +197,15 @@ export class NbdClient {
    */
   read(target: Buffer, offsetBytes: number): Promise<void> {
     const name = `a read of ${target.length} bytes at ${offsetBytes}`;
-    return this.#request({ type: COMMAND.read, name, offsetBytes, lengthBytes: target.length, target });
+    return this.#order({ type: COMMAND.read, name, offsetBytes, lengthBytes: target.length, target });
   }
 
   /** Writes `source`, which must not be changed until the promise settles. */
   write(source: Buffer, offsetBytes: number, options: NbdWriteOptions = {}): Promise<void> {
     const name = `a write of ${source.length} bytes at ${offsetBytes}`;
-    const flags = this.#fuaFlag(options);
-    return this.#request({
+    const isExtended = this.replies === 'extended';
+    const flags = this.#fuaFlag(options) | (isExtended ? COMMAND_FLAG.payloadLength : 0);
+    return this.#order({
       type: COMMAND.write,
       name,
       flags,
@@ -170,19 +215,22 @@ export class NbdClient {
     });
   }
 
-  /** Zeroes a range. The export must offer it. */
+  /** Zeroes a range of at most `rangeBytesMax`. The export must offer it. */
   writeZeroes(offsetBytes: number, lengthBytes: number, options: NbdZeroOptions = {}): Promise<void> {
     assert(this.exportInfo.canWriteZeroes, 'The export does not offer NBD_CMD_WRITE_ZEROES');
     const name = `zeroes of ${lengthBytes} bytes at ${offsetBytes}`;
-    const flags = this.#fuaFlag(options) | (options.mayTrim === false ? COMMAND_FLAG.noHole : 0);
-    return this.#request({ type: COMMAND.writeZeroes, name, flags, offsetBytes, lengthBytes });
+    const { mayTrim = true, fast = false } = options;
+    assert(!fast || this.canFastZero, 'The export does not offer NBD_CMD_FLAG_FAST_ZERO');
+    const flags =
+      this.#fuaFlag(options) | (mayTrim ? 0 : COMMAND_FLAG.noHole) | (fast ? COMMAND_FLAG.fastZero : 0);
+    return this.#order({ type: COMMAND.writeZeroes, name, flags, offsetBytes, lengthBytes });
   }
 
   /** Tells that a range is not needed. What it reads as afterwards is the server's affair. */
   trim(offsetBytes: number, lengthBytes: number, options: NbdWriteOptions = {}): Promise<void> {
     assert(this.exportInfo.canTrim, 'The export does not offer NBD_CMD_TRIM');
     const name = `a trim of ${lengthBytes} bytes at ${offsetBytes}`;
-    return this.#request({
+    return this.#order({
       type: COMMAND.trim,
       name,
       flags: this.#fuaFlag(options),
@@ -194,7 +242,46 @@ export class NbdClient {
   /** Makes every write that was answered before this call durable. The export must offer it. */
   flush(): Promise<void> {
     assert(this.exportInfo.canFlush, 'The export does not offer NBD_CMD_FLUSH');
-    return this.#request({ type: COMMAND.flush, name: 'a flush' });
+    return this.#order({ type: COMMAND.flush, name: 'a flush' });
+  }
+
+  /** Tells that a range will be used soon. The export must offer it. */
+  cache(offsetBytes: number, lengthBytes: number): Promise<void> {
+    assert(this.canCache, 'The export does not offer NBD_CMD_CACHE');
+    const name = `a cache hint of ${lengthBytes} bytes at ${offsetBytes}`;
+    return this.#order({ type: COMMAND.cache, name, offsetBytes, lengthBytes });
+  }
+
+  /**
+   * What the selected contexts say of a range of at most `rangeBytesMax`: for each, by its name, extents from
+   * `offsetBytes` on without gaps, at least one. They may end before the range does, and the last one may
+   * end behind it.
+   */
+  async blockStatus(
+    offsetBytes: number,
+    lengthBytes: number,
+    options: NbdBlockStatusOptions = {},
+  ): Promise<ReadonlyMap<string, readonly StatusExtent[]>> {
+    const { requestOne = false, contexts: wanted = this.contexts } = options;
+    const names = new Map([...this.#terms.contexts].filter(([, name]) => wanted.includes(name)));
+    assert(names.size > 0, `None of the contexts ${wanted.join(', ')} was selected`);
+    const name = `a block status of ${lengthBytes} bytes at ${offsetBytes}`;
+    const flags = requestOne ? COMMAND_FLAG.requestOne : 0;
+    const command = { type: COMMAND.blockStatus, name, flags, offsetBytes, lengthBytes };
+    const mayFilter = this.#offers(TRANSMISSION_FLAG.blockStatusPayload);
+    const isFiltered = names.size < this.#terms.contexts.size && mayFilter;
+    const contextIds = new Set((isFiltered ? names : this.#terms.contexts).keys());
+    const statuses = await this.#request(
+      isFiltered
+        ? { ...command, ...filterOf(lengthBytes, contextIds, flags), contextIds }
+        : { ...command, contextIds },
+    );
+    const byName = new Map<string, readonly StatusExtent[]>();
+    for (const [id, extents] of statuses) {
+      const context = names.get(id);
+      if (context !== undefined) byName.set(context, extents);
+    }
+    return byName;
   }
 
   /**
@@ -205,7 +292,7 @@ export class NbdClient {
     if (this.#failure === undefined) {
       const message = `The client of ${this.#link.name} was disconnected`;
       this.#fail(new NbdClientError('disconnected', message, { address: this.#link.name }));
-      this.#link.send(encodeRequest({ ...NO_REQUEST, type: COMMAND.disconnect }));
+      this.#link.send(this.#encode({ ...NO_REQUEST, type: COMMAND.disconnect }));
       this.#link.end();
     }
     await this.#link.closed;
@@ -219,63 +306,32 @@ export class NbdClient {
     return COMMAND_FLAG.fua;
   }
 
-  #request(command: Command): Promise<void> {
-    const { type, name, flags = 0, offsetBytes = 0, lengthBytes = 0, source, target } = command;
+  #offers(flag: number): boolean {
+    return (this.exportInfo.transmissionFlags & flag) !== 0;
+  }
+
+  #encode(request: RequestToSend): Buffer {
+    return this.replies === 'extended' ? encodeExtendedRequest(request) : encodeRequest(request);
+  }
+
+  /** A request whose answer is only that it was done. */
+  async #order(command: Command): Promise<void> {
+    await this.#request(command);
+  }
+
+  #request(command: Command): Promise<StatusById> {
+    const { type, name, flags = 0, offsetBytes = 0, lengthBytes = 0, source, target, contextIds } = command;
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
     const cookie = this.#nextCookie;
     this.#nextCookie = (cookie + 1) % Number.MAX_SAFE_INTEGER;
     return new Promise((resolve, reject) => {
       const [cookieHigh, cookieLow] = [Math.floor(cookie / UINT32), cookie % UINT32];
-      const header = encodeRequest({ flags, type, cookieHigh, cookieLow, offsetBytes, lengthBytes });
-      this.#pending.set(cookie, { name, target, resolve, reject });
+      const header = this.#encode({ flags, type, cookieHigh, cookieLow, offsetBytes, lengthBytes });
+      const refuse: Pending['refuse'] = (error) => reject(requestRefused(name, error));
+      this.#pending.set(cookie, { name, offsetBytes, target, contextIds, resolve, refuse, reject });
       this.#link.send(header);
       if (source !== undefined) this.#link.send(source);
     });
-  }
-
-  #receive(chunk: Buffer): void {
-    let atBytes = 0;
-    while (atBytes < chunk.length && this.#failure === undefined) {
-      const filling = this.#filling;
-      if (filling !== undefined) {
-        atBytes += this.#fill(filling, chunk, atBytes);
-        continue;
-      }
-      const copied = chunk.copy(this.#header, this.#headerBytes, atBytes);
-      this.#headerBytes += copied;
-      atBytes += copied;
-      if (this.#headerBytes < SIMPLE_REPLY_BYTES) return;
-      this.#headerBytes = 0;
-      this.#takeReply();
-    }
-  }
-
-  #fill(filling: Filling, chunk: Buffer, atBytes: number): number {
-    const copied = chunk.copy(filling.target, filling.filledBytes, atBytes);
-    filling.filledBytes += copied;
-    if (filling.filledBytes === filling.target.length) {
-      this.#filling = undefined;
-      filling.pending.resolve();
-    }
-    return copied;
-  }
-
-  #takeReply(): void {
-    const reply = decodeSimpleReply(this.#header, 0);
-    if (reply === undefined) {
-      this.#violate('a reply does not begin with the reply magic');
-      return;
-    }
-    const cookie = reply.cookieHigh * UINT32 + reply.cookieLow;
-    const pending = this.#pending.get(cookie);
-    if (pending === undefined) {
-      this.#violate(`a reply carries the cookie ${cookie}, which no request in flight has`);
-      return;
-    }
-    this.#pending.delete(cookie);
-    if (reply.error !== 0) pending.reject(requestRefused(pending.name, reply.error));
-    else if (pending.target === undefined || pending.target.length === 0) pending.resolve();
-    else this.#filling = { pending, target: pending.target, filledBytes: 0 };
   }
 
   #violate(what: string): void {
@@ -295,12 +351,21 @@ export class NbdClient {
   #fail(error: Error): void {
     if (this.#failure !== undefined) return;
     this.#failure = error;
+    this.#replies.stop();
     const failed = [...this.#pending.values()];
-    if (this.#filling !== undefined) failed.push(this.#filling.pending);
-    this.#filling = undefined;
     this.#pending.clear();
     for (const pending of failed) pending.reject(error);
   }
+}
+
+/** What makes a block status ask for some contexts only. */
+function filterOf(
+  lengthBytes: number,
+  contextIds: ReadonlySet<number>,
+  flags: number,
+): Pick<Command, 'flags' | 'lengthBytes' | 'source'> {
+  const source = encodeStatusFilter({ lengthBytes, contextIds: [...contextIds] });
+  return { flags: flags | COMMAND_FLAG.payloadLength, lengthBytes: source.length, source };
 }
 
 const NO_REQUEST = { flags: 0, type: 0, cookieHigh: 0, cookieLow: 0, offsetBytes: 0, lengthBytes: 0 };
@@ -382,8 +447,8 @@ export class Link {
   }
 
   /** Runs the handshake; the link is closed unless the goal was the transmission and was reached. */
-  negotiate(goal: HandshakeGoal, options: NbdConnectOptions): Promise<Outcome> {
-    const handshake = new ClientHandshake(goal);
+  negotiate(goal: HandshakeGoal, options: NbdConnectOptions, wishes: HandshakeWishes = {}): Promise<Outcome> {
+    const handshake = new ClientHandshake(goal, wishes);
     const timeoutMs = options.timeoutMs ?? LIMITS.nbdConnectMsMax;
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {

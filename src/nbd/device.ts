@@ -10,11 +10,14 @@
  * - trim: NBD does not say what a trimmed range reads as, and our port does. So a trim is sent as zeroes that
  *   may become a hole, and only offered where the server has both.
  *
- * What it does not do: extents (they need structured replies) and reconnecting. After a lost connection every
- * call fails with `connection-lost`; the caller opens a new device.
+ * Extents come from the metadata context `base:allocation`, where the client has selected it, which
+ * `openNbdDevice` does; otherwise everything is data.
+ *
+ * What it does not do: reconnecting. After a lost connection every call fails with `connection-lost`; the caller
+ * opens a new device.
  */
 
-import { assert, LIMITS, MIB } from '../base/index.ts';
+import { assert, GIB, LIMITS, MIB } from '../base/index.ts';
 import {
   assertRange,
   type BlockDevice,
@@ -25,10 +28,15 @@ import {
 } from '../device/index.ts';
 import { NbdClient, type NbdConnectOptions } from './client.ts';
 import { NbdClientError } from './client-error.ts';
+import { ALLOCATION_FLAG, type StatusExtent } from './codec-chunks.ts';
 import { formatNbdUri, type NbdAddress } from './uri.ts';
 
 /** Zeroes and trims carry no payload; pieces of this size keep one request from taking very long. */
 const ZERO_PIECE_BYTES = 128 * MIB;
+
+const ALLOCATION = 'base:allocation';
+/** Asked for at once; without extended headers a range must fit into 32 bits. */
+const STATUS_RANGE_BYTES_MAX = 2 * GIB;
 
 export class NbdDevice implements BlockDevice {
   readonly sizeBytes: number;
@@ -49,7 +57,7 @@ export class NbdDevice implements BlockDevice {
     this.capabilities = {
       readOnly: info.readOnly,
       trim: info.canTrim && info.canWriteZeroes,
-      extents: false,
+      extents: client.contexts.includes(ALLOCATION),
     };
     const payloadBytesMax = Math.min(info.maximumPayloadBytes, LIMITS.nbdPayloadBytesMax);
     this.#payloadBytesMax = payloadBytesMax - (payloadBytesMax % this.blockSizeBytes);
@@ -99,10 +107,17 @@ export class NbdDevice implements BlockDevice {
     return this.client.exportInfo.canFlush ? this.client.flush() : Promise.resolve();
   }
 
-  /** Everything is data: the protocol as spoken here does not tell. */
-  extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
+  async extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
     assertRange(this, offsetBytes, lengthBytes);
-    return Promise.resolve([{ offsetBytes, lengthBytes, hole: false, zero: false }]);
+    if (!this.capabilities.extents) return [{ offsetBytes, lengthBytes, hole: false, zero: false }];
+    const runs = new BlockRuns(offsetBytes, offsetBytes + lengthBytes, this.blockSizeBytes);
+    const options = { contexts: [ALLOCATION] };
+    while (runs.atBytes < runs.endBytes) {
+      const wantedBytes = Math.min(runs.endBytes - runs.atBytes, STATUS_RANGE_BYTES_MAX);
+      const statuses = await this.client.blockStatus(runs.atBytes, wantedBytes, options);
+      runs.add(statuses.get(ALLOCATION) ?? []);
+    }
+    return runs.extents;
   }
 
   close(): Promise<void> {
@@ -153,11 +168,62 @@ export async function openNbdDevice(
   target: string | NbdAddress,
   options: NbdConnectOptions = {},
 ): Promise<NbdDevice> {
-  const client = await NbdClient.connect(target, options);
+  const contexts = [...(options.contexts ?? []), ALLOCATION];
+  const client = await NbdClient.connect(target, { ...options, contexts });
   try {
     return new NbdDevice(client);
   } catch (error) {
     await client.disconnect();
     throw error;
+  }
+}
+
+/**
+ * A server's extents as whole blocks of the device, neighbours of one kind made one. Servers may tell runs
+ * apart within our blocks; a block that is not of one kind throughout is data.
+ */
+class BlockRuns {
+  readonly extents: DeviceExtent[] = [];
+  atBytes: number;
+  readonly endBytes: number;
+  readonly #blockSizeBytes: number;
+
+  constructor(offsetBytes: number, endBytes: number, blockSizeBytes: number) {
+    this.atBytes = offsetBytes;
+    this.endBytes = endBytes;
+    this.#blockSizeBytes = blockSizeBytes;
+  }
+
+  /** Extents from `atBytes` on. Always goes on by a block at least. */
+  add(statuses: readonly StatusExtent[]): void {
+    const block = this.#blockSizeBytes;
+    let from = this.atBytes;
+    for (const { lengthBytes, flags } of statuses) {
+      const to = Math.min(from + lengthBytes, this.endBytes);
+      const wholeFrom = Math.ceil(from / block) * block;
+      const wholeTo = Math.floor(to / block) * block;
+      if (wholeTo > wholeFrom) {
+        if (wholeFrom > this.atBytes) this.#push(wholeFrom, 0);
+        this.#push(wholeTo, flags);
+      }
+      from = to;
+    }
+    // The rest of a block whose beginning came last, or nothing at all, which would never end.
+    if (from > this.atBytes || statuses.length === 0) {
+      this.#push(Math.min(Math.ceil(Math.max(from, this.atBytes + 1) / block) * block, this.endBytes), 0);
+    }
+  }
+
+  #push(to: number, flags: number): void {
+    const from = this.atBytes;
+    const hole = (flags & ALLOCATION_FLAG.hole) !== 0;
+    const zero = (flags & ALLOCATION_FLAG.zero) !== 0;
+    const last = this.extents.at(-1);
+    if (last?.hole === hole && last.zero === zero) {
+      this.extents[this.extents.length - 1] = { ...last, lengthBytes: last.lengthBytes + to - from };
+    } else {
+      this.extents.push({ offsetBytes: from, lengthBytes: to - from, hole, zero });
+    }
+    this.atBytes = to;
   }
 }

@@ -1,7 +1,14 @@
-export { NbdClient, type NbdConnectOptions, type NbdWriteOptions, type NbdZeroOptions } from './client.ts';
+export {
+  type NbdBlockStatusOptions,
+  NbdClient,
+  type NbdConnectOptions,
+  type NbdWriteOptions,
+  type NbdZeroOptions,
+} from './client.ts';
 export { NbdClientError, type NbdClientErrorDetails, type RequestRefusal } from './client-error.ts';
 export type { NbdExportInfo } from './client-handshake.ts';
 export type { ServerEntry } from './codec.ts';
+export type { ReplyMode, StatusExtent } from './codec-chunks.ts';
 export { NbdDevice, openNbdDevice } from './device.ts';
 export { nbdErrorName, type NbdErrorName, nbdErrorOfCode } from './errno.ts';
 export type { Export } from './export.ts';
@@ -15,6 +22,7 @@ export { KernelDeviceError, type KernelDeviceErrorDetails } from './kernel-error
 export type { KernelDeviceEvent } from './kernel-supervisor.ts';
 export type { NbdLimits } from './limits.ts';
 export type { NbdLog, NbdLogEvent } from './log.ts';
+export type { MetaContext } from './meta-context.ts';
 export { NbdServer, NbdServerError, type NbdServerErrorDetails, type NbdServerOptions } from './server.ts';
 export {
   formatNbdUri,

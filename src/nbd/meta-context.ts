@@ -75,14 +75,12 @@ export interface StatusBounds {
   readonly lengthBytes: number;
   readonly countMax: number;
   readonly blockSizeBytes: number;
-  /** The longest extent the reply's form can say. */
-  readonly extentBytesMax: number;
 }
 
 /** Asks a context and makes of its answer what a reply may hold: merged, cut to the range, bounded in count. */
 export async function statusOf(context: MetaContext, bounds: StatusBounds): Promise<readonly StatusExtent[]> {
-  const { offsetBytes, lengthBytes, countMax, blockSizeBytes, extentBytesMax } = bounds;
-  const merged = new MergedExtents(countMax, extentBytesMax - (extentBytesMax % blockSizeBytes));
+  const { offsetBytes, lengthBytes, countMax, blockSizeBytes } = bounds;
+  const merged = new MergedExtents(countMax);
   for (const extent of await context.extents(offsetBytes, lengthBytes, countMax)) {
     assert(
       extent.lengthBytes > 0 && extent.lengthBytes % blockSizeBytes === 0,
@@ -95,35 +93,30 @@ export async function statusOf(context: MetaContext, bounds: StatusBounds): Prom
   return merged.extents;
 }
 
-/** Extents one after another, neighbours of one kind made one. */
-export class MergedExtents {
+/**
+ * Extents one after another, neighbours of one kind made one. None is longer than the range they were asked
+ * for, so each fits into the reply's form: a compact request has no longer ranges than a compact reply.
+ */
+class MergedExtents {
   readonly extents: StatusExtent[] = [];
   lengthBytes = 0;
   readonly #countMax: number;
-  readonly #extentBytesMax: number;
 
-  constructor(countMax: number, extentBytesMax: number = Number.MAX_SAFE_INTEGER) {
+  constructor(countMax: number) {
     this.#countMax = countMax;
-    this.#extentBytesMax = extentBytesMax;
   }
 
-  /** @returns false where there is no room: what was not taken is given up, and nothing may follow. */
+  /** @returns false where there is no room: the extent was not taken, and nothing may follow. */
   add(lengthBytes: number, flags: number): boolean {
-    let leftBytes = lengthBytes;
     const last = this.extents.at(-1);
     if (last?.flags === flags) {
-      const taken = Math.min(leftBytes, this.#extentBytesMax - last.lengthBytes);
-      this.extents[this.extents.length - 1] = { lengthBytes: last.lengthBytes + taken, flags };
-      this.lengthBytes += taken;
-      leftBytes -= taken;
+      this.extents[this.extents.length - 1] = { lengthBytes: last.lengthBytes + lengthBytes, flags };
+    } else if (this.extents.length < this.#countMax) {
+      this.extents.push({ lengthBytes, flags });
+    } else {
+      return false;
     }
-    while (leftBytes > 0) {
-      if (this.extents.length >= this.#countMax) return false;
-      const taken = Math.min(leftBytes, this.#extentBytesMax);
-      this.extents.push({ lengthBytes: taken, flags });
-      this.lengthBytes += taken;
-      leftBytes -= taken;
-    }
+    this.lengthBytes += lengthBytes;
     return true;
   }
 }

@@ -28,6 +28,8 @@ export interface TestDeviceOptions {
   readonly blockSizeBytes?: number;
   readonly readOnly?: boolean;
   readonly trim?: boolean;
+  /** Blocks of zeroes are holes; without it everything is data. */
+  readonly extents?: boolean;
   /** Whether a call waits for the test; false finishes at once. */
   readonly holds?: (call: string, offsetBytes: number) => boolean;
   /** Called before each call; may throw. */
@@ -48,7 +50,8 @@ export class TestDevice implements BlockDevice {
   constructor(options: TestDeviceOptions = {}) {
     this.sizeBytes = options.sizeBytes ?? 1024 * 1024;
     this.blockSizeBytes = options.blockSizeBytes ?? 512;
-    this.capabilities = { readOnly: options.readOnly ?? false, trim: options.trim ?? true, extents: false };
+    const { readOnly = false, trim = true, extents = false } = options;
+    this.capabilities = { readOnly, trim, extents };
     this.bytes = Buffer.alloc(this.sizeBytes);
     this.#options = options;
   }
@@ -104,8 +107,17 @@ export class TestDevice implements BlockDevice {
     await this.#call('flush', 0, 0, {}, () => {});
   }
 
-  extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
-    return Promise.resolve([{ offsetBytes, lengthBytes, hole: false, zero: false }]);
+  /** One extent for each block: adjacent ones may be alike. */
+  async extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
+    assertRange(this, offsetBytes, lengthBytes);
+    await this.#call('extents', offsetBytes, lengthBytes, {}, () => {});
+    if (!this.capabilities.extents) return [{ offsetBytes, lengthBytes, hole: false, zero: false }];
+    const unitBytes = this.blockSizeBytes;
+    return Array.from({ length: lengthBytes / unitBytes }, (_, index) => {
+      const at = offsetBytes + index * unitBytes;
+      const zero = this.bytes.subarray(at, at + unitBytes).every((byte) => byte === 0);
+      return { offsetBytes: at, lengthBytes: unitBytes, hole: zero, zero };
+    });
   }
 
   close(): Promise<void> {

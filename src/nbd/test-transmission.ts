@@ -4,9 +4,11 @@
 
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { AssertionError } from '../base/index.ts';
-import { COMMAND, emptyRequest, encodeRequest, type Request } from './codec.ts';
+import { COMMAND, COMMAND_FLAG, emptyRequest, encodeRequest, type Request } from './codec.ts';
+import { encodeExtendedRequest, type ReplyMode } from './codec-chunks.ts';
 import { Fence } from './fence.ts';
 import { type NbdLimits, nbdLimits } from './limits.ts';
+import type { MetaContext } from './meta-context.ts';
 import { TestDevice, type TestDeviceOptions } from './test-device.ts';
 import { Transmission, type TransmissionPort, type TransmissionTerms } from './transmission.ts';
 
@@ -104,6 +106,29 @@ export function attach(
 
 export function request(type: number, cookieLow: number, more: Partial<Request> = {}): Buffer {
   return encodeRequest({ ...emptyRequest(), type, cookieLow, ...more });
+}
+
+/** A request of extended headers, with its payload behind it where it has one. */
+export function extended(
+  type: number,
+  cookieLow: number,
+  more: Partial<Request> = {},
+  payload?: Buffer,
+): Buffer {
+  const lengthBytes = payload === undefined ? (more.lengthBytes ?? 0) : payload.length;
+  const flags = (more.flags ?? 0) | (payload === undefined ? 0 : COMMAND_FLAG.payloadLength);
+  const header = encodeExtendedRequest({ ...emptyRequest(), ...more, type, cookieLow, lengthBytes, flags });
+  return payload === undefined ? header : Buffer.concat([header, payload]);
+}
+
+/** A context that says everywhere the same, in one extent. */
+export function contextOf(name: string, flags: number): MetaContext {
+  return { name, extents: (_, lengthBytes) => Promise.resolve([{ lengthBytes, flags }]) };
+}
+
+/** Terms with contexts under the ids 1, 2 and so on. */
+export function termsOf(replies: ReplyMode, ...contexts: readonly MetaContext[]): TransmissionTerms {
+  return { replies, contexts: contexts.map((context, index) => ({ id: index + 1, context })) };
 }
 
 export function read(cookie: number, offsetBytes: number, lengthBytes = 512): Buffer {
