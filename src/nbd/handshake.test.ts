@@ -284,7 +284,7 @@ t.test('golden dialogue: contexts', (t) => {
   const option = contexts(OPTION.setMetaContext, 'disk', 'x-test:one');
   t.equal(
     option.toString('hex'),
-    '49484156454f50540000000a0000001e000000046469736b000000010000000a782d746573743a6f6e65',
+    '49484156454f50540000000a0000001a000000046469736b000000010000000a782d746573743a6f6e65',
   );
   t.equal(
     run([fixed, structured, option]).output.toString('hex'),
