@@ -35,6 +35,8 @@ export interface RestoreOptions {
   readonly random: SeededRandom;
   /** Mix in pages of the present content. */
   readonly tear: boolean;
+  /** Also where LMDB committed it. */
+  readonly tearCommits: boolean;
   readonly keepInode: boolean;
 }
 
@@ -126,9 +128,10 @@ export class FileImages {
   }
 
   /** Makes the file anew at `target`, where nothing is, with content that a power cut could have left. */
-  restore(target: string, { random, tear, keepInode }: RestoreOptions): void {
+  restore(target: string, { random, tear, tearCommits, keepInode }: RestoreOptions): void {
     const image = random.pick([this.#durable?.path ?? '', ...this.#commits.map((commit) => commit.path)]);
-    const source = tear && image !== '' && !this.#hasCommitted ? this.#torn(image, random) : image;
+    const isTorn = this.#hasCommitted ? tearCommits && random.chance(0.5) : tear && image !== '';
+    const source = isTorn ? this.#torn(this.#durable?.path ?? '', random) : image;
     if (!keepInode) {
       if (source === '') closeSync(openSync(target, 'wx'));
       else copySparse(source, target);
@@ -142,15 +145,17 @@ export class FileImages {
     if (source !== '') copyTimes(source, target);
   }
 
-  /** A mixture of an image and of the present content. @returns the path of its own image. */
+  /** A mixture of an image, or of nothing, and of the present content. @returns the path of its own image. */
   #torn(image: string, random: SeededRandom): string {
-    const then = readFileSync(image);
+    const then = image === '' ? Buffer.alloc(0) : readFileSync(image);
     const now = readFileSync(this.#pin);
     const size = random.pick([then.length, now.length]);
     const mixed = Buffer.alloc(size);
     then.copy(mixed);
+    // Any subset of the pages; one that lacks only a few would be met too rarely by tossing for each alone.
+    const share = random.pick([0.5, 0.95]);
     for (let at = 0; at < Math.min(size, now.length); at += PAGE_BYTES) {
-      if (random.chance(0.5)) now.copy(mixed, at, at, Math.min(at + PAGE_BYTES, size));
+      if (random.chance(share)) now.copy(mixed, at, at, Math.min(at + PAGE_BYTES, size));
     }
     const path = this.#newPath();
     writeFileSync(path, mixed);

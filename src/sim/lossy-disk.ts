@@ -48,8 +48,18 @@ export interface LossyDiskOptions {
   readonly commitCountMax?: number;
   /** Which files may also keep any page written since their last sync; none where left out. */
   readonly tear?: (relativePath: string) => boolean;
+  /**
+   * Which LMDB files commit without syncing (`bulk` in `base/lmdb.ts`): of these too any page written since the
+   * last sync may survive without the others.
+   */
+  readonly tearCommits?: (relativePath: string) => boolean;
   /** Files keep their inodes, and those whose content a cut leaves alone keep their times too. */
   readonly keepInodes?: boolean;
+  /**
+   * Called before each sync is performed, and after each sync and each noted commit. What it throws fails the
+   * sync, or the call that committed; `skip` before a sync makes it a no-op. It may cut the power.
+   */
+  readonly onEvent?: (event: SyncEvent, when: 'before' | 'after') => 'skip' | undefined;
 }
 
 /** What an issued sync makes durable if it succeeds. */
@@ -120,15 +130,17 @@ export class LossyDisk {
   /**
    * Turns the tree into what a power cut could have left. The same state of the tree and the same random numbers
    * give the same result.
+   *
+   * @param options.keepInodes in place of the disk's own option.
    */
-  powerCut(random: SeededRandom): void {
+  powerCut(random: SeededRandom, options: { readonly keepInodes?: boolean } = {}): void {
     const tree = scan(this.#root);
     for (const directory of tree.values()) this.#pin(directory.path, directory.listing);
     const durable = new Map([...this.#names].map(([id, names]) => [id, names.listing]));
     const chosen = chooseNames(tree, durable, random);
     const parked = this.#takeApart(tree);
     const [rootId] = tree.keys();
-    if (rootId !== undefined) this.#place(this.#root, rootId, chosen, parked, random);
+    if (rootId !== undefined) this.#place(this.#root, rootId, chosen, parked, { random, ...options });
     this.#images = this.#baseline();
   }
 
@@ -152,6 +164,7 @@ export class LossyDisk {
   #before(event: SyncEvent): 'perform' | 'skip' {
     if (event.kind === 'commit') return 'perform';
     this.#counts.set(event.name, (this.#counts.get(event.name) ?? 0) + 1);
+    if (this.#options.onEvent?.(event, 'before') === 'skip') return 'skip';
     const errno = this.#failures.get(event.name);
     if (errno !== undefined) {
       this.#failures.delete(event.name);
@@ -185,6 +198,11 @@ export class LossyDisk {
   }
 
   #after(event: SyncEvent): void {
+    this.#remember(event);
+    this.#options.onEvent?.(event, 'after');
+  }
+
+  #remember(event: SyncEvent): void {
     if (event.kind === 'commit') {
       const path = this.#inside(event.path);
       this.#sequence += 1;
@@ -246,25 +264,33 @@ export class LossyDisk {
     id: string,
     chosen: ReadonlyMap<string, Listing>,
     parked: Map<string, string>,
-    random: SeededRandom,
+    cut: { readonly random: SeededRandom; readonly keepInodes?: boolean },
   ): void {
     for (const [name, entry] of chosen.get(id) ?? []) {
       const target = join(path, name);
       if (entry.kind === 'lock') continue;
-      if (entry.kind === 'file') this.#placeFile(target, entry, random);
+      if (entry.kind === 'file') this.#placeFile(target, entry, cut);
       else {
         const place = parked.get(entry.id);
         parked.delete(entry.id);
         if (place === undefined) mkdirSync(target);
         else renameSync(place, target);
-        this.#place(target, entry.id, chosen, parked, random);
+        this.#place(target, entry.id, chosen, parked, cut);
       }
     }
   }
 
-  #placeFile(target: string, entry: Entry, random: SeededRandom): void {
-    const tear = this.#options.tear?.(relative(this.#root, target)) ?? false;
-    const images = this.#images.of(entry.id, target);
-    images.restore(target, { random, tear, keepInode: this.#options.keepInodes ?? false });
+  #placeFile(
+    target: string,
+    entry: Entry,
+    { random, keepInodes }: { readonly random: SeededRandom; readonly keepInodes?: boolean },
+  ): void {
+    const name = relative(this.#root, target);
+    this.#images.of(entry.id, target).restore(target, {
+      random,
+      tear: this.#options.tear?.(name) ?? false,
+      tearCommits: this.#options.tearCommits?.(name) ?? false,
+      keepInode: keepInodes ?? this.#options.keepInodes ?? false,
+    });
   }
 }

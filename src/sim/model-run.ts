@@ -2,7 +2,7 @@
 
 import { SeededRandom } from '../base/index.ts';
 import { Store, verify } from '../blockset/index.ts';
-import { COMMANDS, drawCommand, endBackup, recoverFromPoison } from './model-commands.ts';
+import { COMMANDS, drawCommand, drawWeights, endBackup, recoverFromPoison } from './model-commands.ts';
 import { RunningBackup } from './model-backup.ts';
 import { must, type Tally, World } from './model-world.ts';
 import { turns } from './scheduler.ts';
@@ -25,9 +25,10 @@ export async function runModel(options: ModelRunOptions): Promise<Tally> {
   const random = new SeededRandom(options.seed);
   const world = await World.create(random);
   try {
+    const weights = drawWeights(world);
     const count = options.commands ?? random.pick([30, 80, 160]);
     for (let done = 0; done < count; done += 1) {
-      const name = drawCommand(world);
+      const name = drawCommand(world, weights);
       options.onCommand?.(name);
       await COMMANDS[name]?.run(world);
       await afterCommand(world);

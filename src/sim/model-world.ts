@@ -6,38 +6,32 @@
  * empty, and the clock here takes the model's image at that question.
  */
 
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type Clock, observeSyncs, present, type SeededRandom, type SyncName } from '../base/index.ts';
-import { type ChainView, Store, type StoredSet } from '../blockset/index.ts';
-import { type BlockDevice, DeviceError, FaultyDevice, MemoryDevice } from '../device/index.ts';
+import { observeSyncs, present, type SeededRandom, type SyncName } from '../base/index.ts';
+import { Store, type StoredSet } from '../blockset/index.ts';
+import {
+  type BlockDevice,
+  DeviceError,
+  type DeviceExtent,
+  FaultyDevice,
+  MemoryDevice,
+} from '../device/index.ts';
 import { createVolume, Volume } from '../volume/index.ts';
+import { AskedClock } from './asked-clock.ts';
 import { type ModelImage, ModelVolume, SECTOR_BYTES } from './model.ts';
+import { contentOfChain } from './model-content.ts';
 import type { RunningBackup } from './model-backup.ts';
+import { makeScratchDirectory } from './scratch.ts';
 import { Scheduler, turns, within } from './scheduler.ts';
+
+const PAGE_BYTES = 4096;
 
 /** A promise was broken. */
 export class ModelViolation extends Error {}
 
 export function must(holds: boolean, message: string): void {
   if (!holds) throw new ModelViolation(message);
-}
-
-/** A clock that tells when it was asked. */
-class AskedClock implements Clock {
-  onNow: (() => void) | undefined;
-  #nowMs = 1_700_000_000_000;
-
-  now(): number {
-    this.onNow?.();
-    this.#nowMs += 1;
-    return this.#nowMs;
-  }
-
-  monotonicMs(): number {
-    return this.#nowMs;
-  }
 }
 
 /** What a run did, for its report. */
@@ -59,6 +53,8 @@ export class World {
   /** Points whose sets may show although their sessions failed: they were allowed to seal. */
   readonly mayShow = new Set<string>();
   readonly tally: Tally = new Map();
+  /** Changes and reads stay within so many tracks, mostly: fewer make more of them meet. */
+  readonly hotTracks: number;
   readonly writes = new Set<Promise<void>>();
   /** Syncs that fail when they come. */
   readonly failingSyncs = new Set<SyncName>();
@@ -87,11 +83,12 @@ export class World {
     this.faulty = random.chance(0.75) ? new FaultyDevice(this.disk) : undefined;
     this.#parent = parts.parent;
     this.#freezeWaitMsMax = parts.freezeWaitMsMax;
-    this.#asyncHome = random.pick([0, 0.1, 0.5]);
+    this.hotTracks = random.pick([2, 2, 8, Number.POSITIVE_INFINITY]);
+    this.#asyncHome = random.pick([0, 0.1, 0.5, 0.9]);
   }
 
   static async create(random: SeededRandom): Promise<World> {
-    const parent = await mkdtemp(join(tmpdir(), 'cowbell-model-'));
+    const parent = makeScratchDirectory();
     const trackSizeBytes = random.pick([4096, 4096, 8192]);
     const trackCount = random.pick([1, 5, 12, 30, 70]);
     const cut = random.chance(0.4) ? random.below(trackSizeBytes / SECTOR_BYTES) * SECTOR_BYTES : 0;
@@ -146,20 +143,27 @@ export class World {
 
   /** Takes the model's image at the instant at which the volume freezes. */
   async freeze<T extends { readonly plan: { readonly point: string } }>(begin: () => Promise<T>): Promise<T> {
-    let image: ModelImage | undefined;
     this.isFreezing = true;
-    this.clock.onNow = () => {
-      image ??= this.model.snapshot();
-    };
     try {
-      const session = await begin();
-      this.images.set(session.plan.point, present(image, 'A freeze asks for the time'));
+      const { begun, image } = await this.clock.atFreeze(this.model, begin);
+      this.images.set(begun.plan.point, image);
       this.count('freezes');
-      return session;
+      return begun;
     } finally {
       this.isFreezing = false;
-      this.clock.onNow = undefined;
     }
+  }
+
+  /** Where the home is zero now, as exactly as any filesystem could tell. */
+  extents(offsetBytes: number, lengthBytes: number): DeviceExtent[] {
+    const content = this.#onDisk();
+    const extents: DeviceExtent[] = [];
+    for (let at = offsetBytes; at < offsetBytes + lengthBytes; at += PAGE_BYTES) {
+      const bytes = Math.min(PAGE_BYTES, offsetBytes + lengthBytes - at);
+      const zero = content.subarray(at, at + bytes).every((byte) => byte === 0);
+      extents.push({ offsetBytes: at, lengthBytes: bytes, hole: zero, zero });
+    }
+    return extents;
   }
 
   /** What is on the disk at this instant is what the model says, whatever is in flight. */
@@ -267,15 +271,6 @@ export class World {
     await turns(2);
     await rm(this.#parent, { recursive: true, force: true });
   }
-}
-
-/** The whole volume as a chain gives it. */
-export function contentOfChain(chain: ChainView): Buffer {
-  const content = Buffer.alloc(chain.sizeBytes);
-  for (let track = 0; track < chain.trackCount; track += 1) {
-    chain.readTrack(track)?.copy(content, track * chain.trackSizeBytes);
-  }
-  return content;
 }
 
 /** Whether an error is one that a test injected. */

@@ -10,14 +10,14 @@ interface Range {
 }
 
 /** Any size and alignment: single sectors, whole tracks, and what crosses tracks. */
-function someRange({ random, model, trackBytes }: World): Range {
-  const perTrack = trackBytes / SECTOR_BYTES;
-  const count = Math.min(
-    random.pick([1, 1 + random.below(perTrack), perTrack, 1 + random.below(3 * perTrack)]),
-    model.sectorCount,
-  );
-  const room = model.sectorCount - count + 1;
-  const first = random.below(room);
+function someRange(world: World): Range {
+  const { random, model } = world;
+  const perTrack = world.trackBytes / SECTOR_BYTES;
+  if (random.chance(0.02)) return { first: 0, count: model.sectorCount };
+  const reach = Math.min(world.hotTracks * perTrack, model.sectorCount);
+  const wanted = random.pick([1, 1 + random.below(perTrack), perTrack, 1 + random.below(3 * perTrack)]);
+  const count = Math.min(wanted, reach);
+  const first = random.below(reach - count + 1);
   return random.chance(0.3) ? { first: first - (first % perTrack), count } : { first, count };
 }
 
@@ -38,6 +38,7 @@ export function issueChange(world: World, kind: Kind): void {
   const values = kind === 'write' ? someValues(world, range) : Array.from({ length: range.count }, () => 0);
   const isFree = kind !== 'trim' && mustNotWait(world, range);
   const change = model.begin(range.first, values, kind === 'trim');
+  if (world.isFreezing) world.count('changes during a freeze');
   const offsetBytes = range.first * SECTOR_BYTES;
   const lengthBytes = range.count * SECTOR_BYTES;
   const operationsBefore = world.faulty?.operations.length ?? 0;

@@ -112,7 +112,7 @@ export class ModelVolume {
   constructor(sizeBytes: number) {
     this.sectorCount = sizeBytes / SECTOR_BYTES;
     this.#settled = Array.from({ length: this.sectorCount }, () => new Set([{ value: 0 }]));
-    this.#afterCut = Array.from({ length: this.sectorCount }, () => new Set([{ value: 0 }]));
+    this.#afterCut = this.#settled.map((possible) => new Set(possible));
   }
 
   get inFlightCount(): number {
@@ -218,9 +218,8 @@ export class ModelVolume {
    * The content was read while nothing was in flight. A sector that a trim may still zero is left open.
    *
    * @param options.isFinal no trim is left over either.
-   * @param options.isDurable nothing else can come back after a power cut.
    */
-  observe(content: Buffer, options: { readonly isFinal: boolean; readonly isDurable?: boolean }): void {
+  observe(content: Buffer, options: { readonly isFinal: boolean }): void {
     assert(this.#inFlight.size === 0, 'The model is observed only while nothing is in flight');
     for (const [sector, value] of valuesOf(content).entries()) {
       const settled = this.#settled[sector];
@@ -230,8 +229,23 @@ export class ModelVolume {
         if (version.value !== value && !(keepsZero && version.value === 0)) settled.delete(version);
       }
       assert(settled.size > 0, `Sector ${sector} holds ${value}, which the model excludes`);
-      if (options.isDurable === true) this.#afterCut[sector] = new Set(settled);
     }
+  }
+
+  /**
+   * The power was cut and came back: whatever was in flight has ended, and this is what is there now.
+   *
+   * @returns what is wrong with it; the model takes it over in any case.
+   */
+  cut(content: Buffer): string | undefined {
+    const problem = this.afterCut().mismatch(content);
+    this.#inFlight.clear();
+    this.#spans.clear();
+    for (const [sector, value] of valuesOf(content).entries()) {
+      this.#settled[sector] = new Set([{ value }]);
+      this.#afterCut[sector] = new Set(this.#settled[sector]);
+    }
+    return problem;
   }
 
   /** Sectors of which nothing that they may hold now is what they may have held in the image. */

@@ -21,8 +21,8 @@ export interface SteppedSourceOptions {
   readonly freeze?: (begin: () => Promise<BackupSession>) => Promise<BackupSession>;
   /** Tracks that the volume has just declared saved. */
   readonly onSaved?: (tracks: readonly number[]) => void;
-  /** Whether the home tells where it is zero. */
-  readonly hasExtents?: boolean;
+  /** Where the home is zero, as it tells at this moment; nowhere where left out. */
+  readonly extents?: SessionSource['home']['extents'];
   /** Where reads of the home are cut; one piece where left out. */
   readonly readBytes?: number;
 }
@@ -41,10 +41,9 @@ export class SteppedSource implements SessionSource {
     this.volume = volume.identity;
     this.home = {
       read: (target, offsetBytes) => this.#read(target, offsetBytes),
-      extents: async (offsetBytes, lengthBytes) =>
-        options.hasExtents === true
-          ? volume.extents(offsetBytes, lengthBytes)
-          : [{ offsetBytes, lengthBytes, hole: false, zero: false }],
+      extents:
+        options.extents ??
+        (async (offsetBytes, lengthBytes) => [{ offsetBytes, lengthBytes, hole: false, zero: false }]),
     };
   }
 
