@@ -47,11 +47,11 @@ t.test('the store runs out of room', async (t) => {
 
   // Small sets, and room for less or more than all of one.
   const messages: string[] = [];
-  for (let room = 0; room <= 160 * KIB; room += 16 * KIB) {
-    await write(`write -P ${room / 16 / KIB + 2} ${room} 512`);
+  for (let room = 0; room <= 320 * KIB; room += 32 * KIB) {
+    await write(`write -P ${room / 32 / KIB + 2} ${room} 512`);
     disk.free();
     if (room === 0) await backUp(volume, store);
-    await write(`write -P ${room / 16 / KIB + 2} 8M 64k`);
+    await write(`write -P ${room / 32 / KIB + 2} 8M 64k`);
     disk.fill(room);
     const backup = await cowbell(['backup', '--json', '--store', store, volume]);
     if (backup.status !== 0) {

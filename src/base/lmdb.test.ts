@@ -275,6 +275,14 @@ function runTests(): void {
     t.equal(rows.get('big'), undefined);
     t.equal(rows.get('kept')?.toString(), '1');
     file.transaction(() => rows.put('small', Buffer.from('2')));
+    const { bavail, bsize } = statfsSync(directory);
+    writeFileSync(`${directory}/filler`, Buffer.alloc((bavail - 8) * bsize));
+    t.throws(() => file.transaction(() => rows.put('late', Buffer.from('3'))), {
+      code: 'no-space',
+      cause: undefined,
+    });
+    t.equal(rows.get('late'), undefined, 'given up before LMDB meets the end of the room');
+    rmSync(`${directory}/filler`);
     await file.sync('volume-state');
     await file.close();
     const again = openLmdb(`${directory}/state`, { readOnly: true });

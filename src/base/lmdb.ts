@@ -21,11 +21,17 @@
  * make it sparse and map it, and on a full file system the first touch is SIGBUS: it is made here first, with
  * its blocks, whole or not at all.
  *
+ * A write that the system refuses makes lmdb-js (3.5.6, in `mdb_page_flush`) format a message into a buffer that
+ * is too short for it, and the process may die of that at any later time. So a transaction for which the file
+ * system seems to have no room is given up before LMDB writes; what takes the last room in that very moment
+ * is left to chance.
+ *
  * Files are lmdb-js's own format: `mdb_stat` cannot read them.
  */
 
 import { closeSync, existsSync, fstatSync, openSync, rmSync, statfsSync, statSync } from 'node:fs';
 import { ftruncateSync, linkSync, writeFileSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { type Database as LmdbDatabase, open, type RootDatabase } from 'lmdb';
 import { assert } from './assert.ts';
 import { checksum, CHECKSUM_BYTES } from './digest.ts';
@@ -115,6 +121,9 @@ const BINARY = { keyEncoding: 'binary', encoding: 'binary', cache: false } as co
 const DATABASES_MAX = 16;
 /** LMDB's lock file with its usual number of readers takes a little more than two pages; it uses what it finds. */
 const LOCK_FILE_BYTES = 3 * 4096;
+/** Room that a commit must find beside its values: pages of the trees and the list of free ones. */
+const COMMIT_ROOM_BYTES = 64 * 1024;
+const PAGE_BYTES = 4096;
 /** Below this many free bytes a refused write counts as a full file system: LMDB writes pages in batches. */
 const FULL_BELOW_BYTES = 1024 * 1024;
 
@@ -133,6 +142,7 @@ export function openLmdb(path: string, options: LmdbOptions = {}): LmdbFile {
     if (!existsSync(path)) throw new LmdbError('missing', `Database file ${path} does not exist`, { path });
     checkLmdbFile(path, { whole: options.whole ?? false, writable: !readOnly });
   }
+  if (isNew && !hasRoom(dirname(path), 0)) throw noSpace(path, 'open');
   reserveLockFile(path);
   try {
     const root = open<Buffer, Buffer>({
@@ -189,6 +199,8 @@ class OpenFile implements LmdbFile {
   readonly #databases = new Map<string, OpenDatabase>();
   #inTransaction = false;
   #failed: unknown;
+  /** Bytes that this transaction's values take in pages, about. */
+  #pendingBytes = 0;
   #closed = false;
 
   constructor(path: string, root: RootDatabase<Buffer, Buffer>, options: LmdbOptions) {
@@ -207,7 +219,7 @@ class OpenFile implements LmdbFile {
       path: this.path,
       name,
       inner,
-      write: (action) => this.#write(action),
+      write: (action, lengthBytes) => this.#write(action, lengthBytes),
     });
     this.#databases.set(name, opened);
     return opened;
@@ -235,6 +247,7 @@ class OpenFile implements LmdbFile {
     assert(!this.#inTransaction, `Transactions on ${this.path} do not nest`);
     this.#inTransaction = true;
     this.#failed = undefined;
+    this.#pendingBytes = 0;
     let finished = false;
     try {
       this.#root.transactionSync(() => {
@@ -242,6 +255,7 @@ class OpenFile implements LmdbFile {
         assert(result === undefined, 'A transaction returned a value, perhaps a promise');
         // A put that failed has spoilt the transaction even where the body went on.
         if (this.#failed !== undefined) throw this.#failed;
+        if (!hasRoom(this.path, this.#pendingBytes)) throw noSpace(this.path, 'write');
         finished = true;
       });
     } catch (error) {
@@ -253,8 +267,11 @@ class OpenFile implements LmdbFile {
     noteCommit(this.path);
   }
 
-  #write(action: () => boolean): boolean {
+  #write(action: () => boolean, lengthBytes: number): boolean {
     assert(this.#inTransaction, `Database file ${this.path} is written outside a transaction`);
+    // Small values share pages that may be half empty, large ones have pages of their own.
+    const isSmall = lengthBytes < PAGE_BYTES / 2;
+    this.#pendingBytes += isSmall ? 2 * lengthBytes : PAGE_BYTES * Math.ceil(lengthBytes / PAGE_BYTES + 1);
     try {
       return action();
     } catch (error) {
@@ -309,14 +326,14 @@ interface DatabaseParts {
   readonly path: string;
   readonly name: string;
   readonly inner: LmdbDatabase<Buffer, Buffer>;
-  readonly write: (action: () => boolean) => boolean;
+  readonly write: (action: () => boolean, lengthBytes: number) => boolean;
 }
 
 class OpenDatabase implements LmdbDatabaseView {
   readonly #path: string;
   readonly #name: string;
   readonly #inner: LmdbDatabase<Buffer, Buffer>;
-  readonly #write: (action: () => boolean) => boolean;
+  readonly #write: (action: () => boolean, lengthBytes: number) => boolean;
   /** Value and checksum in a row, as LMDB wants them; LMDB has copied it when a put returns. */
   #scratch = Buffer.alloc(4096);
 
@@ -342,7 +359,7 @@ class OpenDatabase implements LmdbDatabaseView {
     const wanted = keyOf(key);
     const value = this.#frame(wanted, parts);
     // The types of lmdb-js say that putSync returns nothing; it returns whether the value was stored.
-    const stored = this.#write(() => (this.#inner.putSync(wanted, value) as unknown) !== false);
+    const stored = this.#write(() => (this.#inner.putSync(wanted, value) as unknown) !== false, value.length);
     assert(stored, `Database ${this.#name} of ${this.#path} refused a value`);
   }
 
@@ -351,12 +368,13 @@ class OpenDatabase implements LmdbDatabaseView {
     const value = this.#frame(wanted, parts);
     const stored = this.#write(
       () => (this.#inner.putSync(wanted, value, { append: true }) as unknown) !== false,
+      value.length,
     );
     assert(stored, `Key ${wanted.toString('hex')} is not the last of ${this.#name} in ${this.#path}`);
   }
 
   remove(key: Buffer | string): boolean {
-    return this.#write(() => this.#inner.removeSync(keyOf(key)));
+    return this.#write(() => this.#inner.removeSync(keyOf(key)), 0);
   }
 
   *range(range: LmdbRange = {}): Generator<LmdbEntry> {
@@ -432,21 +450,30 @@ function printable(key: Buffer): string {
 function systemError(path: string, action: 'open' | 'read' | 'write', error: unknown): LmdbError {
   const reason = messageOf(error);
   if (/ENOSPC|No space left|MDB_MAP_FULL/i.test(reason) || (action !== 'read' && isFull(path))) {
-    return new LmdbError(
-      'no-space',
-      `Cannot ${action} ${path}: no space is left`,
-      { path },
-      { cause: error },
-    );
+    return noSpace(path, action, error);
   }
   return new LmdbError('io', `Cannot ${action} ${path}: ${reason}`, { path }, { cause: error });
 }
 
+function noSpace(path: string, action: string, cause?: unknown): LmdbError {
+  return new LmdbError('no-space', `Cannot ${action} ${path}: no space is left`, { path }, { cause });
+}
+
 function isFull(path: string): boolean {
+  return freeBytes(path) < FULL_BELOW_BYTES;
+}
+
+function hasRoom(path: string, lengthBytes: number): boolean {
+  return freeBytes(path) >= lengthBytes + COMMIT_ROOM_BYTES;
+}
+
+/** What the file system at `path` says is free; infinite where it does not tell. */
+function freeBytes(path: string): number {
   try {
-    const stats = statfsSync(path);
-    return stats.bavail * stats.bsize < FULL_BELOW_BYTES;
+    const { blocks, bavail, bsize } = statfsSync(path);
+    // A tmpfs without a limit counts no blocks at all.
+    return blocks === 0 ? Infinity : bavail * bsize;
   } catch {
-    return false;
+    return Infinity;
   }
 }
