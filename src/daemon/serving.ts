@@ -15,6 +15,7 @@ import { join } from 'node:path';
 import { type Clock, LIMITS } from '../base/index.ts';
 import { type Export, formatNbdUri, type NbdLog, NbdServer, type NbdTransport } from '../nbd/index.ts';
 import { readVolumeIdentity } from '../volume/index.ts';
+import { findChangedContext, listChangedContexts } from './changed-contexts.ts';
 import { CONTROL_SOCKET_NAME } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
 import { createDeviceRegistry } from './devices.ts';
@@ -139,6 +140,10 @@ export class Serving {
       readOnly: this.#options.readOnly,
       multiConn: true,
       preferredBlockSizeBytes: LIMITS.blockSizeBytesPreferred,
+      get contexts() {
+        return listChangedContexts(host.volume);
+      },
+      findContext: (name) => findChangedContext(host.volume, name),
     }));
     const server = new NbdServer({ exports, log: this.#log });
     this.#servers.push(server);

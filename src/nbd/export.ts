@@ -31,11 +31,11 @@ export interface Export {
    */
   readonly fastZeroes?: boolean;
   /**
-   * What else the export says of its bytes, besides `base:allocation`. Read at every query, so it may be a
-   * getter.
+   * What else the export says of its bytes, besides `base:allocation`. Read once for each option of a client
+   * that asks for other contexts than that and those `findContext` finds, so it may be a getter.
    */
   readonly contexts?: readonly MetaContext[];
-  /** Contexts that are not in the list, by their exact name. */
+  /** Contexts that are not in the list, by their exact name; asked before the list is. */
   findContext?(name: string): MetaContext | undefined;
 }
 
@@ -49,10 +49,9 @@ export function hasFastZeroes(exported: Export): boolean {
 
 function contextsOf(exported: Export): ContextCatalog {
   const allocation = allocationContext(exported.device);
-  const list = (): readonly MetaContext[] => [allocation, ...(exported.contexts ?? [])];
   return {
-    list,
-    find: (name) => list().find((context) => context.name === name) ?? exported.findContext?.(name),
+    list: () => [allocation, ...(exported.contexts ?? [])],
+    find: (name) => (name === allocation.name ? allocation : exported.findContext?.(name)),
   };
 }
 

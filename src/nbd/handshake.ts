@@ -371,9 +371,7 @@ export class ServerHandshake {
       this.#reply(option, OPTION_REPLY.errorUnknown, message);
       return;
     }
-    const found = isChoice
-      ? chosenContexts(offer.contexts, request.queries)
-      : listedContexts(offer.contexts, request.queries);
+    const found = matchingContexts(offer.contexts, request.queries, isChoice);
     for (const [index, { name }] of found.entries()) {
       const entry = encodeMetaContextEntry({ id: isChoice ? index + 1 : 0, name });
       this.#output.push(encodeOptionReply(option, OPTION_REPLY.metaContext, entry));
@@ -416,25 +414,26 @@ function close(reason: string): HandshakeDecision {
   return { kind: 'close', reason };
 }
 
-/** What cannot be found, and wildcards, select nothing (NBD proto.md § Metadata querying). */
-function chosenContexts(catalog: ContextCatalog, queries: readonly string[]): readonly MetaContext[] {
+/**
+ * The contexts that queries mean. No query chooses nothing and lists all; a query that ends in a colon chooses
+ * nothing and lists everything that begins with it; what is not there is no error (NBD proto.md § Metadata
+ * querying).
+ */
+function matchingContexts(
+  catalog: ContextCatalog,
+  queries: readonly string[],
+  isChoice: boolean,
+): readonly MetaContext[] {
+  let list: readonly MetaContext[] | undefined;
+  const listed = (): readonly MetaContext[] => (list ??= catalog.list());
   const byName = new Map<string, MetaContext>();
-  for (const query of queries) {
-    const context = query.endsWith(':') ? undefined : catalog.find(query);
+  const add = (context: MetaContext | undefined): void => {
     if (context !== undefined) byName.set(context.name, context);
-  }
-  return [...byName.values()];
-}
-
-/** No query asks for all. A query that ends in a colon asks for everything that begins with it. */
-function listedContexts(catalog: ContextCatalog, queries: readonly string[]): readonly MetaContext[] {
-  const listed = catalog.list();
-  if (queries.length === 0) return listed;
-  const byName = new Map<string, MetaContext>();
+  };
   for (const query of queries) {
-    const exact = query.endsWith(':') ? undefined : catalog.find(query);
-    const matching = listed.filter(({ name }) => query.endsWith(':') && name.startsWith(query));
-    for (const context of exact === undefined ? matching : [exact]) byName.set(context.name, context);
+    if (!query.endsWith(':')) add(catalog.find(query) ?? listed().find(({ name }) => name === query));
+    else if (!isChoice) for (const context of listed()) if (context.name.startsWith(query)) add(context);
   }
+  if (queries.length === 0 && !isChoice) for (const context of listed()) add(context);
   return [...byName.values()];
 }

@@ -37,9 +37,9 @@ export interface SelectedContext {
 
 /** The contexts of one export. */
 export interface ContextCatalog {
-  /** Those that can be listed. */
+  /** Those that can be listed; may cost something. */
   list(): readonly MetaContext[];
-  /** The context of exactly that name. */
+  /** The context of exactly that name, if it is found without the list. */
   find(name: string): MetaContext | undefined;
 }
 
