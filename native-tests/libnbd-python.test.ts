@@ -129,7 +129,7 @@ t.test('FUA, parts, and refusals that leave the connection in use', async (t) =>
       'write far outside': 'ENOSPC',
       'trim past the end': 'EINVAL',
       'zero past the end': 'ENOSPC',
-      'read of too much': 'EINVAL',
+      'read of too much': 'EOVERFLOW',
       'block status that nobody agreed on': 'EINVAL',
     },
   });
