@@ -175,10 +175,14 @@ export class VolumeState {
     });
   }
 
-  /** Records a point with the epoch it closed; `dropped` boundaries go in the same transaction. */
+  /**
+   * Records a point with the epoch it closed; `dropped` boundaries go in the same transaction. Points may be
+   * recorded in any order: that of a session which failed early may come after the next one's.
+   */
   async savePoint(closed: ClosedEpoch, dropped: readonly ClosedEpoch[]): Promise<void> {
     const record: PointRecord = { point: closed.point, createdMs: closed.createdMs };
-    const open: OpenRecord = { number: closed.number + 1, isClean: false };
+    const number = Math.max(closed.number + 1, this.#open?.number ?? 0);
+    const open: OpenRecord = { number, isClean: false };
     const tracks = closed.tracks.serialize();
     await this.#commit(() => {
       this.#points.put(keyOf(closed.number), json(record));

@@ -62,6 +62,36 @@ t.test('after an unclean stop every track counts as changed, for every point', a
   t.equal(reopened.changedSince(session.plan.point).size, 8);
 });
 
+t.test('a flush that fails at the stop poisons the volume, as any other does', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 4 });
+  await writeLabel(test.volume, 1, 'lost');
+  test.home.fail({ kind: 'flush', nth: 1 });
+  await t.rejects(test.volume.close());
+  const reopened = await test.reopen();
+  // The disk may lack what the page cache has: no later flush may be answered as if it covered that.
+  t.match(reopened.status().poisoned, { reason: /Injected failure/ });
+  await t.rejects(reopened.flush(), { code: 'poisoned' });
+});
+
+t.test('points that are recorded out of order leave a volume that opens', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 8 });
+  const { volume, home } = test;
+  // The first session's point waits for its second flush, the one after the freeze.
+  const held = home.hold({ kind: 'flush', nth: 2 });
+  const first = await volume.beginSession({ ...FULL, areas: [] });
+  await held.arrived(1);
+  first.fail(new Error('cancelled'));
+  const second = await volume.beginSession({ ...FULL, areas: [] });
+  second.confirm([{ first: 0, count: 8 }]);
+  await second.mayComplete();
+  held.open();
+  home.fail({ kind: 'flush', nth: 1 });
+  await t.rejects(volume.close(), 'an unclean stop leaves what the points have recorded');
+  const reopened = await test.reopen();
+  t.equal(reopened.status().epoch, 3);
+  t.equal(reopened.status().points, 2);
+});
+
 t.test('a write waits while the gate is closed and belongs to the next epoch', async (t) => {
   const { volume, home } = await makeTestVolume(t, { trackCount: 4 });
   const held = home.hold({ kind: 'write', nth: 1 });

@@ -284,7 +284,13 @@ export class Volume implements BlockDevice {
   }
 
   async #saveClean(): Promise<void> {
-    await this.#home.flush();
+    try {
+      await this.#home.flush();
+    } catch (error) {
+      // Promise 10: after reopening, a flush that succeeds would not cover what this one has lost.
+      this.#poisonBy(error);
+      throw error;
+    }
     const path = homePathOf(this.identity.directory, this.identity.home);
     await this.#state.saveClean(this.#epochs, path === undefined ? undefined : await homeStamp(path));
   }
