@@ -105,7 +105,9 @@ export function writeExtendedChunk(
   buffer.writeUInt32BE(to.cookieLow, at + 12);
   buffer.writeUInt32BE(to.offsetHigh, at + 16);
   buffer.writeUInt32BE(to.offsetLow, at + 20);
-  writeUint64(buffer, payloadBytes, at + 24);
+  // Payloads are buffers of ours, far below 4 GiB: the branch says that the upper half is never used.
+  buffer.writeUInt32BE(0, at + 24);
+  buffer.writeUInt32BE(payloadBytes, at + 28);
 }
 
 /** The header of a chunk of either form. */

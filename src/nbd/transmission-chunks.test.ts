@@ -165,8 +165,8 @@ t.test('block status: one extent, many, bounded, merged, never beyond the reques
     name: 'x-test:many',
     extents: () => Promise.resolve([0, 0, 1, 1, 0, 2].map((flags) => ({ lengthBytes: 512, flags }))),
   };
-  const status = async (lengthBytes: number, flags = 0, limits = {}): Promise<string> => {
-    const { port, transmission } = structured({ terms: termsOf('structured', many), limits });
+  const status = async (lengthBytes: number, flags = 0, limits = {}, context = many): Promise<string> => {
+    const { port, transmission } = structured({ terms: termsOf('structured', context), limits });
     transmission.receive(request(COMMAND.blockStatus, 1, { lengthBytes, flags }));
     await settled();
     return port.output
@@ -177,6 +177,8 @@ t.test('block status: one extent, many, bounded, merged, never beyond the reques
   };
   t.equal(await status(3072), '00000400:00000000 00000400:00000001 00000200:00000000 00000200:00000002');
   t.equal(await status(1536), '00000400:00000000 00000200:00000001', 'never beyond the request');
+  const long = { ...many, extents: () => Promise.resolve([{ lengthBytes: 2 ** 40, flags: 9 }]) };
+  t.equal(await status(512, 0, {}, long), '00000200:00000009', 'an extent that is longer is cut');
   t.equal(await status(3072, requestOne), '00000400:00000000');
   t.equal(await status(512, requestOne), '00000200:00000000');
   t.equal(await status(3072, 0, { extentCountMax: 2 }), '00000400:00000000 00000400:00000001');
