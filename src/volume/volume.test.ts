@@ -73,6 +73,19 @@ t.test('a flush that fails at the stop poisons the volume, as any other does', a
   await t.rejects(reopened.flush(), { code: 'poisoned' });
 });
 
+t.test('a flush that ran beside one that failed is not answered as a good one', async (t) => {
+  const { volume, home } = await makeTestVolume(t, { trackCount: 4 });
+  await writeLabel(volume, 1, 'lost');
+  home.fail({ kind: 'flush', nth: 1 });
+  const held = home.hold({ kind: 'flush', nth: 2 });
+  const failing = volume.flush();
+  const beside = volume.flush();
+  await t.rejects(failing, /Injected failure/);
+  held.open();
+  // The failure was told to the first; the second knows nothing of it, and its writes are lost all the same.
+  await t.rejects(beside, { code: 'poisoned' });
+});
+
 t.test('points that are recorded out of order leave a volume that opens', async (t) => {
   const test = await makeTestVolume(t, { trackCount: 8 });
   const { volume, home } = test;

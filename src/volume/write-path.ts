@@ -124,6 +124,8 @@ export class WritePath {
       this.#options.onHomeFailed(error);
       throw error;
     }
+    // One that failed beside it may have been told of what this one's writes have lost, and this one not.
+    this.#options.refuse();
   }
 
   #mayPass(change: Change, offsetBytes: number, lengthBytes: number): boolean {
