@@ -90,6 +90,8 @@ export class LossyDisk {
   /** An open descriptor of each known directory, so that its inode number is not given to another. */
   readonly #directoryPins = new Map<string, number>();
   #sequence = 0;
+  /** Syncs issued before the last cut make nothing durable any more. */
+  #lastCut = 0;
 
   /** Starts watching: everything below `root` counts as durable. The root's parent must be writable. */
   constructor(root: string, options: LossyDiskOptions = {}) {
@@ -142,6 +144,7 @@ export class LossyDisk {
     const [rootId] = tree.keys();
     if (rootId !== undefined) this.#place(this.#root, rootId, chosen, parked, { random, ...options });
     this.#images = this.#baseline();
+    this.#lastCut = this.#sequence;
   }
 
   /** Declares the tree durable as it is now and starts with fresh images. */
@@ -210,8 +213,9 @@ export class LossyDisk {
       return;
     }
     const capture = this.#captures.get(event);
-    if (capture?.kind === 'file') capture.images.promote(capture.image, capture.sequence);
-    if (capture?.kind !== 'directory') return;
+    if (capture === undefined || capture.sequence <= this.#lastCut) return;
+    if (capture.kind === 'file') capture.images.promote(capture.image, capture.sequence);
+    if (capture.kind !== 'directory') return;
     const known = this.#names.get(capture.id);
     if (known === undefined || known.sequence < capture.sequence) this.#names.set(capture.id, capture);
   }

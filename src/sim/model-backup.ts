@@ -158,6 +158,8 @@ export class RunningBackup {
     world.count(`backups ${set.level}`);
     world.count(`tracks diverted`, set.diverted);
     world.acknowledged.get(this.store.path)?.add(set.set);
+    // A volume that is being stopped is not asked any more.
+    if (this.isSabotaged) return;
     const consumer = world.volume.status().consumers.find(({ name }) => name === this.store.id);
     must(consumer?.point === set.point, `The consumer is at ${consumer?.point}, its set at ${set.point}`);
   }

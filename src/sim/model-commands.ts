@@ -54,6 +54,7 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
   restore: { weight: 3, isPossible: isIdle, run: restoreSome },
   'reopen cleanly': { weight: 2, run: reopenCleanly },
   'reopen uncleanly': { weight: 1, isPossible: ({ faulty }) => faulty !== undefined, run: reopenUncleanly },
+  kill: { weight: 1, isPossible: ({ faulty }) => faulty !== undefined, run: (world) => world.kill() },
   'fail the home': { weight: 1, isPossible: ({ faulty }) => faulty !== undefined, run: failHome },
 };
 
@@ -61,9 +62,15 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
  * How much of what a run does: each run has likings of its own, since what is rare in all of them together is
  * met by none.
  */
-export function drawWeights({ random }: World): ReadonlyMap<string, number> {
+export function drawWeights(
+  { random }: World,
+  favours: Readonly<Record<string, number>> = {},
+): ReadonlyMap<string, number> {
   return new Map(
-    Object.entries(COMMANDS).map(([name, { weight }]) => [name, weight * random.pick([0.2, 1, 1, 4])]),
+    Object.entries(COMMANDS).map(([name, { weight }]) => [
+      name,
+      weight * (favours[name] ?? 1) * random.pick([0.2, 1, 1, 4]),
+    ]),
   );
 }
 
@@ -310,6 +317,7 @@ export async function recoverFromPoison(world: World): Promise<void> {
   } else {
     await settleStop(world, backup);
   }
+  await world.dropCache();
   world.scheduler.open();
   await world.volume.check();
   world.scheduler.close();

@@ -11,6 +11,8 @@ export interface ModelRunOptions {
   readonly seed: number;
   /** Commands; drawn from the seed where left out. */
   readonly commands?: number;
+  /** How much more often than otherwise some commands come, by name. */
+  readonly favours?: Readonly<Record<string, number>>;
   /** Called before each command; for looking at a run that failed. */
   readonly onCommand?: (name: string) => void;
 }
@@ -25,7 +27,7 @@ export async function runModel(options: ModelRunOptions): Promise<Tally> {
   const random = new SeededRandom(options.seed);
   const world = await World.create(random);
   try {
-    const weights = drawWeights(world);
+    const weights = drawWeights(world, options.favours);
     const count = options.commands ?? random.pick([30, 80, 160]);
     for (let done = 0; done < count; done += 1) {
       const name = drawCommand(world, weights);

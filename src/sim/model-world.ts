@@ -6,9 +6,10 @@
  * empty, and the clock here takes the model's image at that question.
  */
 
+import { mkdirSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { observeSyncs, present, type SeededRandom, type SyncName } from '../base/index.ts';
+import { present, type SeededRandom, type SyncName } from '../base/index.ts';
 import { Store, type StoredSet } from '../blockset/index.ts';
 import {
   type BlockDevice,
@@ -20,6 +21,7 @@ import {
 import { createVolume, Volume } from '../volume/index.ts';
 import { AskedClock } from './asked-clock.ts';
 import { type ModelImage, ModelVolume, SECTOR_BYTES } from './model.ts';
+import { LossyDisk } from './lossy-disk.ts';
 import { contentOfChain } from './model-content.ts';
 import type { RunningBackup } from './model-backup.ts';
 import { makeScratchDirectory } from './scratch.ts';
@@ -41,10 +43,8 @@ export class World {
   readonly random: SeededRandom;
   readonly scheduler: Scheduler;
   readonly model: ModelVolume;
-  readonly clock = new AskedClock();
+  readonly clock: AskedClock;
   readonly disk: MemoryDevice;
-  /** Undefined in runs whose home finishes at once. */
-  readonly faulty: FaultyDevice | undefined;
   readonly stores: Store[] = [];
   /** The model at each freeze, by point. */
   readonly images = new Map<string, ModelImage>();
@@ -67,6 +67,8 @@ export class World {
   readonly #parent: string;
   readonly #freezeWaitMsMax: number | undefined;
   readonly #asyncHome: number;
+  readonly #lossy: LossyDisk;
+  #faulty: FaultyDevice | undefined;
   #volume: Volume | undefined;
 
   private constructor(parts: {
@@ -79,12 +81,21 @@ export class World {
     this.random = random;
     this.scheduler = new Scheduler(random);
     this.model = new ModelVolume(sizeBytes);
+    this.clock = new AskedClock(this.model);
     this.disk = new MemoryDevice({ sizeBytes });
-    this.faulty = random.chance(0.75) ? new FaultyDevice(this.disk) : undefined;
     this.#parent = parts.parent;
     this.#freezeWaitMsMax = parts.freezeWaitMsMax;
     this.hotTracks = random.pick([2, 2, 8, Number.POSITIVE_INFINITY]);
     this.#asyncHome = random.pick([0, 0.1, 0.5, 0.9]);
+    if (random.chance(0.75)) this.#faulty = this.#makeFaulty();
+    mkdirSync(this.#root);
+    this.#lossy = new LossyDisk(this.#root, {
+      onEvent: (event, when) => {
+        if (event.kind === 'commit' || when === 'after' || !this.failingSyncs.delete(event.name))
+          return undefined;
+        throw Object.assign(new Error(`Injected failure of sync ${event.name}`), { code: 'EIO' });
+      },
+    });
   }
 
   static async create(random: SeededRandom): Promise<World> {
@@ -101,16 +112,7 @@ export class World {
       world.stores.push(store);
       world.acknowledged.set(store.path, new Set());
     }
-    world.faulty?.delay({}, async ({ kind }) => {
-      await world.scheduler.park(`home ${kind}`, world.#asyncHome);
-    });
     await world.open();
-    observeSyncs({
-      before: (event) => {
-        if (event.kind === 'commit' || !world.failingSyncs.delete(event.name)) return 'perform';
-        throw Object.assign(new Error(`Injected failure of sync ${event.name}`), { code: 'EIO' });
-      },
-    });
     return world;
   }
 
@@ -118,8 +120,24 @@ export class World {
     return present(this.#volume, 'The volume has been opened');
   }
 
+  /** Undefined in runs whose home finishes at once. */
+  get faulty(): FaultyDevice | undefined {
+    return this.#faulty;
+  }
+
+  /** What the power cuts of the volume's state are about. */
+  get #root(): string {
+    return join(this.#parent, 'disk');
+  }
+
   get #directory(): string {
-    return join(this.#parent, 'v');
+    return join(this.#root, 'v');
+  }
+
+  #makeFaulty(): FaultyDevice {
+    const faulty = new FaultyDevice(this.disk);
+    faulty.delay({}, ({ kind }) => this.scheduler.park(`home ${kind}`, this.#asyncHome));
+    return faulty;
   }
 
   get trackBytes(): number {
@@ -131,7 +149,7 @@ export class World {
   }
 
   async open(): Promise<void> {
-    const home: BlockDevice = keptOpen(this.faulty ?? this.disk);
+    const home: BlockDevice = keptOpen(this.#faulty ?? this.disk);
     this.mayFail = false;
     this.#volume = await Volume.open(this.#directory, {
       registry: { open: async () => home },
@@ -145,10 +163,10 @@ export class World {
   async freeze<T extends { readonly plan: { readonly point: string } }>(begin: () => Promise<T>): Promise<T> {
     this.isFreezing = true;
     try {
-      const { begun, image } = await this.clock.atFreeze(this.model, begin);
-      this.images.set(begun.plan.point, image);
+      const session = await begin();
+      this.images.set(session.plan.point, this.clock.image);
       this.count('freezes');
-      return begun;
+      return session;
     } finally {
       this.isFreezing = false;
     }
@@ -261,9 +279,48 @@ export class World {
     }
   }
 
+  /**
+   * What a failed flush lost shows when the cache is dropped, which a check does with a file; here the device
+   * forgets it, as for a power cut.
+   */
+  async dropCache(): Promise<void> {
+    await this.#faulty?.powerCut(this.random);
+    const problem = this.model.cut(this.#onDisk());
+    must(problem === undefined, `Flushed content is lost: ${problem}`);
+  }
+
+  /**
+   * The server is killed and the power with it: of what its home had not flushed, and of what its state had not
+   * synced, anything may be lost. The store lies elsewhere. Then the volume is opened again.
+   */
+  async kill(): Promise<void> {
+    const { backup } = this;
+    const faulty = present(this.#faulty, 'The home can lose its power');
+    backup?.sabotage('the server was killed');
+    this.mayFail = true;
+    this.#lossy.powerCut(this.random);
+    const cut = faulty.powerCut(this.random);
+    faulty.switchOff();
+    // The old instance lives on without a disk; it must not touch the new one's files.
+    this.scheduler.open();
+    backup?.kill();
+    await cut;
+    await within(Promise.all(this.writes), 'A write');
+    if (backup !== undefined) await within(backup.ended, 'A backup');
+    await this.volume.close().catch(() => undefined);
+    this.scheduler.close();
+    const problem = this.model.cut(this.#onDisk());
+    must(problem === undefined, `Flushed content is lost: ${problem}`);
+    this.#faulty = this.#makeFaulty();
+    await this.open();
+    must(!this.volume.startedClean, 'A killed volume was seen as stopped cleanly');
+    this.checkChanges();
+    this.count('kills');
+  }
+
   /** Ends everything and removes what was made. */
   async destroy(): Promise<void> {
-    observeSyncs(undefined);
+    this.#lossy.close();
     this.scheduler.open();
     await this.volume.close().catch(() => undefined);
     await Promise.allSettled(this.writes);
@@ -275,7 +332,7 @@ export class World {
 
 /** Whether an error is one that a test injected. */
 export function isInjected(error: unknown): boolean {
-  return error instanceof DeviceError && error.message.includes('Injected');
+  return error instanceof DeviceError && /Injected|The power was cut/.test(error.message);
 }
 
 /** The device without its end, so that it outlives each opening of the volume. */

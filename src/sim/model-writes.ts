@@ -37,7 +37,7 @@ export function issueChange(world: World, kind: Kind): void {
   const fua = random.chance(0.15);
   const values = kind === 'write' ? someValues(world, range) : Array.from({ length: range.count }, () => 0);
   const isFree = kind !== 'trim' && mustNotWait(world, range);
-  const change = model.begin(range.first, values, kind === 'trim');
+  const change = model.begin(range.first, values, { isTrim: kind === 'trim', isFua: fua });
   if (world.isFreezing) world.count('changes during a freeze');
   const offsetBytes = range.first * SECTOR_BYTES;
   const lengthBytes = range.count * SECTOR_BYTES;
@@ -61,7 +61,7 @@ export function issueChange(world: World, kind: Kind): void {
     else await volume.writeZeroes(offsetBytes, lengthBytes, { ...options, mayTrim: random.chance(0.5) });
     must(!isWaiting, 'A write ended and is still reported as waiting');
   };
-  const done = follow(world, change, perform(), fua);
+  const done = follow(world, change, perform());
   if (isFree && world.faulty !== undefined) {
     const sent = world.faulty.operations.length - operationsBefore;
     must(sent > 0 && !isWaiting, 'A write to saved tracks waited');
@@ -79,7 +79,7 @@ export function issueChange(world: World, kind: Kind): void {
   world.count(kind);
 }
 
-async function follow(world: World, change: ModelChange, done: Promise<void>, fua: boolean): Promise<void> {
+async function follow(world: World, change: ModelChange, done: Promise<void>): Promise<void> {
   try {
     await done;
   } catch (error) {
@@ -90,7 +90,7 @@ async function follow(world: World, change: ModelChange, done: Promise<void>, fu
     world.count('changes failed');
     return;
   }
-  world.model.finish(change, { fua });
+  world.model.finish(change);
 }
 
 /** Whether nothing of a backup stands in the way of a change here: each track saved, nothing under way. */
@@ -135,6 +135,9 @@ export function issueRead(world: World): void {
     const content = Buffer.alloc(count * SECTOR_BYTES);
     try {
       await volume.read(content, first * SECTOR_BYTES);
+    } catch (error) {
+      if (!world.mayFail || !isInjected(error)) throw error;
+      return;
     } finally {
       model.closeSpan(span);
     }

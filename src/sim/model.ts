@@ -96,8 +96,8 @@ export interface ModelChange {
   readonly isTrim: boolean;
   /** What the sectors may have held, settled, when it was issued: gone for good once it has finished. */
   readonly before: readonly ReadonlySet<Version>[];
-  /** Everything its sectors may have held since then; kept for FUA. */
-  readonly span: ModelImage;
+  /** With FUA: everything the volume may have held since then. */
+  readonly span: ModelImage | undefined;
 }
 
 export class ModelVolume {
@@ -141,11 +141,21 @@ export class ModelVolume {
   }
 
   /** A change is issued, with a value for each sector: from now on each may hold the new one. */
-  begin(first: number, values: readonly number[], isTrim = false): ModelChange {
+  begin(
+    first: number,
+    values: readonly number[],
+    { isTrim = false, isFua = false }: { readonly isTrim?: boolean; readonly isFua?: boolean } = {},
+  ): ModelChange {
     const end = first + values.length;
     const versions = values.map((value) => ({ value }));
     const before = this.#settled.slice(first, end).map((possible) => new Set(possible));
-    const change: ModelChange = { first, versions, isTrim, before, span: this.openSpan() };
+    const change: ModelChange = {
+      first,
+      versions,
+      isTrim,
+      before,
+      span: isFua ? this.openSpan() : undefined,
+    };
     this.#inFlight.add(change);
     for (const [place, version] of versions.entries()) {
       this.#afterCut[first + place]?.add(version);
@@ -155,7 +165,7 @@ export class ModelVolume {
   }
 
   /** The change has finished. What was there when it was issued is gone, unless it was a trim. */
-  finish(change: ModelChange, options: { readonly fua?: boolean } = {}): void {
+  finish(change: ModelChange): void {
     this.#end(change);
     for (const [place, version] of change.versions.entries()) {
       const sector = change.first + place;
@@ -164,7 +174,7 @@ export class ModelVolume {
       assert(settled !== undefined && before !== undefined, `The model has no sector ${sector}`);
       if (!change.isTrim) for (const old of before) settled.delete(old);
       settled.add(version);
-      if (options.fua !== true || change.isTrim) continue;
+      if (change.span === undefined || change.isTrim) continue;
       for (const old of before) this.#afterCut[sector]?.delete(old);
       this.#bound(sector, change.span.sectors[sector]);
     }
@@ -180,7 +190,7 @@ export class ModelVolume {
 
   #end(change: ModelChange): void {
     this.#inFlight.delete(change);
-    this.closeSpan(change.span);
+    if (change.span !== undefined) this.closeSpan(change.span);
   }
 
   /** What the volume may hold at this instant. */

@@ -81,7 +81,7 @@ class CutWorld {
   readonly #root = join(this.#parent, 'disk');
   readonly #disk: LossyDisk;
   readonly #model = new ModelVolume(SIZE_BYTES);
-  readonly #clock = new AskedClock();
+  readonly #clock = new AskedClock(this.#model);
   readonly #images = new Map<string, ModelImage>();
   readonly #maySeal = new Set<string>();
   readonly #journal: Journal = {
@@ -230,9 +230,9 @@ class CutWorld {
       const first = this.#random.below(this.#model.sectorCount - length + 1);
       const isZero = this.#random.chance(0.2);
       const values = isZero ? Array.from({ length }, () => 0) : this.#model.newValues(length);
-      const change = this.#model.begin(first, values);
+      const change = this.#model.begin(first, values, { isFua: fua });
       await volume.write(contentOf(values), first * SECTOR_BYTES, { fua });
-      this.#model.finish(change, { fua });
+      this.#model.finish(change);
       this.#event();
     }
   }
@@ -262,9 +262,9 @@ class CutWorld {
         }
       },
       freeze: async (begin) => {
-        const { begun, image } = await this.#clock.atFreeze(this.#model, begin);
-        this.#images.set(begun.plan.point, image);
-        return begun;
+        const session = await begin();
+        this.#images.set(session.plan.point, this.#clock.image);
+        return session;
       },
     });
     try {
