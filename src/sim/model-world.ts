@@ -67,6 +67,7 @@ export class World {
   readonly #parent: string;
   readonly #freezeWaitMsMax: number | undefined;
   readonly #asyncHome: number;
+  readonly #failures: unknown[] = [];
   readonly #lossy: LossyDisk;
   #faulty: FaultyDevice | undefined;
   #volume: Volume | undefined;
@@ -144,6 +145,16 @@ export class World {
     return this.volume.geometry.trackSizeBytes;
   }
 
+  /** A call on the volume is under way; should it break a promise, the next look at the world tells. */
+  follow(call: Promise<void>): void {
+    const followed = call
+      .catch((error: unknown) => {
+        this.#failures.push(error);
+      })
+      .finally(() => this.writes.delete(followed));
+    this.writes.add(followed);
+  }
+
   count(what: string, by = 1): void {
     this.tally.set(what, (this.tally.get(what) ?? 0) + by);
   }
@@ -184,8 +195,10 @@ export class World {
     return extents;
   }
 
-  /** What is on the disk at this instant is what the model says, whatever is in flight. */
+  /** What is on the disk at this instant is what the model says, and so was every call that has ended. */
   checkDisk(): void {
+    const [failure] = this.#failures;
+    if (failure !== undefined) throw failure;
     const problem = this.model.snapshot().mismatch(this.#onDisk());
     must(problem === undefined, `The live volume differs from the model: ${problem}`);
   }

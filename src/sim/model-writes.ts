@@ -71,10 +71,7 @@ export function issueChange(world: World, kind: Kind): void {
   const session = kind !== 'trim' && world.backup?.hasSession === true ? world.backup.saved : undefined;
   const tracks = tracksOf(world, range);
   const note = (): void => tracks.forEach((track) => session?.add(track));
-  const tracked = done.then(note).finally(() => world.writes.delete(tracked));
-  world.writes.add(tracked);
-  // A broken promise shows where the writes are waited for.
-  tracked.catch(() => undefined);
+  world.follow(done.then(note));
   if (kind === 'trim') for (const track of tracks) world.backup?.trimmed.add(track);
   world.count(kind);
 }
@@ -120,9 +117,7 @@ export function issueFlush(world: World): void {
       if (code !== 'closed' && !(world.mayFail && (code === 'poisoned' || isInjected(error)))) throw error;
     }
   };
-  const tracked = flush().finally(() => world.writes.delete(tracked));
-  world.writes.add(tracked);
-  tracked.catch(() => undefined);
+  world.follow(flush());
   world.count('flush');
 }
 
@@ -144,8 +139,6 @@ export function issueRead(world: World): void {
     const problem = span.mismatch(content, first);
     must(problem === undefined, `A read gave what was never there: ${problem}`);
   };
-  const tracked = read().finally(() => world.writes.delete(tracked));
-  world.writes.add(tracked);
-  tracked.catch(() => undefined);
+  world.follow(read());
   world.count('read');
 }
