@@ -69,7 +69,7 @@ export function drawWeights(
   return new Map(
     Object.entries(COMMANDS).map(([name, { weight }]) => [
       name,
-      weight * (favours[name] ?? 1) * random.pick([0.2, 1, 1, 4]),
+      weight * (favours[name] ?? 1) * random.pick([0.1, 1, 1, 4, 15]),
     ]),
   );
 }
@@ -302,21 +302,16 @@ async function failHome(world: World): Promise<void> {
   world.count(`failures of the home: ${kind}`);
 }
 
-/** What an operator does about a poisoned volume. */
+/** What an operator does about a poisoned volume: stops it, opens it and has it checked. */
 export async function recoverFromPoison(world: World): Promise<void> {
-  const { backup } = world;
+  const { backup, volume } = world;
   backup?.sabotage('the home failed');
   await stop(world);
-  if (world.random.chance(0.5)) {
-    const { volume } = world;
-    await volume.close();
-    await settleStop(world, backup);
-    await world.open();
-    must(world.volume.status().poisoned !== undefined, 'The poisoned state was forgotten over a stop');
-    must(!world.volume.startedClean, 'A poisoned volume was seen as stopped cleanly');
-  } else {
-    await settleStop(world, backup);
-  }
+  await volume.close();
+  await settleStop(world, backup);
+  await world.open();
+  must(world.volume.status().poisoned !== undefined, 'The poisoned state was forgotten over a stop');
+  must(!world.volume.startedClean, 'A poisoned volume was seen as stopped cleanly');
   await world.dropCache();
   world.scheduler.open();
   await world.volume.check();

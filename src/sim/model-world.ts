@@ -190,7 +190,9 @@ export class World {
     for (let at = offsetBytes; at < offsetBytes + lengthBytes; at += PAGE_BYTES) {
       const bytes = Math.min(PAGE_BYTES, offsetBytes + lengthBytes - at);
       const zero = content.subarray(at, at + bytes).every((byte) => byte === 0);
-      extents.push({ offsetBytes: at, lengthBytes: bytes, hole: zero, zero });
+      const last = extents.at(-1);
+      if (last?.zero === zero) extents.splice(-1, 1, { ...last, lengthBytes: last.lengthBytes + bytes });
+      else extents.push({ offsetBytes: at, lengthBytes: bytes, hole: zero, zero });
     }
     return extents;
   }
