@@ -81,10 +81,6 @@ export class IntermediateContainer {
     return this.#entryCountMax;
   }
 
-  get waiterCount(): number {
-    return this.#waiters.length;
-  }
-
   /** A slot at once, or undefined where all are taken or others wait already. */
   tryReserve(): Slot | undefined {
     if (this.#isClosed || this.#waiters.length > 0) return undefined;

@@ -88,10 +88,6 @@ export class TrackSet implements Iterable<number> {
     this.#bitmap.delete(track);
   }
 
-  deleteRun(run: TrackRun): void {
-    this.#bitmap.removeRange(run.first, run.first + run.count);
-  }
-
   addAll(other: TrackSet): void {
     this.#bitmap.orInPlace(other.#bitmap);
   }

@@ -16,10 +16,6 @@ export class Gate {
     return this.#reopened === undefined;
   }
 
-  get insideCount(): number {
-    return this.#insideCount;
-  }
-
   enter(): void {
     assert(this.isOpen, 'A write entered a closed gate');
     this.#insideCount += 1;

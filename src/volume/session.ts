@@ -82,10 +82,6 @@ export class BackupSession {
     return this.#abort.signal;
   }
 
-  get divertedCount(): number {
-    return this.#options.protection.divertedCount;
-  }
-
   status(): SessionStatus {
     const { protection, container } = this.#options;
     return {
@@ -129,7 +125,7 @@ export class BackupSession {
    * Asks to seal the set: everything was saved, and the point is durable when this resolves. From here on the
    * session cannot be cancelled.
    */
-  async mayComplete(): Promise<{ readonly divertedCount: number }> {
+  async mayComplete(): Promise<void> {
     this.#assertRunning();
     const { protection, durable } = this.#options;
     const left = protection.protectedCount;
@@ -137,7 +133,6 @@ export class BackupSession {
     await durable;
     this.#assertRunning();
     this.#state = 'completing';
-    return { divertedCount: protection.divertedCount };
   }
 
   /** The set is sealed and catalogued: the consumer's point moves (promise 4). */
