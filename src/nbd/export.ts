@@ -55,8 +55,8 @@ function contextsOf(exported: Export): ContextCatalog {
   };
 }
 
-/** The offer of an export: what the handshake tells clients about it. */
-export function offerOf(exported: Export, maximumPayloadBytes: number): ExportOffer {
+/** The offer of an export: what the handshake tells clients about it, which may change it only if not `readOnly`. */
+export function offerOf(exported: Export, maximumPayloadBytes: number, readOnly: boolean): ExportOffer {
   const { device, name, description } = exported;
   const minimumBlockSizeBytes = device.blockSizeBytes;
   const preferred = exported.preferredBlockSizeBytes ?? LIMITS.blockSizeBytesPreferred;
@@ -73,7 +73,7 @@ export function offerOf(exported: Export, maximumPayloadBytes: number): ExportOf
     name,
     description,
     sizeBytes: device.sizeBytes,
-    transmissionFlags: transmissionFlagsOf(exported),
+    transmissionFlags: transmissionFlagsOf(exported, readOnly),
     minimumBlockSizeBytes,
     preferredBlockSizeBytes,
     maximumPayloadBytes,
@@ -82,11 +82,11 @@ export function offerOf(exported: Export, maximumPayloadBytes: number): ExportOf
 }
 
 /** NBD proto.md § Transmission flags: only what works on this export. The handshake adds what it agreed on. */
-function transmissionFlagsOf(exported: Export): number {
+function transmissionFlagsOf(exported: Export, readOnly: boolean): number {
   const flag = TRANSMISSION_FLAG;
   let flags: number = flag.hasFlags | flag.sendFlush | flag.sendFua | flag.sendCache;
   if (exported.multiConn) flags |= flag.canMultiConn;
-  if (isReadOnly(exported)) return flags | flag.readOnly;
+  if (readOnly) return flags | flag.readOnly;
   flags |= flag.sendWriteZeroes | flag.sendFastZero;
   if (exported.device.capabilities.trim) flags |= flag.sendTrim;
   return flags;

@@ -21,9 +21,11 @@ export {
 export { KernelDeviceError, type KernelDeviceErrorDetails } from './kernel-error.ts';
 export type { KernelDeviceEvent } from './kernel-supervisor.ts';
 export type { NbdLimits } from './limits.ts';
+export type { NbdDescriptor, NbdListenPlace } from './listening.ts';
 export type { NbdLog, NbdLogEvent } from './log.ts';
 export type { MetaContext } from './meta-context.ts';
-export { NbdServer, NbdServerError, type NbdServerErrorDetails, type NbdServerOptions } from './server.ts';
+export { type ListenOptions, NbdServer, type NbdServerOptions } from './server.ts';
+export { NbdServerError, type NbdServerErrorDetails } from './server-error.ts';
 export {
   formatNbdUri,
   isNbdUri,

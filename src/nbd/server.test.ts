@@ -7,22 +7,18 @@
  */
 
 import { existsSync, mkdtempSync, rmSync, statSync } from 'node:fs';
-import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { AssertionError } from '../base/index.ts';
 import { NbdClient } from './client.ts';
-import { COMMAND, encodeClientFlags, encodeInfoRequest, encodeOption, OPTION } from './codec.ts';
+import { COMMAND, encodeClientFlags, encodeOption, OPTION } from './codec.ts';
 import type { Export } from './export.ts';
 import { NbdServer, type NbdServerOptions } from './server.ts';
+import { exportOf, RawClient, untilNoConnections } from './test-client.ts';
 import { TestDevice } from './test-device.ts';
 import { block, flush, read, request, write } from './test-transmission.ts';
-
-function exportOf(device: TestDevice, name = 'disk'): Export {
-  return { name, description: '', device, readOnly: false, multiConn: true };
-}
 
 interface Served {
   readonly server: NbdServer;
@@ -41,51 +37,10 @@ async function serve(t: Test, exports: Export[], options: NbdServerOptions = {})
   return { server, path };
 }
 
-/** A client that speaks in bytes. */
-class RawClient {
-  readonly socket: Socket;
-  readonly closed: Promise<void>;
-  output: Buffer = Buffer.alloc(0);
-  #watchers: (() => void)[] = [];
-
-  constructor(path: string) {
-    this.socket = connect({ path, allowHalfOpen: true });
-    this.socket.on('error', () => {});
-    this.closed = new Promise((resolve) => this.socket.once('close', () => resolve()));
-    this.socket.on('data', (chunk: Buffer) => {
-      this.output = Buffer.concat([this.output, chunk]);
-      for (const watcher of this.#watchers.splice(0)) watcher();
-    });
-    this.socket.on('end', () => this.socket.end());
-  }
-
-  /** Resolves when as many bytes have come in all. */
-  async received(lengthBytes: number): Promise<void> {
-    while (this.output.length < lengthBytes) {
-      await new Promise<void>((resolve) => this.#watchers.push(resolve));
-    }
-  }
-
-  /** Enters the transmission; what comes next is what the requests are answered with. */
-  static async transmit(path: string, name = 'disk'): Promise<RawClient> {
-    const client = new RawClient(path);
-    const go = encodeInfoRequest({ name: Buffer.from(name), infos: [] });
-    client.socket.write(Buffer.concat([encodeClientFlags(3), encodeOption(OPTION.go, go)]));
-    // The greeting, two information replies and the acknowledgement.
-    await client.received(18 + 32 + 34 + 20);
-    client.output = Buffer.alloc(0);
-    return client;
-  }
-}
-
-async function untilNoConnections(server: NbdServer, but = 0): Promise<void> {
-  while (server.connectionCount > but) await nextTurn();
-}
-
 t.test('a half-closed client gets all its answers, then the connection ends', async (t) => {
   const device = new TestDevice({ holds: (call) => call === 'write' });
   const { server, path } = await serve(t, [exportOf(device)]);
-  const client = await RawClient.transmit(path);
+  const client = await RawClient.transmit({ path });
   client.socket.end(Buffer.concat([write(1, 0), read(2, 512), flush(3)]));
   await device.whenHeld(1);
   await client.received(528 + 16);
@@ -99,7 +54,7 @@ t.test('a half-closed client gets all its answers, then the connection ends', as
 t.test('DISC is answered by closing after what is in flight', async (t) => {
   const device = new TestDevice({ holds: (call) => call === 'write' });
   const { server, path } = await serve(t, [exportOf(device)]);
-  const client = await RawClient.transmit(path);
+  const client = await RawClient.transmit({ path });
   client.socket.write(Buffer.concat([write(1, 0), request(COMMAND.disconnect, 2)]));
   await device.whenHeld(1);
   device.finishNext();
@@ -111,10 +66,10 @@ t.test('DISC is answered by closing after what is in flight', async (t) => {
 t.test('a connection that died does not begin what the fence held for it', async (t) => {
   const device = new TestDevice({ holds: () => true });
   const { server, path } = await serve(t, [exportOf(device)]);
-  const living = await RawClient.transmit(path);
+  const living = await RawClient.transmit({ path });
   living.socket.write(write(1, 0, block(1)));
   await device.whenHeld(1);
-  const killed = await RawClient.transmit(path);
+  const killed = await RawClient.transmit({ path });
   killed.socket.write(Buffer.concat([write(2, 0, block(2)), read(3, 512)]));
   await device.whenHeld(2);
   killed.socket.destroy();
@@ -129,7 +84,7 @@ t.test('a connection that died does not begin what the fence held for it', async
 t.test('what a killed client had in flight does not land on a later write', async (t) => {
   const device = new TestDevice({ holds: (_, offsetBytes) => offsetBytes === 0 });
   const { server, path } = await serve(t, [exportOf(device)]);
-  const killed = await RawClient.transmit(path);
+  const killed = await RawClient.transmit({ path });
   killed.socket.write(write(1, 0, block(1)));
   await device.whenHeld(1);
   killed.socket.destroy();
@@ -154,8 +109,8 @@ t.test(
     const { server, path } = await serve(t, [exportOf(device)]);
     t.equal(statSync(path).mode & 0o777, 0o600);
     const client = await NbdClient.connect({ transport: { kind: 'unix', path }, exportName: '' });
-    const idle = new RawClient(path);
-    const negotiating = new RawClient(path);
+    const idle = new RawClient({ path });
+    const negotiating = new RawClient({ path });
     await idle.received(18);
     await negotiating.received(18);
     negotiating.socket.write(
@@ -182,7 +137,7 @@ t.test(
 t.test('close waits for orphans, whose connection is gone already', async (t) => {
   const device = new TestDevice({ holds: () => true });
   const { server, path } = await serve(t, [exportOf(device)]);
-  const client = await RawClient.transmit(path);
+  const client = await RawClient.transmit({ path });
   client.socket.write(Buffer.concat([write(1, 0), write(2, 512)]));
   await device.whenHeld(2);
   client.socket.destroy();
@@ -200,7 +155,7 @@ t.test('close waits for orphans, whose connection is gone already', async (t) =>
 t.test('close does not wait for a client that takes no replies', async (t) => {
   const device = new TestDevice({ sizeBytes: 8 * 1024 * 1024 });
   const { server, path } = await serve(t, [exportOf(device)], { limits: { closeMsMax: 20 } });
-  const client = await RawClient.transmit(path);
+  const client = await RawClient.transmit({ path });
   client.socket.pause();
   client.socket.write(Buffer.concat([read(1, 0, 8 * 1024 * 1024), read(2, 0, 8 * 1024 * 1024)]));
   await device.whenCalled(2);
@@ -234,10 +189,10 @@ t.test('limits on connections and on the time of a handshake', async (t) => {
     limits: { connectionCountMax: 2, handshakeMsMax: 50 },
     log: ({ message }) => logged.push(message),
   });
-  const first = await RawClient.transmit(path);
-  const slow = new RawClient(path);
+  const first = await RawClient.transmit({ path });
+  const slow = new RawClient({ path });
   await slow.received(18);
-  const refused = new RawClient(path);
+  const refused = new RawClient({ path });
   await refused.closed;
   t.equal(refused.output.length, 0);
   await slow.closed;
@@ -256,14 +211,14 @@ t.test('garbage is hung up on, and the server goes on', async (t) => {
     Buffer.alloc(1000, 0xff),
     Buffer.concat([encodeClientFlags(3), Buffer.alloc(64)]),
   ]) {
-    const client = new RawClient(path);
+    const client = new RawClient({ path });
     client.socket.write(bytes);
     await client.closed;
   }
-  const lost = await RawClient.transmit(path);
+  const lost = await RawClient.transmit({ path });
   lost.socket.write(Buffer.alloc(28));
   await lost.closed;
-  const truncated = new RawClient(path);
+  const truncated = new RawClient({ path });
   truncated.socket.end(encodeClientFlags(3).subarray(0, 2));
   await truncated.closed;
   await untilNoConnections(server);
@@ -277,7 +232,7 @@ t.test('a pipelining client that reads late is slowed down and gets everything',
   const device = new TestDevice({ sizeBytes: 4 * 1024 * 1024 });
   const limits = { replyBytesMax: 64 * 1024, inFlightCountMax: 4 };
   const { path } = await serve(t, [exportOf(device)], { limits });
-  const client = await RawClient.transmit(path);
+  const client = await RawClient.transmit({ path });
   client.socket.pause();
   const count = 200;
   const lengthBytes = 64 * 1024;

@@ -2,7 +2,11 @@
  * The NBD server: exports, listeners and connections.
  *
  * A server has any number of exports, which may come and go while it serves, and any number of listeners,
- * Unix sockets and TCP, which all serve all exports. Each connection picks one export in its handshake.
+ * Unix sockets and TCP. Each connection picks one export in its handshake, of those its listener offers.
+ *
+ * **One server for one device.** The order of changes between connections (`fence.ts`) is kept for each
+ * export of a server, whichever listeners the connections came through. A device that two servers export,
+ * or one server under two names, has no such order: so listeners are told what to offer instead.
  *
  * `close` ends cleanly: no new connections, requests in flight are answered, new ones get ESHUTDOWN, then
  * connections are closed. It returns when no device is in use any more; the devices stay the caller's.
@@ -11,33 +15,19 @@
  * whether another process owns it), and it does not know users; a Unix socket is made mode 0600.
  */
 
-import { chmodSync } from 'node:fs';
-import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
-import { type AssertionError, BlockError, LIMITS, messageOf } from '../base/index.ts';
+import { createServer, type Server, type Socket } from 'node:net';
+import type { AssertionError } from '../base/index.ts';
 import { decodeString } from './codec.ts';
 import { type ConnectionHost, ServerConnection } from './connection.ts';
 import { type Export, hasFastZeroes, isReadOnly, offerOf } from './export.ts';
 import { Fence } from './fence.ts';
-import type { ExportOffer, HandshakeView } from './handshake.ts';
+import type { ExportOffer } from './handshake.ts';
 import { type NbdLimits, nbdLimits } from './limits.ts';
+import { type NbdListenPlace, startListening } from './listening.ts';
 import type { NbdLog } from './log.ts';
+import { NbdServerError } from './server-error.ts';
 import type { TransmissionTarget } from './transmission.ts';
 import type { NbdTransport } from './uri.ts';
-
-/** Why a server could not do what it was asked. */
-export interface NbdServerErrorDetails {
-  /** The address is in use, not allowed, or does not exist; `cause` is the system's error. */
-  'listen-failed': { readonly address: string };
-  /** Node would cut the path silently. */
-  'socket-path-too-long': { readonly path: string; readonly lengthBytes: number };
-  'export-exists': { readonly name: string };
-  'export-name-invalid': { readonly name: string };
-  'server-closed': Record<string, never>;
-}
-
-export class NbdServerError<
-  Code extends keyof NbdServerErrorDetails = keyof NbdServerErrorDetails,
-> extends BlockError<NbdServerErrorDetails, Code> {}
 
 export interface NbdServerOptions {
   readonly exports?: readonly Export[];
@@ -47,16 +37,34 @@ export interface NbdServerOptions {
   readonly onProgrammerError?: (error: AssertionError) => void;
 }
 
-interface Served {
-  readonly exported: Export;
+/** What one listener lets its clients do. */
+export interface ListenOptions {
+  /**
+   * Names of the exports it offers: only these are listed and found, and a single one of them is the default
+   * export. A name need not exist yet. The set is read at each look-up, so the caller may change it; clients
+   * that are connected stay. Default: every export.
+   */
+  readonly exports?: ReadonlySet<string>;
+  /** Offers every export read-only. Default: as the export says. */
+  readonly readOnly?: boolean;
+}
+
+/** An export as clients of a listener get it. */
+interface Face {
   readonly offer: ExportOffer;
   readonly target: TransmissionTarget;
 }
 
-export class NbdServer implements ConnectionHost {
-  readonly limits: NbdLimits;
-  readonly log: NbdLog;
-  readonly view: HandshakeView;
+interface Served {
+  readonly name: string;
+  readonly face: Face;
+  /** For listeners that offer everything read-only. */
+  readonly readOnlyFace: Face;
+}
+
+export class NbdServer {
+  readonly #limits: NbdLimits;
+  readonly #log: NbdLog;
   readonly #onProgrammerError: (error: AssertionError) => void;
   readonly #exports = new Map<string, Served>();
   readonly #listeners = new Set<Server>();
@@ -66,14 +74,9 @@ export class NbdServer implements ConnectionHost {
   #isClosing = false;
 
   constructor(options: NbdServerOptions = {}) {
-    this.limits = nbdLimits(options.limits);
-    this.log = options.log ?? (() => {});
+    this.#limits = nbdLimits(options.limits);
+    this.#log = options.log ?? (() => {});
     this.#onProgrammerError = options.onProgrammerError ?? stopProcess;
-    this.view = {
-      list: () => [...this.#exports.values()].map(({ offer }) => offer),
-      find: (name) => this.#find(name)?.offer,
-      isClosing: () => this.#isClosing,
-    };
     for (const exported of options.exports ?? []) this.addExport(exported);
   }
 
@@ -96,20 +99,19 @@ export class NbdServer implements ConnectionHost {
   addExport(exported: Export): void {
     const { name } = exported;
     const nameBytes = Buffer.from(name);
-    if (nameBytes.length > this.limits.nameBytesMax || decodeString(nameBytes) !== name) {
-      const message = `Export name ${JSON.stringify(name)} is no text of up to ${this.limits.nameBytesMax} bytes`;
+    if (nameBytes.length > this.#limits.nameBytesMax || decodeString(nameBytes) !== name) {
+      const message = `Export name ${JSON.stringify(name)} is no text of up to ${this.#limits.nameBytesMax} bytes`;
       throw new NbdServerError('export-name-invalid', message, { name });
     }
     if (this.#exports.has(name)) {
       throw new NbdServerError('export-exists', `Export ${JSON.stringify(name)} exists already`, { name });
     }
-    const target = {
-      device: exported.device,
-      readOnly: isReadOnly(exported),
-      fastZeroes: hasFastZeroes(exported),
-      fence: new Fence(),
-    };
-    this.#exports.set(name, { exported, offer: offerOf(exported, this.limits.payloadBytesMax), target });
+    const fence = new Fence();
+    const face = (readOnly: boolean): Face => ({
+      offer: offerOf(exported, this.#limits.payloadBytesMax, readOnly),
+      target: { device: exported.device, readOnly, fastZeroes: hasFastZeroes(exported), fence },
+    });
+    this.#exports.set(name, { name, face: face(isReadOnly(exported)), readOnlyFace: face(true) });
   }
 
   /**
@@ -124,24 +126,26 @@ export class NbdServer implements ConnectionHost {
   }
 
   /**
-   * Accepts clients on a Unix socket or a TCP address; port 0 takes a free one.
+   * Accepts clients on a Unix socket, a TCP address (port 0 takes a free one) or a socket that listens already.
    *
-   * @returns the transport with the port that was taken.
-   * @throws {NbdServerError} listen-failed, socket-path-too-long, server-closed
+   * @returns where clients reach it, with the port that was taken. The path of a Unix socket that was handed
+   *   over is empty where the system does not tell it.
+   * @throws {NbdServerError} listen-failed, socket-path-too-long, descriptor-unusable, server-closed
    */
-  async listen(transport: NbdTransport): Promise<NbdTransport> {
+  async listen(place: NbdListenPlace, options: ListenOptions = {}): Promise<NbdTransport> {
     this.#assertOpen();
-    if (transport.kind === 'unix') assertSocketPath(transport.path);
-    const listener = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => this.#accept(socket));
-    await startListening(listener, transport);
+    const host = this.#hostOf(options);
+    const listener = createServer({ allowHalfOpen: true, noDelay: true }, (socket) =>
+      this.#accept(socket, host),
+    );
+    const transport = await startListening(listener, place);
     if (this.#isClosing) {
       listener.close();
       this.#assertOpen();
     }
     this.#listeners.add(listener);
-    listener.on('error', (error) => this.log({ level: 'error', message: 'A listener failed', error }));
-    if (transport.kind === 'unix') return transport;
-    return { ...transport, port: tcpAddress(listener).port };
+    listener.on('error', (error) => this.#log({ level: 'error', message: 'A listener failed', error }));
+    return transport;
   }
 
   /**
@@ -158,34 +162,50 @@ export class NbdServer implements ConnectionHost {
     await Promise.all([...this.#departing, ...closing]);
   }
 
-  // ConnectionHost
-
-  target(exportName: string): TransmissionTarget | undefined {
-    return this.#exports.get(exportName)?.target;
-  }
-
-  programmerError(error: AssertionError): void {
-    this.#onProgrammerError(error);
-  }
-
   // -------------------------------------------------------------------------------------------------
 
-  /** The empty name means the only export, where there is just one. */
-  #find(name: string): Served | undefined {
-    const served = this.#exports.get(name);
-    if (served !== undefined || name !== '' || this.#exports.size !== 1) return served;
-    return [...this.#exports.values()][0];
+  /** The server as the clients of one listener see it. */
+  #hostOf(options: ListenOptions): ConnectionHost {
+    const { exports: names, readOnly = false } = options;
+    const faceOf = (served: Served): Face => (readOnly ? served.readOnlyFace : served.face);
+    const offered = (): Served[] =>
+      [...this.#exports.values()].filter(({ name }) => names === undefined || names.has(name));
+    const find = (name: string): Served | undefined => {
+      const served = this.#exports.get(name);
+      if (served !== undefined && (names === undefined || names.has(name))) return served;
+      // The empty name means the only export, where there is just one.
+      const all = name === '' ? offered() : [];
+      return all.length === 1 ? all[0] : undefined;
+    };
+    return {
+      limits: this.#limits,
+      log: this.#log,
+      view: {
+        list: () => offered().map((served) => faceOf(served).offer),
+        find: (name) => {
+          const served = find(name);
+          return served && faceOf(served).offer;
+        },
+        isClosing: () => this.#isClosing,
+      },
+      target: (exportName) => {
+        const served = this.#exports.get(exportName);
+        return served && faceOf(served).target;
+      },
+      programmerError: this.#onProgrammerError,
+    };
   }
 
-  #accept(socket: Socket): void {
+  #accept(socket: Socket, host: ConnectionHost): void {
     const peer = peerOf(socket);
-    if (this.#isClosing || this.#connections.size >= this.limits.connectionCountMax) {
+    const { connectionCountMax } = this.#limits;
+    if (this.#isClosing || this.#connections.size >= connectionCountMax) {
       socket.destroy();
-      const message = `A connection beyond ${this.limits.connectionCountMax} was refused`;
-      if (!this.#isClosing) this.log({ level: 'warning', message, peer });
+      const message = `A connection beyond ${connectionCountMax} was refused`;
+      if (!this.#isClosing) this.#log({ level: 'warning', message, peer });
       return;
     }
-    const connection = new ServerConnection(socket, peer, this);
+    const connection = new ServerConnection(socket, peer, host);
     this.#connections.add(connection);
     socket.once('close', () => this.#connections.delete(connection));
     const departed: Promise<void> = connection.whenClosed().then(() => {
@@ -202,41 +222,6 @@ export class NbdServer implements ConnectionHost {
 async function shutDown(connection: ServerConnection): Promise<void> {
   connection.shutdown();
   await connection.whenClosed();
-}
-
-function assertSocketPath(path: string): void {
-  const lengthBytes = Buffer.byteLength(path);
-  if (lengthBytes <= LIMITS.socketPathBytesMax) return;
-  const message = `Socket path ${path} has ${lengthBytes} bytes, at most ${LIMITS.socketPathBytesMax} are possible`;
-  throw new NbdServerError('socket-path-too-long', message, { path, lengthBytes });
-}
-
-function startListening(listener: Server, transport: NbdTransport): Promise<void> {
-  const address = transport.kind === 'unix' ? transport.path : `${transport.host}:${transport.port}`;
-  return new Promise((resolve, reject) => {
-    const fail = (error: unknown): void => {
-      const message = `Cannot listen on ${address}: ${messageOf(error)}`;
-      reject(new NbdServerError('listen-failed', message, { address }, { cause: error }));
-    };
-    listener.once('error', fail);
-    listener.once('listening', () => {
-      listener.off('error', fail);
-      resolve();
-    });
-    if (transport.kind === 'tcp') {
-      listener.listen({ host: transport.host, port: transport.port });
-      return;
-    }
-    listener.listen({ path: transport.path });
-    // The socket is bound when `listen` returns: nobody else can connect from here on.
-    if (listener.listening) chmodSync(transport.path, 0o600);
-  });
-}
-
-function tcpAddress(listener: Server): AddressInfo {
-  const address = listener.address();
-  if (address === null || typeof address === 'string') throw new TypeError('The listener has no TCP address');
-  return address;
 }
 
 function peerOf(socket: Socket): string {
