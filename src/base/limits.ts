@@ -33,6 +33,20 @@ export const LIMITS = {
   punchBytesMax: 64 * MIB,
   /** Reads and writes up to this size are tried at once, larger ones go to the thread pool. */
   smallIoBytesMax: 64 * KIB,
+  /** A call made at once is slow from here on: what the page cache serves takes a tenth of it at most. */
+  paceSlowCallMs: 0.25,
+  /** Slow calls are added up over this time ... */
+  paceWindowMs: 100,
+  /** ... and where they take more than this of it, such calls move to the thread pool. */
+  paceBlockedMsMax: 10,
+  /** A call on the pool is slow from here on; the way there and back is in it. */
+  pacePooledSlowMs: 2,
+  /** So many calls on the pool in a row must not be slow before one is made at once again. */
+  paceFastCountMin: 16,
+  /** How long calls stay on the pool at least; doubled each time that coming back was a mistake ... */
+  paceRestMsMin: 100,
+  /** ... up to this: one slow call in half a minute hurts nobody. */
+  paceRestMsMax: 30_000,
   /** Where zeroes must be written out, one write holds at most this many. */
   zeroWriteBytesMax: MIB,
 
@@ -77,6 +91,11 @@ export const LIMITS = {
   kernelRetryMsMax: 2_000,
   /** One wait for a kernel device's news; it is how long a supervisor may take to heed its end. */
   kernelWaitMsMax: 500,
+  /** A file of certificates or keys; lists of revoked certificates are the long ones. */
+  tlsFileBytesMax: 16 * MIB,
+  /** A pre-shared key, and its user's name: what OpenSSL takes. */
+  tlsKeyBytesMax: 512,
+  tlsUsernameBytesMax: 256,
   /** Exports a client takes from one server's list. */
   nbdListedExportCountMax: 65_536,
 

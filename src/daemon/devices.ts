@@ -5,7 +5,7 @@ import { openNbdDevice } from '../nbd/index.ts';
 
 export function createDeviceRegistry(): DeviceRegistry {
   const registry = new DeviceRegistry();
-  for (const scheme of ['nbd', 'nbd+unix']) {
+  for (const scheme of ['nbd', 'nbd+unix', 'nbds', 'nbds+unix']) {
     registry.register(scheme, (uri) => openNbdDevice(uri));
   }
   return registry;

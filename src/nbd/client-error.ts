@@ -22,8 +22,12 @@ export interface NbdClientErrorDetails {
   'protocol-violation': { readonly address: string };
   /** The server has no such export. */
   'export-unknown': { readonly address: string; readonly exportName: string };
-  /** The server insists on TLS. */
+  /** The server insists on TLS, and the address did not ask for it. */
   'tls-required': { readonly address: string };
+  /** The address asks for TLS, and the server does not have it. Nothing else was sent to it. */
+  'tls-refused': { readonly address: string };
+  /** TLS was not agreed on: a certificate or key was not accepted by one side, or the time limit passed. */
+  'tls-failed': { readonly address: string };
   /** The server refused an option for another reason; `replyType` is its option reply. */
   'option-refused': { readonly address: string; readonly option: number; readonly replyType: number };
   /** The export cannot be used as a block device. */

@@ -1,7 +1,7 @@
 /**
  * The client's side of the handshake, as a pure state machine.
  *
- *     greeting -> wishes -> GO (or EXPORT_NAME, where the server is older) -> ready
+ *     greeting -> [start TLS] -> wishes -> GO (or EXPORT_NAME, where the server is older) -> ready
  *     greeting -> INFO or LIST -> ABORT -> done
  *
  * Bytes go in, bytes to send and a decision come out; a refusal or a violation is a decision too. One option
@@ -11,7 +11,11 @@
  * that refuses one is served with less. Without wishes the session has simple replies, which is all that the
  * Linux kernel understands.
  *
- * Source: NBD proto.md § Fixed newstyle negotiation, § Option types; of the branch `extension-ext-header`
+ * TLS is no wish: where it is asked for it comes first, and a server that does not have it is not talked to
+ * (NBD proto.md § Client-side requirements). The link upgrades its socket and calls `secured`. Bytes that come
+ * together with the server's consent were not encrypted, whoever sent them: a violation.
+ *
+ * Source: NBD proto.md § Fixed newstyle negotiation, § TLS support, § Option types; of the branch `extension-ext-header`
  * NBD_OPT_EXTENDED_HEADERS.
  */
 
@@ -67,6 +71,8 @@ export type HandshakeGoal =
 
 /** What to ask for before the export; nothing where left out. */
 export interface HandshakeWishes {
+  /** Not to do without, unlike the others. */
+  readonly tls?: boolean;
   readonly structuredReplies?: boolean;
   readonly extendedHeaders?: boolean;
   /** Names of metadata contexts; they need one of the two above. */
@@ -82,6 +88,10 @@ export interface ClientTerms {
 
 export type ClientDecision =
   | { readonly kind: 'continue' }
+  /** Upgrade the socket to TLS, then call `secured` and go on. */
+  | { readonly kind: 'start-tls' }
+  /** TLS was asked for and the server does not have it. */
+  | { readonly kind: 'tls-refused'; readonly reason: string }
   /** `go`: the transmission begins; `info`: the session is over. `rest` arrived behind the handshake. */
   | {
       readonly kind: 'export';
@@ -132,7 +142,13 @@ export class ClientHandshake {
     return this.#state === 'export-name';
   }
 
-  /** Takes what arrived. After any decision but `continue` it must not be called again. */
+  /** TLS is up. @returns what to send in it. */
+  secured(): Buffer {
+    this.#sendNext();
+    return this.#takeOutput();
+  }
+
+  /** Takes what arrived. After any decision but `continue` it must not be called again, or after `secured`. */
   receive(chunk: Buffer): ClientStep {
     this.#input.push(chunk);
     let decision = CONTINUE;
@@ -141,9 +157,13 @@ export class ClientHandshake {
       if (next === undefined) break;
       decision = next;
     }
+    return { output: this.#takeOutput(), decision };
+  }
+
+  #takeOutput(): Buffer {
     const output = Buffer.concat(this.#output);
     this.#output = [];
-    return { output, decision };
+    return output;
   }
 
   #advance(): ClientDecision | undefined {
@@ -179,16 +199,18 @@ export class ClientHandshake {
     this.#output.push(encodeClientFlags(answer));
     const goal = this.#goal;
     if (!isFixed) {
+      if (this.#wishes.tls === true) return { kind: 'tls-refused', reason: 'it is too old for TLS' };
       if (goal.kind !== 'go') return violation('The server is too old to describe its exports');
       this.#sendExportName(goal.exportName);
       return CONTINUE;
     }
     this.#state = 'reply-header';
-    const { structuredReplies, extendedHeaders, contexts = [] } = this.#wishes;
+    const { tls, structuredReplies, extendedHeaders, contexts = [] } = this.#wishes;
     if (extendedHeaders === true) this.#wished.push(OPTION.extendedHeaders);
     if (structuredReplies === true) this.#wished.push(OPTION.structuredReply);
     if (contexts.length > 0) this.#wished.push(OPTION.setMetaContext);
-    this.#sendNext();
+    if (tls === true) this.#send(OPTION.startTls, NO_DATA);
+    else this.#sendNext();
     return CONTINUE;
   }
 
@@ -296,18 +318,25 @@ export class ClientHandshake {
       this.#sendNext();
       return CONTINUE;
     }
+    if (option === OPTION.startTls) {
+      this.#abort();
+      return { kind: 'tls-refused', reason: reasonOf(header, data) };
+    }
     const mayFallBack = option === OPTION.go && this.#replies !== 'extended';
     if (type === OPTION_REPLY.errorUnsupported && mayFallBack && this.#goal.kind === 'go') {
       this.#sendExportName(this.#goal.exportName);
       return CONTINUE;
     }
     this.#abort();
-    const said = decodeString(data);
-    const reason = said === undefined || said === '' ? `reply 0x${type.toString(16)}` : said;
-    return { kind: 'refused', option, replyType: type, reason };
+    return { kind: 'refused', option, replyType: type, reason: reasonOf(header, data) };
   }
 
   #acknowledged(): ClientDecision {
+    if (this.#option === OPTION.startTls) {
+      const extraBytes = this.#input.lengthBytes;
+      if (extraBytes === 0) return { kind: 'start-tls' };
+      return violation(`${extraBytes} bytes in plain text follow the consent to TLS`);
+    }
     if (isWish(this.#option)) {
       if (this.#option === OPTION.extendedHeaders) this.#replies = 'extended';
       if (this.#option === OPTION.structuredReply) this.#replies = 'structured';
@@ -360,6 +389,11 @@ export class ClientHandshake {
     this.#option = option;
     this.#output.push(encodeOption(option, data));
   }
+}
+
+function reasonOf(header: OptionReplyHeader, data: Buffer): string {
+  const said = decodeString(data);
+  return said === undefined || said === '' ? `reply 0x${header.type.toString(16)}` : said;
 }
 
 /** Options that a session can do without. */

@@ -15,22 +15,13 @@
  * Source: NBD proto.md § Transmission.
  */
 
-import { connect, type Socket } from 'node:net';
-import { assert, LIMITS, messageOf } from '../base/index.ts';
+import { assert, messageOf } from '../base/index.ts';
 import { NbdClientError, requestRefused } from './client-error.ts';
-import {
-  type ClientDecision,
-  ClientHandshake,
-  type ClientTerms,
-  type HandshakeGoal,
-  type HandshakeWishes,
-  type NbdExportInfo,
-} from './client-handshake.ts';
+import type { ClientTerms, HandshakeGoal, NbdExportInfo } from './client-handshake.ts';
 import {
   COMMAND,
   COMMAND_FLAG,
   encodeRequest,
-  OPTION_REPLY,
   type RequestToSend,
   type ServerEntry,
   TRANSMISSION_FLAG,
@@ -41,8 +32,9 @@ import {
   type ReplyMode,
   type StatusExtent,
 } from './codec-chunks.ts';
+import { Link } from './link.ts';
 import { type Pending, ReplyReader, type StatusById } from './reply-reader.ts';
-import { formatNbdUri, type NbdAddress, type NbdTransport, parseNbdUri } from './uri.ts';
+import { type NbdAddress, parseNbdUri } from './uri.ts';
 
 export interface NbdConnectOptions {
   /** How long the connection and its handshake may take together. */
@@ -87,8 +79,6 @@ interface Command {
   readonly contextIds?: ReadonlySet<number>;
 }
 
-/** One read buffer per connection, reused: replies are copied out of it at once. */
-const READ_BUFFER_BYTES = 256 * 1024;
 const UINT32 = 2 ** 32;
 
 export class NbdClient {
@@ -117,13 +107,15 @@ export class NbdClient {
   /**
    * Connects and enters the transmission.
    *
-   * @throws {NbdClientError} connect-failed, export-unknown, tls-required, option-refused, protocol-violation
+   * @throws {NbdClientError} connect-failed, export-unknown, tls-required, tls-refused, tls-failed,
+   *   option-refused, protocol-violation
    * @throws {NbdUriError} uri-invalid
+   * @throws {NbdTlsError} where the files that the address names for TLS cannot be used
    */
   static async connect(target: string | NbdAddress, options: NbdConnectOptions = {}): Promise<NbdClient> {
     const address = typeof target === 'string' ? parseNbdUri(target) : target;
     const goal: HandshakeGoal = { kind: 'go', exportName: address.exportName };
-    const link = new Link(address);
+    const link = await Link.open(address);
     const { structuredReplies = true, extendedHeaders = true, contexts = [] } = options;
     const decision = await link.negotiate(goal, options, { structuredReplies, extendedHeaders, contexts });
     assert(decision.kind === 'export', 'A go ends with an export');
@@ -140,7 +132,7 @@ export class NbdClient {
   static async info(target: string | NbdAddress, options: NbdConnectOptions = {}): Promise<NbdExportInfo> {
     const address = typeof target === 'string' ? parseNbdUri(target) : target;
     const goal: HandshakeGoal = { kind: 'info', exportName: address.exportName };
-    const decision = await new Link(address).negotiate(goal, options);
+    const decision = await (await Link.open(address)).negotiate(goal, options);
     assert(decision.kind === 'export', 'An info ends with an export');
     return decision.info;
   }
@@ -151,7 +143,7 @@ export class NbdClient {
     options: NbdConnectOptions = {},
   ): Promise<readonly ServerEntry[]> {
     const address = typeof target === 'string' ? parseNbdUri(target) : target;
-    const decision = await new Link(address).negotiate({ kind: 'list' }, options);
+    const decision = await (await Link.open(address)).negotiate({ kind: 'list' }, options);
     assert(decision.kind === 'listed', 'A list ends with a list');
     return decision.entries;
   }
@@ -369,158 +361,3 @@ function filterOf(
 }
 
 const NO_REQUEST = { flags: 0, type: 0, cookieHigh: 0, cookieLow: 0, offsetBytes: 0, lengthBytes: 0 };
-
-interface LinkListener {
-  /** The chunk is valid during the call only. */
-  receive(chunk: Buffer): void;
-  /** The peer closed or the socket failed. */
-  lost(error: unknown): void;
-}
-
-type Outcome = Exclude<ClientDecision, { kind: 'continue' | 'refused' | 'violation' }>;
-
-/** The socket of a client, from connecting to closing. */
-export class Link {
-  readonly name: string;
-  readonly closed: Promise<void>;
-  readonly #exportName: string;
-  readonly #socket: Socket;
-  #listener: LinkListener = { receive: () => {}, lost: () => {} };
-  #isCorked = false;
-  #error: unknown;
-
-  constructor(address: NbdAddress) {
-    this.name = formatNbdUri(address);
-    this.#exportName = address.exportName;
-    this.#socket = openSocket(address.transport, (chunk) => this.#listener.receive(chunk));
-    const socket = this.#socket;
-    this.closed = new Promise((resolve) => socket.once('close', () => resolve()));
-    socket.on('error', (error) => {
-      this.#error = error;
-    });
-    socket.on('end', () => this.#listener.lost(undefined));
-    socket.on('close', () => this.#listener.lost(this.#error));
-    // A socket whose reads go to `onread` still ends like a stream: nothing is left to be read from it.
-    socket.resume();
-  }
-
-  attach(listener: LinkListener): void {
-    this.#listener = listener;
-    if (this.#socket.destroyed) listener.lost(this.#error);
-  }
-
-  /** Collects what is sent in this turn of the loop and hands it over in one go. */
-  send(bytes: Buffer): void {
-    const socket = this.#socket;
-    if (socket.destroyed || bytes.length === 0) return;
-    if (!this.#isCorked) {
-      this.#isCorked = true;
-      socket.cork();
-      queueMicrotask(() => {
-        this.#isCorked = false;
-        socket.uncork();
-      });
-    }
-    socket.write(bytes);
-  }
-
-  /** Sends what is queued and closes, without waiting for the server to close. */
-  end(): void {
-    this.#socket.destroySoon();
-  }
-
-  destroy(): void {
-    this.#socket.destroy();
-  }
-
-  /**
-   * Stops reading, so that the descriptor can be given to someone else, and gives it. It stays this link's
-   * to close. What had arrived behind the handshake is in the decision's `rest`, all else is still unread.
-   */
-  release(): number {
-    // A socket that reads into a buffer of its own stops at once; the next bytes stay in the kernel.
-    this.#socket.pause();
-    const handle: unknown = Reflect.get(this.#socket, '_handle');
-    const descriptor: unknown = typeof handle === 'object' && handle !== null && Reflect.get(handle, 'fd');
-    assert(typeof descriptor === 'number' && descriptor >= 0, 'An open socket has a descriptor');
-    return descriptor;
-  }
-
-  /** Runs the handshake; the link is closed unless the goal was the transmission and was reached. */
-  negotiate(goal: HandshakeGoal, options: NbdConnectOptions, wishes: HandshakeWishes = {}): Promise<Outcome> {
-    const handshake = new ClientHandshake(goal, wishes);
-    const timeoutMs = options.timeoutMs ?? LIMITS.nbdConnectMsMax;
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => {
-        fail(this.#connectFailed(`no answer within ${timeoutMs} ms`));
-      }, timeoutMs);
-      const fail = (error: Error): void => {
-        clearTimeout(timer);
-        // A connection that is not there yet has nothing to say goodbye to.
-        if (this.#socket.connecting) this.destroy();
-        else this.end();
-        reject(error);
-      };
-      this.#listener = {
-        receive: (chunk) => {
-          const { output, decision } = handshake.receive(Buffer.from(chunk));
-          this.send(output);
-          if (decision.kind === 'continue') return;
-          this.#listener = { receive: () => {}, lost: () => {} };
-          if (decision.kind === 'refused' || decision.kind === 'violation') {
-            fail(this.#refused(decision));
-            return;
-          }
-          clearTimeout(timer);
-          if (goal.kind !== 'go') this.end();
-          resolve(decision);
-        },
-        lost: (error) => fail(handshake.isAwaitingExportName ? this.#unknown() : this.#hungUp(error)),
-      };
-    });
-  }
-
-  #refused(decision: Extract<ClientDecision, { kind: 'refused' | 'violation' }>): NbdClientError {
-    const address = this.name;
-    if (decision.kind === 'violation') {
-      const message = `The server at ${address} broke the protocol: ${decision.reason}`;
-      return new NbdClientError('protocol-violation', message, { address });
-    }
-    const { option, replyType, reason } = decision;
-    if (replyType === OPTION_REPLY.errorUnknown) return this.#unknown();
-    if (replyType === OPTION_REPLY.errorTlsRequired) {
-      return new NbdClientError('tls-required', `The server at ${address} insists on TLS`, { address });
-    }
-    const message = `The server at ${address} refused option ${option}: ${reason}`;
-    return new NbdClientError('option-refused', message, { address, option, replyType });
-  }
-
-  #unknown(): NbdClientError {
-    const exportName = this.#exportName;
-    const message = `The server at ${this.name} has no export ${JSON.stringify(exportName)}`;
-    return new NbdClientError('export-unknown', message, { address: this.name, exportName });
-  }
-
-  #hungUp(error: unknown): NbdClientError {
-    return this.#connectFailed(error === undefined ? 'the server hung up' : messageOf(error), error);
-  }
-
-  #connectFailed(why: string, cause?: unknown): NbdClientError {
-    const message = `Cannot connect to ${this.name}: ${why}`;
-    return new NbdClientError('connect-failed', message, { address: this.name }, { cause });
-  }
-}
-
-function openSocket(transport: NbdTransport, receive: (chunk: Buffer) => void): Socket {
-  const buffer = Buffer.allocUnsafeSlow(READ_BUFFER_BYTES);
-  const onread = {
-    buffer,
-    callback: (lengthBytes: number): boolean => {
-      receive(buffer.subarray(0, lengthBytes));
-      return true;
-    },
-  };
-  if (transport.kind === 'unix') return connect({ path: transport.path, onread });
-  const { host, port } = transport;
-  return connect({ host, port, noDelay: true, onread });
-}

@@ -156,7 +156,7 @@ t.test('LIST, INFO, ABORT', (t) => {
 
 t.test('what is not known or malformed is refused, and the session goes on', (t) => {
   const cases: [string, Buffer, number][] = [
-    ['TLS', encodeOption(OPTION.startTls, none), OPTION_REPLY.errorUnsupported],
+    ['TLS', encodeOption(OPTION.startTls, none), OPTION_REPLY.errorPolicy],
     ['structured replies with data', encodeOption(OPTION.structuredReply, some), OPTION_REPLY.errorInvalid],
     ['extended headers with data', encodeOption(OPTION.extendedHeaders, some), OPTION_REPLY.errorInvalid],
     ['contexts before chunks', contexts(OPTION.setMetaContext, 'disk'), OPTION_REPLY.errorInvalid],

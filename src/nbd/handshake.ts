@@ -2,6 +2,7 @@
  * The server's side of the handshake: fixed newstyle negotiation as a pure state machine.
  *
  *     greeting -> client flags -> option* -> transmission | close
+ *                                   \-> start TLS -> option* (in TLS)
  *
  * Bytes go in (`receive`), the bytes to answer and a decision come out. The machine knows no socket, no
  * device and no clock: the connection sends, closes, and limits the time. Exports are seen through
@@ -14,15 +15,24 @@
  * An extension adds its option to `#answer`, its result to `Negotiated`, and, where the stream changes (TLS),
  * a decision.
  *
+ * **TLS.** The policy is the listener's. `required` is FORCEDTLS: before TLS only ABORT and STARTTLS are
+ * answered in kind, and a client that cannot ask for TLS is hung up on. `optional` is SELECTIVETLS without an
+ * export that is TLS-only. STARTTLS ends in a decision; the connection upgrades its socket and calls
+ * `secured`, and everything agreed on in the clear is forgotten. Bytes that arrive together with STARTTLS,
+ * before it was answered, can only be a mistake or plain text that someone in between wants taken for
+ * encrypted: the session ends.
+ *
  * **What is agreed on.** Structured replies and extended headers are asked for in any order; extended headers
  * win and cannot be given up again. Metadata contexts need one of the two, and hold for the export they were
  * chosen for; each choice, a failed one too, replaces the one before. Asking twice for the same is answered
  * twice.
  *
- * Source: NBD proto.md § Fixed newstyle negotiation, § Option types, § Option reply types, § Metadata querying;
+ * Source: NBD proto.md § Fixed newstyle negotiation, § TLS support, § Option types, § Option reply types,
+ * § Metadata querying;
  * of the branch `extension-ext-header` NBD_OPT_EXTENDED_HEADERS.
  */
 
+import { assert } from '../base/index.ts';
 import { ByteQueue } from './byte-queue.ts';
 import {
   CLIENT_FLAG,
@@ -70,6 +80,9 @@ export interface HandshakeView {
   isClosing(): boolean;
 }
 
+/** What a listener says of TLS: never, whoever asks, or everybody (NBD proto.md § Server-side requirements). */
+export type TlsPolicy = 'off' | 'optional' | 'required';
+
 /** What was agreed on for the transmission. */
 export interface Negotiated {
   readonly exportName: string;
@@ -82,6 +95,8 @@ export type HandshakeDecision =
   | { readonly kind: 'continue' }
   /** Send the output, then end the session. */
   | { readonly kind: 'close'; readonly reason: string }
+  /** Send the output, upgrade the socket to TLS, then call `secured` and go on. */
+  | { readonly kind: 'start-tls' }
   /** Send the output, then serve; `rest` is what arrived behind the handshake. */
   | { readonly kind: 'transmission'; readonly negotiated: Negotiated; readonly rest: Buffer };
 
@@ -91,6 +106,7 @@ export interface HandshakeStep {
 }
 
 const CONTINUE: HandshakeDecision = { kind: 'continue' };
+const TLS_REQUIRED = 'TLS is required before anything else';
 const NO_DATA = Buffer.alloc(0);
 
 type State =
@@ -113,13 +129,16 @@ export class ServerHandshake {
   #fixedNewstyle = false;
   #zeroes = true;
   #optionCount = 0;
+  readonly #tls: TlsPolicy;
+  #isSecured = false;
   #replies: ReplyMode = 'simple';
   /** The contexts of the last choice, and the export it was made for. */
   #chosen: { readonly exportName: string; readonly contexts: readonly SelectedContext[] } | undefined;
 
-  constructor(view: HandshakeView, limits: NbdLimits) {
+  constructor(view: HandshakeView, limits: NbdLimits, tls: TlsPolicy = 'off') {
     this.#view = view;
     this.#limits = limits;
+    this.#tls = tls;
   }
 
   /** The bytes that open the session, sent before anything is received. */
@@ -132,7 +151,16 @@ export class ServerHandshake {
     return this.#input.lengthBytes === 0 && this.#state.kind !== 'option-data';
   }
 
-  /** Takes what arrived. After any decision but `continue` it must not be called again. */
+  /** TLS is up: what arrives from now on was decrypted. */
+  secured(): void {
+    assert(this.#state.kind === 'over' && !this.#isSecured, 'TLS was not agreed on');
+    this.#isSecured = true;
+    this.#state = { kind: 'option-header' };
+    this.#replies = 'simple';
+    this.#chosen = undefined;
+  }
+
+  /** Takes what arrived. After any decision but `continue` it must not be called again, or after `secured`. */
   receive(chunk: Buffer): HandshakeStep {
     this.#input.push(chunk);
     let decision = CONTINUE;
@@ -174,6 +202,9 @@ export class ServerHandshake {
     if ((flags & ~known) !== 0) return close(`Client flags 0x${flags.toString(16)} are not known`);
     this.#fixedNewstyle = (flags & CLIENT_FLAG.fixedNewstyle) !== 0;
     this.#zeroes = (flags & CLIENT_FLAG.noZeroes) === 0;
+    if (this.#needsTls && !this.#fixedNewstyle) {
+      return close('TLS is required, and a client without fixed newstyle cannot ask for it');
+    }
     this.#state = { kind: 'option-header' };
     return CONTINUE;
   }
@@ -206,6 +237,10 @@ export class ServerHandshake {
       return undefined;
     }
     this.#state = { kind: 'option-header' };
+    if (this.#needsTls && header.option !== OPTION.startTls) {
+      this.#reply(header.option, OPTION_REPLY.errorTlsRequired, TLS_REQUIRED);
+      return CONTINUE;
+    }
     const message = `${header.lengthBytes} bytes of option data are more than ${this.#limits.optionBytesMax}`;
     this.#reply(header.option, OPTION_REPLY.errorTooBig, message);
     return CONTINUE;
@@ -216,6 +251,11 @@ export class ServerHandshake {
       this.#reply(option, OPTION_REPLY.ack);
       return close('The client aborted the handshake');
     }
+    if (this.#needsTls && option !== OPTION.startTls) {
+      if (option === OPTION.exportName) return close('An export was named before TLS, which is required');
+      this.#reply(option, OPTION_REPLY.errorTlsRequired, TLS_REQUIRED);
+      return CONTINUE;
+    }
     if (this.#view.isClosing()) {
       if (option === OPTION.exportName) return close('The server is shutting down');
       this.#reply(option, OPTION_REPLY.errorShutdown, 'The server is shutting down');
@@ -224,6 +264,8 @@ export class ServerHandshake {
     switch (option) {
       case OPTION.exportName:
         return this.#chooseByName(data);
+      case OPTION.startTls:
+        return this.#startTls(data);
       case OPTION.list:
         this.#list(data);
         return CONTINUE;
@@ -246,6 +288,28 @@ export class ServerHandshake {
         this.#reply(option, OPTION_REPLY.errorUnsupported, `Option ${option} is not supported`);
         return CONTINUE;
     }
+  }
+
+  get #needsTls(): boolean {
+    return this.#tls === 'required' && !this.#isSecured;
+  }
+
+  #startTls(data: Buffer): HandshakeDecision {
+    const { errorInvalid, errorPolicy } = OPTION_REPLY;
+    if (this.#tls === 'off') {
+      this.#reply(OPTION.startTls, errorPolicy, 'TLS is not offered here');
+      return CONTINUE;
+    }
+    if (this.#isSecured || data.length > 0) {
+      const message = this.#isSecured ? 'The session is encrypted already' : 'The option takes no data';
+      this.#reply(OPTION.startTls, errorInvalid, message);
+      return CONTINUE;
+    }
+    if (this.#input.lengthBytes > 0) {
+      return close(`${this.#input.lengthBytes} bytes in plain text follow the wish for TLS`);
+    }
+    this.#reply(OPTION.startTls, OPTION_REPLY.ack);
+    return { kind: 'start-tls' };
   }
 
   /** NBD_OPT_EXPORT_NAME: no error can be returned, so a name that is not there ends the session. */

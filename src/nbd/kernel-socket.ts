@@ -10,8 +10,8 @@
 
 import { setSocketOption } from '../base/index.ts';
 import type { NbdExportInfo } from './client-handshake.ts';
-import { Link } from './client.ts';
 import { NbdClientError } from './client-error.ts';
+import { Link } from './link.ts';
 import { formatNbdUri, type NbdAddress } from './uri.ts';
 
 const SOL_SOCKET = 1;
@@ -34,7 +34,7 @@ export type OpenKernelSocket = (address: NbdAddress) => Promise<KernelSocket>;
  * @throws {NbdClientError} connect-failed, export-unknown, tls-required, option-refused, protocol-violation
  */
 export async function openKernelSocket(address: NbdAddress): Promise<KernelSocket> {
-  const link = new Link(address);
+  const link = await Link.open(address);
   const decision = await link.negotiate({ kind: 'go', exportName: address.exportName }, {});
   const descriptor = link.release();
   // The kernel sends a lost connection's requests again on another one, and lets the old socket go just before.

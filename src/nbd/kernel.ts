@@ -91,6 +91,11 @@ export async function attachKernelDevice(
   const address = typeof options.address === 'string' ? parseNbdUri(options.address) : options.address;
   const index = indexOf(device);
   const wanted = countsOf(options);
+  if (address.tls !== undefined) {
+    const uri = formatNbdUri(address);
+    const message = `The export ${uri} cannot be ${device}: the kernel's driver speaks no TLS, wanted nbd or nbd+unix`;
+    throw new KernelDeviceError('export-unusable', message, { device, address: uri });
+  }
   const driver = await openDriver(device, world);
   const sockets: KernelSocket[] = [];
   try {

@@ -19,6 +19,31 @@ t.test('well-formed URIs', (t) => {
       'nbd+unix:///a%20%C3%A4@s?socket=/r%3Fn',
       { transport: { kind: 'unix', path: '/r?n' }, exportName: 'a ä@s' },
     ],
+    ['nbds://host/a', { transport: { kind: 'tcp', host: 'host', port: 10_809 }, exportName: 'a', tls: {} }],
+    [
+      'nbds://host/?tls-certificates=/etc/pki&tls-hostname=other&tls-verify-peer=false&tls-type=x509',
+      {
+        transport: { kind: 'tcp', host: 'host', port: 10_809 },
+        exportName: '',
+        tls: { certificates: '/etc/pki', hostname: 'other', verifyPeer: false },
+      },
+    ],
+    [
+      'nbds+unix://al%3Aice@/a?socket=/run/s&tls-psk-file=/k+p&tls-type=psk',
+      {
+        transport: { kind: 'unix', path: '/run/s' },
+        exportName: 'a',
+        tls: { pskFile: '/k+p', username: 'al:ice' },
+      },
+    ],
+    [
+      'nbds://host?tls-psk-file=k&tls-username=bob&tls-verify-peer=1',
+      {
+        transport: { kind: 'tcp', host: 'host', port: 10_809 },
+        exportName: '',
+        tls: { pskFile: 'k', username: 'bob', verifyPeer: true },
+      },
+    ],
   ];
   for (const [uri, address] of cases) t.same(parseNbdUri(uri), address, uri);
   t.end();
@@ -28,8 +53,22 @@ t.test('what is no usable URI is refused with its code', (t) => {
   const refused = [
     '',
     'http://host/',
-    'nbds://host/name',
+
     'nbd:///name',
+    'nbd://host/?tls-certificates=/a',
+    'nbd+unix://user@/?socket=/a',
+    'nbds://user@host/',
+    'nbds://@host/?tls-psk-file=/k',
+    'nbds://user@host/?tls-psk-file=/k&tls-username=user',
+    'nbds://host/?tls-psk-file=/k&tls-certificates=/a',
+    'nbds://host/?tls-psk-file=/k&tls-psk-file=/k',
+    'nbds://host/?tls-certificates',
+    'nbds://host/?tls-verify-peer=yes',
+    'nbds://host/?tls-type=anon',
+    'nbds://host/?tls-type=psk',
+    'nbds://host/?tls-colour=red',
+    'nbds://host/?socket=/a',
+    'nbds+unix:///name?tls-certificates=/a',
     'nbd://user@host/',
     'nbd://host:0/',
     'nbd://host:70000/',
@@ -70,9 +109,17 @@ t.test('every address survives the round trip', (t) => {
       path: fc.string({ unit: 'binary', minLength: 1, maxLength: 30 }),
     }),
   );
+  const text = fc.string({ unit: 'binary', minLength: 1, maxLength: 20 });
+  const optional = { requiredKeys: [] };
+  const tls = fc.oneof(
+    fc.constant(undefined),
+    fc.record({ certificates: text, hostname: text, verifyPeer: fc.boolean() }, optional),
+    fc.record({ pskFile: text, username: text, hostname: text }, { requiredKeys: ['pskFile'] }),
+  );
   fc.assert(
-    fc.property(transport, name, (transport, exportName) => {
-      const address = { transport: { ...transport }, exportName };
+    fc.property(transport, name, tls, (transport, exportName, tls) => {
+      const plain = { transport: { ...transport }, exportName };
+      const address: NbdAddress = tls === undefined ? plain : { ...plain, tls: { ...tls } };
       deepStrictEqual(parseNbdUri(formatNbdUri(address)), address);
     }),
   );
