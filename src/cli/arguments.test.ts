@@ -7,6 +7,7 @@ import {
   isUri,
   readContainer,
   readListen,
+  readRestriction,
   readSize,
   several,
   single,
@@ -60,6 +61,19 @@ t.test('listen addresses', (t) => {
     'host:-1',
   ]) {
     t.throws(() => readListen(bad), { code: 'usage', message: `--listen is '${bad}'` }, bad);
+  }
+  t.end();
+});
+
+t.test('what a listener is restricted to', (t) => {
+  const read = (text: string) => readRestriction('--socket', text);
+  t.strictSame(read('/run/x'), { place: '/run/x', exports: undefined });
+  t.strictSame(read('/run/x=a'), { place: '/run/x', exports: ['a'] });
+  t.strictSame(read('[::1]:1=a,b.c'), { place: '[::1]:1', exports: ['a', 'b.c'] });
+  t.strictSame(read('/run/x=y=*'), { place: '/run/x=y', exports: undefined });
+  t.strictSame(read('/run/x=y=a'), { place: '/run/x=y', exports: ['a'] });
+  for (const bad of ['/run/x=', '/run/x=a,', '=,a', '/run/x=,']) {
+    t.throws(() => read(bad), { code: 'usage', message: `--socket is '${bad}', wanted export names` }, bad);
   }
   t.end();
 });

@@ -55,6 +55,30 @@ export function readListen(text: string): ListenAddress {
   );
 }
 
+export interface RestrictedPlace {
+  readonly place: string;
+  /** Undefined is every export. */
+  readonly exports: readonly string[] | undefined;
+}
+
+/**
+ * Reads what a listener may serve, behind the last `=`: `127.0.0.1:10809=a,b`. Without it, or with `=*`, that
+ * is every export; a place that has a `=` itself therefore needs one of the two behind it. No names at all are
+ * refused, since a variable that was left empty must not open everything.
+ *
+ * @throws {UsageError} when a name is empty.
+ */
+export function readRestriction(option: string, text: string): RestrictedPlace {
+  const equals = text.lastIndexOf('=');
+  if (equals === -1) return { place: text, exports: undefined };
+  const names = text.slice(equals + 1).split(',');
+  if (names.includes('')) {
+    throw new UsageError(`${option} is '${text}', wanted export names behind =, such as =a,b, or =* for all`);
+  }
+  const isAll = names.length === 1 && names[0] === '*';
+  return { place: text.slice(0, equals), exports: isAll ? undefined : names };
+}
+
 /** Whether a text is a URI with a scheme, rather than a path. */
 export function isUri(text: string): boolean {
   return /^[a-z][a-z0-9+.-]*:\/\//i.test(text);

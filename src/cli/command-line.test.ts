@@ -23,6 +23,7 @@ async function cowbell(directory: string, words: readonly string[]) {
     clock: new ManualClock(),
     signal: new AbortController().signal,
     version: '9.9.9',
+    takeHandedSockets: () => [],
     startSupervisor: async (options) => {
       attached.push(options);
       return { sizeBytes: 1_048_576, isTakenOver: false, pid: 7 };

@@ -2,6 +2,7 @@
 
 import type { Argv } from 'yargs';
 import type { Clock } from '../base/index.ts';
+import type { FurtherListener } from '../daemon/index.ts';
 import type { Output } from './output.ts';
 import type { StartSupervisor } from './supervisor.ts';
 
@@ -14,6 +15,8 @@ export interface CommandContext {
   readonly clock: Clock;
   /** Attaches a kernel device from a process that stays behind. */
   readonly startSupervisor: StartSupervisor;
+  /** Sockets that were handed to this process; they are the caller's from then on. */
+  readonly takeHandedSockets: () => readonly FurtherListener[];
 }
 
 /** Options of every command. */

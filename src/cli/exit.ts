@@ -34,6 +34,7 @@ export class InterruptedError extends BlockError<{ cancelled: Record<string, nev
 const USAGE_CODES: ReadonlySet<string> = new Set([
   'usage',
   'duplicate-name',
+  'unknown-export',
   'invalid-geometry',
   'ambiguous-set',
   'bad-table',

@@ -9,6 +9,7 @@ import { readFileSync } from 'node:fs';
 import { systemClock } from '../base/index.ts';
 import { runCommandLine } from './command-line.ts';
 import { InterruptedError } from './exit.ts';
+import { takeHandedSockets } from './socket-activation.ts';
 import { startSupervisor } from './supervisor.ts';
 
 const INTERRUPTED_STATUS = 130;
@@ -43,5 +44,6 @@ process.exitCode = await runCommandLine(process.argv.slice(2), {
   signal: watchSignals(),
   clock: systemClock,
   startSupervisor,
+  takeHandedSockets: () => takeHandedSockets(process.env, process.pid),
   version: readVersion(),
 });

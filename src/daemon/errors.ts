@@ -12,6 +12,8 @@ import { BlockError, CorruptionError, type CorruptionPlace, messageOf, systemCod
 export interface DaemonErrorDetails {
   /** Two served volumes have one base name; their exports could not be told apart. */
   'duplicate-name': { readonly name: string; readonly directories: readonly string[] };
+  /** A listener is to serve an export that none of the served volumes is. */
+  'unknown-export': { readonly name: string; readonly served: readonly string[] };
   /** A socket cannot be bound. */
   'cannot-listen': { readonly address: string };
   /** The volume already runs a session; one is allowed. */

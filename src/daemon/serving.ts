@@ -2,7 +2,10 @@
  * The serving process: opens volumes, exports them over NBD, and answers the control protocol.
  *
  *     <volume>/nbd.sock, <volume>/control.sock      of each volume, that volume alone
- *     --socket, --listen                            all volumes
+ *     further listeners                             all volumes, or those they are restricted to
+ *
+ * One `NbdServer` has all listeners, so that the order of changes holds between them: a client that loses its
+ * connection on one and comes back on another must not meet its own stale writes.
  *
  * Everything is open before the first client is let in, and `uris` is known only then. Stopping goes the
  * other way round: sessions are cancelled, which lets writes go on that waited for them; clients get their
@@ -13,7 +16,14 @@
 
 import { join } from 'node:path';
 import { type Clock, LIMITS } from '../base/index.ts';
-import { type Export, formatNbdUri, type NbdLog, NbdServer, type NbdTransport } from '../nbd/index.ts';
+import {
+  type Export,
+  formatNbdUri,
+  type NbdListenPlace,
+  type NbdLog,
+  NbdServer,
+  type NbdTransport,
+} from '../nbd/index.ts';
 import { readVolumeIdentity } from '../volume/index.ts';
 import { findChangedContext, listChangedContexts } from './changed-contexts.ts';
 import { CONTROL_SOCKET_NAME } from './control-client.ts';
@@ -25,13 +35,18 @@ import { VolumeHost } from './volume-host.ts';
 
 export const NBD_SOCKET_NAME = 'nbd.sock';
 
+/** A listener besides the volumes' own sockets. */
+export interface FurtherListener {
+  /** A Unix socket's path is absolute. Port 0 takes a free one. */
+  readonly place: NbdListenPlace;
+  /** Names of the exports it serves; every one where absent. */
+  readonly exports?: readonly string[] | undefined;
+}
+
 export interface ServingOptions {
   /** Directories of volumes, absolute, at least one. */
   readonly volumes: readonly string[];
-  /** Further Unix sockets, absolute, that serve all volumes. */
-  readonly sockets: readonly string[];
-  /** Further TCP addresses that serve all volumes; port 0 takes a free one. */
-  readonly listens: readonly { readonly host: string; readonly port: number }[];
+  readonly listeners: readonly FurtherListener[];
   readonly readOnly: boolean;
   readonly clock: Clock;
   readonly workerPath: string;
@@ -41,7 +56,7 @@ export interface ServingOptions {
 
 export class Serving {
   readonly #hosts: VolumeHost[] = [];
-  readonly #servers: NbdServer[] = [];
+  readonly #server: NbdServer;
   readonly #controls: ControlServer[] = [];
   readonly #places: SocketPath[] = [];
   readonly #uris: string[] = [];
@@ -50,21 +65,24 @@ export class Serving {
 
   private constructor(options: ServingOptions) {
     this.#options = options;
+    this.#server = new NbdServer({ log: this.#log });
   }
 
   /**
    * Opens the volumes and lets clients in.
    *
-   * @throws {DaemonError} duplicate-name, cannot-listen; {VolumeError} in-use, not-a-volume and others. On
-   *   failure everything that was opened is closed again.
+   * @throws {DaemonError} duplicate-name, unknown-export, cannot-listen; {NbdServerError} listen-failed,
+   *   descriptor-unusable; {VolumeError} in-use, not-a-volume and others. On failure everything that was
+   *   opened is closed again.
    */
   static async start(options: ServingOptions): Promise<Serving> {
-    await assertDistinctNames(options.volumes);
+    const names = await distinctNames(options.volumes);
+    assertKnownExports(options.listeners, names);
     const serving = new Serving(options);
     try {
       await serving.#openVolumes();
       await serving.#listenDefaults();
-      await serving.#listenForAll();
+      await serving.#listenFurther();
       await serving.#answerControl();
     } catch (error) {
       await serving.stop();
@@ -86,7 +104,7 @@ export class Serving {
 
   async #stop(): Promise<void> {
     const sessionsEnded = this.#hosts.map((host) => host.stopSessions());
-    await Promise.all([...sessionsEnded, ...this.#servers.map((server) => server.close())]);
+    await Promise.all([...sessionsEnded, this.#server.close()]);
     await Promise.all(this.#controls.map((control) => control.close()));
     await Promise.all(this.#places.map((place) => place.release()));
     const closed = await Promise.allSettled(this.#hosts.map((host) => host.close()));
@@ -98,31 +116,46 @@ export class Serving {
     const registry = createDeviceRegistry();
     for (const directory of this.#options.volumes) {
       const activity = 'serving';
-      this.#hosts.push(await VolumeHost.open(directory, { activity, registry, readOnly, clock, workerPath }));
+      const host = await VolumeHost.open(directory, { activity, registry, readOnly, clock, workerPath });
+      this.#hosts.push(host);
+      this.#server.addExport(exportOf(host, readOnly));
     }
   }
 
   async #listenDefaults(): Promise<void> {
-    for (const host of this.#hosts) {
-      const server = this.#createServer([host]);
-      const path = join(host.volume.identity.directory, NBD_SOCKET_NAME);
+    for (const { volume } of this.#hosts) {
+      const { directory, name } = volume.identity;
+      const path = join(directory, NBD_SOCKET_NAME);
       await removeStaleSocket(path);
-      await this.#listenUnix(server, path);
-      this.#announce([host], { kind: 'unix', path });
+      await this.#listen({ place: { kind: 'unix', path }, exports: [name] });
     }
   }
 
-  async #listenForAll(): Promise<void> {
-    const { sockets, listens } = this.#options;
-    if (sockets.length + listens.length === 0) return;
-    const server = this.#createServer(this.#hosts);
-    for (const path of sockets) {
-      await removeDeadSocket(path);
-      await this.#listenUnix(server, path);
-      this.#announce(this.#hosts, { kind: 'unix', path });
+  async #listenFurther(): Promise<void> {
+    for (const listener of this.#options.listeners) {
+      if (listener.place.kind === 'unix') await removeDeadSocket(listener.place.path);
+      await this.#listen(listener);
     }
-    for (const listen of listens)
-      this.#announce(this.#hosts, await server.listen({ kind: 'tcp', ...listen }));
+  }
+
+  async #listen({ place, exports }: FurtherListener): Promise<void> {
+    const options = exports === undefined ? {} : { exports: new Set(exports) };
+    const transport = await this.#server.listen(await this.#addressOf(place), options);
+    // People are told the path they gave, not its short form.
+    this.#announce(place.kind === 'unix' ? place : transport, exports);
+  }
+
+  async #addressOf(place: NbdListenPlace): Promise<NbdListenPlace> {
+    if (place.kind !== 'unix') return place;
+    const socketPath = await openSocketPath(place.path);
+    this.#places.push(socketPath);
+    return { kind: 'unix', path: socketPath.address };
+  }
+
+  #announce(transport: NbdTransport, exports: readonly string[] | undefined): void {
+    const names = this.#hosts.map((host) => host.volume.identity.name);
+    for (const exportName of names.filter((name) => exports?.includes(name) ?? true))
+      this.#uris.push(formatNbdUri({ transport, exportName }));
   }
 
   async #answerControl(): Promise<void> {
@@ -132,35 +165,6 @@ export class Serving {
     }
   }
 
-  #createServer(hosts: readonly VolumeHost[]): NbdServer {
-    const exports = hosts.map((host): Export => ({
-      name: host.volume.identity.name,
-      description: host.volume.identity.directory,
-      device: host.volume,
-      readOnly: this.#options.readOnly,
-      multiConn: true,
-      preferredBlockSizeBytes: LIMITS.blockSizeBytesPreferred,
-      get contexts() {
-        return listChangedContexts(host.volume);
-      },
-      findContext: (name) => findChangedContext(host.volume, name),
-    }));
-    const server = new NbdServer({ exports, log: this.#log });
-    this.#servers.push(server);
-    return server;
-  }
-
-  async #listenUnix(server: NbdServer, path: string): Promise<void> {
-    const place = await openSocketPath(path);
-    this.#places.push(place);
-    await server.listen({ kind: 'unix', path: place.address });
-  }
-
-  #announce(hosts: readonly VolumeHost[], transport: NbdTransport): void {
-    for (const host of hosts)
-      this.#uris.push(formatNbdUri({ transport, exportName: host.volume.identity.name }));
-  }
-
   readonly #log: NbdLog = ({ level, message, peer, exportName }) => {
     if (level === 'info') return;
     const where = [exportName, peer].filter((part) => part !== undefined && part !== '').join(', ');
@@ -168,8 +172,23 @@ export class Serving {
   };
 }
 
-/** Clients tell exports apart by name alone. */
-async function assertDistinctNames(directories: readonly string[]): Promise<void> {
+function exportOf({ volume }: VolumeHost, readOnly: boolean): Export {
+  return {
+    name: volume.identity.name,
+    description: volume.identity.directory,
+    device: volume,
+    readOnly,
+    multiConn: true,
+    preferredBlockSizeBytes: LIMITS.blockSizeBytesPreferred,
+    get contexts() {
+      return listChangedContexts(volume);
+    },
+    findContext: (name) => findChangedContext(volume, name),
+  };
+}
+
+/** The names of the exports. Clients tell them apart by name alone. */
+async function distinctNames(directories: readonly string[]): Promise<readonly string[]> {
   const seen = new Map<string, string>();
   for (const directory of directories) {
     const { name } = await readVolumeIdentity(directory);
@@ -180,4 +199,13 @@ async function assertDistinctNames(directories: readonly string[]): Promise<void
     }
     seen.set(name, directory);
   }
+  return [...seen.keys()];
+}
+
+/** A listener that is restricted to a name nobody has would serve nothing, and nobody would be told. */
+function assertKnownExports(listeners: readonly FurtherListener[], names: readonly string[]): void {
+  const unknown = listeners.flatMap(({ exports = [] }) => exports).find((name) => !names.includes(name));
+  if (unknown === undefined) return;
+  const message = `Cannot serve only '${unknown}' on a socket: no volume of that name is served, wanted ${names.join(', ')}`;
+  throw new DaemonError('unknown-export', message, { name: unknown, served: names });
 }

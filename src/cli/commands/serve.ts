@@ -1,7 +1,7 @@
 /** `cowbell serve`: the serving process, until Ctrl-C or SIGTERM. */
 
-import { Serving } from '../../daemon/index.ts';
-import { absolutePath, readListen, several } from '../arguments.ts';
+import { type FurtherListener, Serving } from '../../daemon/index.ts';
+import { absolutePath, readListen, readRestriction, several } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { workerPath } from '../worker-path.ts';
 
@@ -29,17 +29,22 @@ export const addServe: AddCommand = (parser, run) =>
           type: 'string',
           array: true,
           requiresArg: true,
-          describe: 'Also listen on this Unix socket, for all volumes',
+          describe: 'Also listen on the Unix socket <path>, for all volumes, or <path>=<name>,... for some',
         })
         .option('listen', {
           type: 'string',
           array: true,
           requiresArg: true,
-          describe: 'Also listen on this <host:port>, for all volumes, without encryption; port 0 picks one',
+          describe:
+            'Also listen on <host:port>, for all volumes, or <host:port>=<name>,... for some; without encryption; port 0 picks one',
         })
         .option('read-only', { type: 'boolean', default: false, describe: 'Refuse writes' })
         .example('$0 serve /srv/vol', 'Only on /srv/vol/nbd.sock')
-        .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809', 'Two volumes over TCP too'),
+        .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809', 'Two volumes over TCP too')
+        .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809=a', 'Only the first over TCP')
+        .epilogue(
+          'Sockets handed over by systemd (socket activation) are served like those of --socket and --listen.',
+        ),
     (options) => run<Options>(options, serve),
   );
 
@@ -47,8 +52,11 @@ async function serve(context: CommandContext, options: Options): Promise<void> {
   const { output, signal, directory } = context;
   const serving = await Serving.start({
     volumes: options.volume.map((volume) => absolutePath('The volume', volume, directory)),
-    sockets: several(options.socket).map((path) => absolutePath('--socket', path, directory)),
-    listens: several(options.listen).map(readListen),
+    listeners: [
+      ...several(options.socket).map((text) => socketListener(text, directory)),
+      ...several(options.listen).map(tcpListener),
+      ...context.takeHandedSockets(),
+    ],
     readOnly: options.readOnly,
     clock: context.clock,
     workerPath: workerPath(),
@@ -60,6 +68,16 @@ async function serve(context: CommandContext, options: Options): Promise<void> {
   } finally {
     await serving.stop();
   }
+}
+
+function socketListener(text: string, directory: string): FurtherListener {
+  const { place, exports } = readRestriction('--socket', text);
+  return { place: { kind: 'unix', path: absolutePath('--socket', place, directory) }, exports };
+}
+
+function tcpListener(text: string): FurtherListener {
+  const { place, exports } = readRestriction('--listen', text);
+  return { place: { kind: 'tcp', ...readListen(place) }, exports };
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

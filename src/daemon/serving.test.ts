@@ -1,0 +1,147 @@
+/**
+ * Goal: all listeners of a serving process are one server: each offers what it should, and a client that
+ * loses its connection on one socket and comes back on another is safe from its own stale writes.
+ *
+ * Method: volumes whose home is an NBD export of this process, so that the test holds the home's writes; the
+ * clients of the room `nbd`.
+ */
+
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { deferred, MIB, systemClock } from '../base/index.ts';
+import { type BlockDevice, formatNbdUri, NbdClient, NbdServer } from '../nbd/index.ts';
+import { createVolume } from '../volume/index.ts';
+import { type FurtherListener, Serving } from './serving.ts';
+
+const BLOCK = 4096;
+
+/** A home that tells of each write and flush when it begins, and lets writes of the first block wait. */
+class HeldHome implements BlockDevice {
+  readonly sizeBytes = MIB;
+  readonly blockSizeBytes = 512;
+  readonly capabilities = { readOnly: false, trim: false, extents: false };
+  readonly description = 'a held home';
+  readonly bytes = Buffer.alloc(MIB);
+  readonly begun: string[] = [];
+  readonly firstWrite = deferred();
+  readonly release = deferred();
+
+  async read(target: Buffer, offsetBytes: number): Promise<void> {
+    this.bytes.copy(target, 0, offsetBytes);
+  }
+  async write(source: Buffer, offsetBytes: number): Promise<void> {
+    const bytes = Buffer.from(source);
+    this.begun.push(`${bytes.toString('latin1', 0, 1)} at ${offsetBytes}`);
+    if (offsetBytes === 0) {
+      this.firstWrite.resolve();
+      await this.release.promise;
+    }
+    bytes.copy(this.bytes, offsetBytes);
+  }
+  async writeZeroes(): Promise<void> {}
+  async trim(): Promise<void> {}
+  async flush(): Promise<void> {
+    this.begun.push('flush');
+  }
+  async extents(): Promise<never> {
+    throw new Error('A device without extents was asked for them');
+  }
+  async close(): Promise<void> {}
+}
+
+function makeDirectory(t: Test): (name: string) => string {
+  const directory = mkdtempSync(join(tmpdir(), 'cowbell-'));
+  t.teardown(() => rmSync(directory, { recursive: true, force: true }));
+  return (name) => join(directory, name);
+}
+
+async function start(t: Test, volumes: readonly string[], listeners: readonly FurtherListener[]) {
+  const serving = await Serving.start({
+    volumes,
+    listeners,
+    readOnly: false,
+    clock: systemClock,
+    workerPath: '',
+    warn: (sentence) => t.comment(sentence),
+  });
+  t.teardown(() => serving.stop());
+  return serving;
+}
+
+t.test('a write that a client left behind on one socket is fenced on another', async (t) => {
+  const at = makeDirectory(t);
+  const device = new HeldHome();
+  const homes = new NbdServer({
+    exports: [{ name: 'home', description: '', device, readOnly: false, multiConn: true }],
+  });
+  t.teardown(() => homes.close());
+  const transport = await homes.listen({ kind: 'unix', path: at('home.sock') });
+  const home = formatNbdUri({ transport, exportName: 'home' });
+  await createVolume(at('vol'), { sizeBytes: MIB, trackSizeBytes: 65_536, home });
+  const serving = await start(t, [at('vol')], [{ place: { kind: 'tcp', host: '127.0.0.1', port: 0 } }]);
+  const [own = '', further = ''] = serving.uris;
+
+  const leaving = await NbdClient.connect(own);
+  const stale = leaving.write(Buffer.alloc(BLOCK, 'A'), 0);
+  await device.firstWrite.promise;
+  const gone = leaving.disconnect();
+  await t.rejects(stale, { code: 'disconnected' });
+
+  const returned = await NbdClient.connect(further);
+  const retried = returned.write(Buffer.alloc(BLOCK, 'B'), 0);
+  const flushed = returned.flush();
+  // These are read after the two above, so when they are answered the two have been considered.
+  for (const index of [1, 2, 3]) await returned.write(Buffer.alloc(BLOCK, 'C'), index * BLOCK);
+  const begun = ['A at 0', `C at ${BLOCK}`, `C at ${2 * BLOCK}`, `C at ${3 * BLOCK}`];
+  t.strictSame(device.begun, begun, 'the overlapping write and the flush are held');
+  device.release.resolve();
+  await Promise.all([retried, flushed, gone]);
+  t.equal(device.bytes.toString('latin1', 0, 1), 'B');
+  t.strictSame(device.begun.slice(begun.length).sort(), ['B at 0', 'flush']);
+  await returned.disconnect();
+  await serving.stop();
+});
+
+t.test('listeners serve all volumes, or those they are restricted to', async (t) => {
+  const at = makeDirectory(t);
+  const volumes = ['a', 'b', 'c'].map(at);
+  for (const volume of volumes) await createVolume(volume, { sizeBytes: MIB, trackSizeBytes: 65_536 });
+  const serving = await start(t, volumes, [
+    { place: { kind: 'unix', path: at('all') } },
+    { place: { kind: 'unix', path: at('some') }, exports: ['c', 'a'] },
+  ]);
+  t.strictSame(serving.uris, [
+    `nbd+unix:///a?socket=${at('a/nbd.sock')}`,
+    `nbd+unix:///b?socket=${at('b/nbd.sock')}`,
+    `nbd+unix:///c?socket=${at('c/nbd.sock')}`,
+    `nbd+unix:///a?socket=${at('all')}`,
+    `nbd+unix:///b?socket=${at('all')}`,
+    `nbd+unix:///c?socket=${at('all')}`,
+    `nbd+unix:///a?socket=${at('some')}`,
+    `nbd+unix:///c?socket=${at('some')}`,
+  ]);
+  const listed = async (socket: string): Promise<readonly string[]> =>
+    (await NbdClient.list(`nbd+unix:///?socket=${socket}`)).map(({ name }) => name);
+  t.strictSame(await listed(at('b/nbd.sock')), ['b']);
+  t.strictSame(await listed(at('all')), ['a', 'b', 'c']);
+  t.strictSame(await listed(at('some')), ['a', 'c']);
+  await t.rejects(NbdClient.connect(`nbd+unix:///b?socket=${at('some')}`), { code: 'export-unknown' });
+  const own = await NbdClient.connect(`nbd+unix:///?socket=${at('b/nbd.sock')}`);
+  t.equal(own.exportInfo.name, 'b', 'the default export of its own socket');
+  await own.disconnect();
+  await serving.stop();
+  for (const path of ['all', 'some', 'a/nbd.sock']) t.notOk(existsSync(at(path)), path);
+});
+
+t.test('a restriction to a name that nobody has is refused before anything is opened', async (t) => {
+  const at = makeDirectory(t);
+  await createVolume(at('a'), { sizeBytes: MIB, trackSizeBytes: 65_536 });
+  const place = { kind: 'unix', path: at('some') } as const;
+  await t.rejects(start(t, [at('a')], [{ place, exports: ['a', 'b'] }]), {
+    code: 'unknown-export',
+    details: { name: 'b', served: ['a'] },
+  });
+  t.notOk(existsSync(at('some')));
+});
