@@ -1,7 +1,7 @@
 /**
  * One client's connection: the socket, and the two machines that take turns on it.
  *
- *     accepted -> handshake (with a time limit) -> transmission -> closing -> closed
+ *     accepted -> handshake [-> TLS -> handshake] (with a time limit) -> transmission -> closing -> closed
  *
  * This is the only module that touches the sockets of the server. It turns their events into calls of the
  * machines and their decisions into calls of the socket: read, pause, send, close.
@@ -19,6 +19,7 @@ import { type AssertionError, assert } from '../base/index.ts';
 import { type HandshakeView, type Negotiated, ServerHandshake } from './handshake.ts';
 import type { NbdLimits } from './limits.ts';
 import type { NbdLog } from './log.ts';
+import { acceptTls, type NbdListenerTls } from './tls-server.ts';
 import { Transmission, type TransmissionPort, type TransmissionTarget } from './transmission.ts';
 
 /** What a connection needs of its server. */
@@ -26,6 +27,8 @@ export interface ConnectionHost {
   readonly limits: NbdLimits;
   readonly view: HandshakeView;
   readonly log: NbdLog;
+  /** How the listener does TLS; undefined where it does none. */
+  readonly tls: NbdListenerTls | undefined;
   programmerError(error: AssertionError): void;
   /** The export to serve; undefined where it was removed since it was offered. */
   target(exportName: string): TransmissionTarget | undefined;
@@ -34,7 +37,8 @@ export interface ConnectionHost {
 export class ServerConnection implements TransmissionPort {
   readonly peer: string;
   readonly #host: ConnectionHost;
-  readonly #socket: Socket;
+  /** The accepted one, until TLS takes its place. */
+  #socket: Socket;
   readonly #handshake: ServerHandshake;
   #transmission: Transmission | undefined;
   #exportName: string | undefined;
@@ -47,7 +51,7 @@ export class ServerConnection implements TransmissionPort {
     this.#socket = socket;
     this.peer = peer;
     this.#host = host;
-    this.#handshake = new ServerHandshake(host.view, host.limits);
+    this.#handshake = new ServerHandshake(host.view, host.limits, host.tls?.policy);
     this.#closed = new Promise((resolve) => socket.once('close', () => resolve()));
     this.#listen();
     this.#destroyAfter(host.limits.handshakeMsMax, 'The handshake took too long');
@@ -135,14 +139,17 @@ export class ServerConnection implements TransmissionPort {
 
   #listen(): void {
     const socket = this.#socket;
-    socket.on('data', (chunk: Buffer) => this.#receive(chunk));
-    socket.on('end', () => this.#end());
+    socket.on('data', this.#onData);
+    socket.on('end', this.#onEnd);
     socket.on('error', (error) => this.log('info', 'The connection broke', error));
     socket.on('close', () => {
       clearTimeout(this.#timer);
       this.#transmission?.abort();
     });
   }
+
+  readonly #onData = (chunk: Buffer): void => this.#receive(chunk);
+  readonly #onEnd = (): void => this.#end();
 
   #receive(chunk: Buffer): void {
     if (this.#socket.writableEnded || this.#socket.destroyed) return;
@@ -164,9 +171,31 @@ export class ServerConnection implements TransmissionPort {
         this.log('info', decision.reason);
         this.#close();
         return;
+      case 'start-tls':
+        this.#startTls();
+        return;
       case 'transmission':
         this.#transmit(decision.negotiated, decision.rest);
     }
+  }
+
+  /** Leaves the plain socket to TLS and goes on with what comes out of it, under the same time limit. */
+  #startTls(): void {
+    const { tls } = this.#host;
+    const plain = this.#socket;
+    assert(tls !== undefined, 'TLS was agreed on and is not offered');
+    plain.off('data', this.#onData).off('end', this.#onEnd).pause();
+    void acceptTls(plain, tls.credentials).then((outcome) => {
+      if (outcome.kind === 'failed') {
+        this.log('warning', outcome.reason);
+        this.#close();
+        return;
+      }
+      this.log('info', outcome.description);
+      this.#handshake.secured();
+      this.#socket = outcome.socket;
+      this.#listen();
+    });
   }
 
   #transmit(negotiated: Negotiated, rest: Buffer): void {

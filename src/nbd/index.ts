@@ -27,10 +27,18 @@ export type { MetaContext } from './meta-context.ts';
 export { type ListenOptions, NbdServer, type NbdServerOptions } from './server.ts';
 export { NbdServerError, type NbdServerErrorDetails } from './server-error.ts';
 export {
+  loadTlsServerCredentials,
+  type NbdServerCredentials,
+  type NbdServerCredentialsOptions,
+} from './tls-credentials.ts';
+export { NbdTlsError, type NbdTlsErrorDetails } from './tls-error.ts';
+export type { NbdListenerTls } from './tls-server.ts';
+export {
   formatNbdUri,
   isNbdUri,
   NBD_PORT,
   type NbdAddress,
+  type NbdTlsParameters,
   type NbdTransport,
   NbdUriError,
   type NbdUriErrorDetails,

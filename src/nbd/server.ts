@@ -26,6 +26,7 @@ import { type NbdLimits, nbdLimits } from './limits.ts';
 import { type NbdListenPlace, startListening } from './listening.ts';
 import type { NbdLog } from './log.ts';
 import { NbdServerError } from './server-error.ts';
+import type { NbdListenerTls } from './tls-server.ts';
 import type { TransmissionTarget } from './transmission.ts';
 import type { NbdTransport } from './uri.ts';
 
@@ -47,6 +48,8 @@ export interface ListenOptions {
   readonly exports?: ReadonlySet<string>;
   /** Offers every export read-only. Default: as the export says. */
   readonly readOnly?: boolean;
+  /** Encrypts, for those who ask or for everybody. Default: no TLS. */
+  readonly tls?: NbdListenerTls;
 }
 
 /** An export as clients of a listener get it. */
@@ -192,6 +195,7 @@ export class NbdServer {
         const served = this.#exports.get(exportName);
         return served && faceOf(served).target;
       },
+      tls: options.tls,
       programmerError: this.#onProgrammerError,
     };
   }
