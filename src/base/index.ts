@@ -13,6 +13,7 @@ export {
   hasSparseFiles,
   type LockMode,
   NativeError,
+  NO_WAIT,
   POLL,
   pollDescriptors,
   type PollRequest,

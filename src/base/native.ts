@@ -170,10 +170,9 @@ export function threadPoolSize(): number {
 const asynchronous = new Slots(LIMITS.nativeCallCountMax);
 
 function assertBytes(what: string, value: number, least: number): void {
-  assert(
-    Number.isSafeInteger(value) && value >= least,
-    `${what} ${value} is not a whole number from ${least} on`,
-  );
+  // The sentence is only put together where it is needed: small reads come by here.
+  if (Number.isSafeInteger(value) && value >= least) return;
+  assert(false, `${what} ${value} is not a whole number from ${least} on`);
 }
 
 function assertDescriptor(descriptor: number): void {
@@ -236,23 +235,32 @@ export function tryLockRange(
 /** `struct iovec`: one address, one length; filled anew for each read, which never outlives its call. */
 const vector = Buffer.alloc(16);
 
+/** What `readNoWait` answers instead of a count. */
+export const NO_WAIT = {
+  /** The bytes are not in memory now. */
+  wouldWait: -1,
+  /** The filesystem, the kernel or a missing koffi does not allow such reads of this open file at all. */
+  unsupported: -2,
+} as const;
+
 /**
  * Reads what the page cache holds, never waiting for the disk (preadv2 with RWF_NOWAIT).
  *
- * @returns bytes read, which may be fewer than wanted, 0 at the end of the file, or -1 where the read would
- *   wait or the filesystem, the kernel or a missing koffi does not allow it: then read another way.
+ * @returns bytes read, which may be fewer than wanted, 0 at the end of the file, or one of `NO_WAIT`, which are
+ *   negative: then read another way.
  * @throws {NativeError} for every other failure.
  */
 export function readNoWait(descriptor: number, target: Buffer, offsetBytes: number): number {
   assertBytes('Read offset', offsetBytes, 0);
   const native = load();
-  if (native?.preadv2 === undefined) return -1;
+  if (native?.preadv2 === undefined) return NO_WAIT.unsupported;
   vector.writeBigUInt64LE(native.address(target), 0);
   vector.writeUInt32LE(target.length, 8);
   const count = native.preadv2(descriptor, vector, 1, offsetBytes, RWF_NOWAIT);
   if (count >= 0) return count;
   const errno = native.errno();
-  if (errno === EAGAIN || errno === EOPNOTSUPP || errno === ENOSYS || errno === EINTR) return -1;
+  if (errno === EAGAIN || errno === EINTR) return NO_WAIT.wouldWait;
+  if (errno === EOPNOTSUPP || errno === ENOSYS) return NO_WAIT.unsupported;
   throw new NativeError('preadv2', errno, `${offsetBytes}+${target.length} on descriptor ${descriptor}`);
 }
 

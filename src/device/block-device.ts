@@ -73,16 +73,14 @@ export interface BlockDevice {
 
 /** The assertion that opens every call of every adapter. */
 export function assertRange(device: BlockDevice, offsetBytes: number, lengthBytes: number): void {
-  assert(
-    Number.isSafeInteger(offsetBytes) && Number.isSafeInteger(lengthBytes),
-    `Range ${offsetBytes}+${lengthBytes} is not whole bytes`,
-  );
-  assert(
-    offsetBytes >= 0 && lengthBytes > 0 && offsetBytes + lengthBytes <= device.sizeBytes,
-    `Range ${offsetBytes}+${lengthBytes} is outside of ${device.description} (${device.sizeBytes} bytes)`,
-  );
-  assert(
-    offsetBytes % device.blockSizeBytes === 0 && lengthBytes % device.blockSizeBytes === 0,
-    `Range ${offsetBytes}+${lengthBytes} is not a multiple of ${device.blockSizeBytes} bytes`,
-  );
+  const { sizeBytes, blockSizeBytes } = device;
+  const isWhole = Number.isSafeInteger(offsetBytes) && Number.isSafeInteger(lengthBytes);
+  const isInside = offsetBytes >= 0 && lengthBytes > 0 && offsetBytes + lengthBytes <= sizeBytes;
+  const isInBlocks = offsetBytes % blockSizeBytes === 0 && lengthBytes % blockSizeBytes === 0;
+  if (isWhole && isInside && isInBlocks) return;
+  // Only now: putting the sentence together takes as long as all of the checks.
+  const range = `Range ${offsetBytes}+${lengthBytes}`;
+  assert(isWhole, `${range} is not whole bytes`);
+  assert(isInside, `${range} is outside of ${device.description} (${sizeBytes} bytes)`);
+  assert(isInBlocks, `${range} is not a multiple of ${blockSizeBytes} bytes`);
 }

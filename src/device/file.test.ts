@@ -15,6 +15,7 @@ import {
   dropCache,
   forcePlainNode,
   KIB,
+  LIMITS,
   MIB,
   observeSyncs,
   type SyncEvent,
@@ -172,6 +173,90 @@ t.test('a warm small read finishes at once, a cold one does not block', async (t
   t.ok(large instanceof Promise, 'a large read goes to the pool');
   await large;
   await device.close();
+});
+
+/** Time in which every call takes `callMs`, on a processor that is always free. */
+class CallClock {
+  callMs = 0;
+  #nowMs = 0;
+  readonly runDelayMs = (): number => 0;
+  readonly clock = {
+    monotonicMs: (): number => {
+      this.#nowMs += this.callMs;
+      return this.#nowMs;
+    },
+  };
+}
+
+t.test('small calls that turn slow move to the pool and come back, reads and writes apart', async (t) => {
+  t.testdir();
+  // Without koffi a read cannot know whether it would wait, as on a network filesystem.
+  forcePlainNode(true);
+  t.teardown(() => forcePlainNode(false));
+  const timing = new CallClock();
+  const device = await makeDevice(t, MIB, { timing });
+  const target = Buffer.alloc(4096);
+  const write = (value: number) => device.write(Buffer.alloc(4096, value), 4096);
+  const read = () => device.read(target, 4096);
+  t.equal(write(1), undefined, 'a fast write is made at once');
+  t.equal(read(), undefined, 'and so is a fast read');
+  t.same(target, Buffer.alloc(4096, 1));
+  timing.callMs = LIMITS.paceBlockedMsMax;
+  t.equal(write(2), undefined, 'nobody knew that this one would be slow');
+  timing.callMs = 0;
+  const moved = write(3);
+  t.ok(moved instanceof Promise, 'the next write goes to the pool');
+  t.equal(read(), undefined, 'reads are not slow');
+  await moved;
+  read();
+  t.same(target, Buffer.alloc(4096, 3), 'the write on the pool has written');
+  await device.write(Buffer.alloc(512, 4), 0, { fua: true });
+  timing.callMs = LIMITS.paceBlockedMsMax;
+  t.equal(read(), undefined);
+  t.ok(read() instanceof Promise, 'now reads are');
+  timing.callMs = LIMITS.paceSlowCallMs / 2;
+  const pooledCountMax = LIMITS.paceRestMsMin / timing.callMs;
+  let pooled = read();
+  for (let count = 0; pooled !== undefined && count < pooledCountMax; count += 1) {
+    await pooled;
+    pooled = read();
+  }
+  t.equal(pooled, undefined, 'and they come back');
+  t.equal(read(), undefined);
+  t.same(target, Buffer.alloc(4096, 3));
+  await device.close();
+});
+
+t.test('conformance: every small call is slow', async (t) => {
+  t.testdir();
+  const timing = new CallClock();
+  timing.callMs = 2 * LIMITS.paceBlockedMsMax;
+  await conformance(t, (sizeBytes) => makeDevice(t, sizeBytes, { timing }));
+});
+
+t.test('on a filesystem in memory small reads finish at once', async (t) => {
+  t.testdir();
+  const path = join(t.testdirName, 'memory');
+  mkdirSync(path);
+  try {
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=8m', 'cowbell-test', path], { stdio: 'pipe' });
+  } catch (error) {
+    t.comment(`SKIPPED: no filesystem in memory could be mounted here: ${String(error)}`);
+    return;
+  }
+  try {
+    await createSparseFile(join(path, 'home'), MIB, 'home-create');
+    const device = await openFileDevice({ path: join(path, 'home'), readOnly: false, syncName: 'home' });
+    await device.write(Buffer.alloc(4096, 5), 0);
+    const target = Buffer.alloc(8192);
+    t.equal(device.read(target, 0), undefined);
+    t.same(target.subarray(0, 4096), Buffer.alloc(4096, 5));
+    truncateSync(join(path, 'home'), 4096);
+    await t.rejects(async () => device.read(target, 0), { code: 'io', message: /ends at 4096/ });
+    await device.close();
+  } finally {
+    execFileSync('umount', [path]);
+  }
 });
 
 t.test('reads that the cache has in part are completed', async (t) => {

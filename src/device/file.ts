@@ -2,9 +2,11 @@
  * A regular file, a block device, or one piece of either, as a device.
  *
  * Small reads are taken from the page cache at once; what is not there goes to the thread pool, so that a cold
- * read never blocks the loop. Small writes are plain `write` calls into the page cache. Large requests run on
- * the pool, where copying uses other cores. Zeroes and trims become holes where the filesystem has them and
- * written zeroes where not.
+ * read never blocks the loop. Where the filesystem cannot say what is there (tmpfs, network filesystems, FUSE),
+ * small reads are plain `read` calls, and small writes always are plain `write` calls, into the page cache.
+ * Those two may wait, so `pace.ts` measures them, reads and writes apart, and moves what turned slow to the
+ * pool until it is fast again. Large requests run on the pool, where copying uses other cores. Zeroes and trims
+ * become holes where the filesystem has them and written zeroes where not.
  *
  * A flush is one fdatasync under the name given at open, shared as `shared-flush.ts` says; `fua` is a write and
  * a flush. Once a flush has failed, all later ones of this open device fail.
@@ -14,7 +16,7 @@
  * early.
  */
 
-import { close as closeCallback, type Stats, writeSync } from 'node:fs';
+import { close as closeCallback, readSync, type Stats, writeSync } from 'node:fs';
 import { promisify } from 'node:util';
 import {
   assert,
@@ -22,6 +24,7 @@ import {
   LIMITS,
   type LockMode,
   type MaybePromise,
+  NO_WAIT,
   punchHole,
   readNoWait,
   seekData,
@@ -40,6 +43,7 @@ import {
 } from './block-device.ts';
 import { DeviceError, deviceErrorFrom } from './errors.ts';
 import { lockPiece, measure, openPath, type Piece } from './file-open.ts';
+import { Pace, type PaceTiming } from './pace.ts';
 import { SharedFlush } from './shared-flush.ts';
 import { poolRead, poolWrite } from './thread-pool.ts';
 
@@ -60,6 +64,8 @@ export interface FileDeviceOptions {
   readonly lock?: LockMode | undefined;
   /** Refuses a block device that is mounted or otherwise in use by the kernel. No meaning for files. */
   readonly exclusive?: boolean | undefined;
+  /** Time as `pace.ts` sees it, for tests. */
+  readonly timing?: PaceTiming | undefined;
 }
 
 /**
@@ -94,6 +100,10 @@ class FileDevice implements BlockDevice {
   readonly #startBytes: number;
   readonly #smallBytesMax: number;
   readonly #flush: SharedFlush;
+  readonly #readPace: Pace;
+  readonly #writePace: Pace;
+  /** Until the filesystem says that it has no reads that do not wait. */
+  #hasNoWait = true;
 
   constructor(descriptor: number, stats: Stats, piece: Piece, options: FileDeviceOptions) {
     this.sizeBytes = piece.lengthBytes;
@@ -107,32 +117,52 @@ class FileDevice implements BlockDevice {
     this.#startBytes = piece.offsetBytes;
     this.#smallBytesMax = options.smallBytesMax ?? LIMITS.smallIoBytesMax;
     this.#flush = new SharedFlush(() => syncFile(options.syncName, descriptor, options.path));
+    this.#readPace = new Pace(options.timing);
+    this.#writePace = new Pace(options.timing);
   }
 
   read(target: Buffer, offsetBytes: number): MaybePromise<void> {
     assertRange(this, offsetBytes, target.length);
     if (target.length > this.#smallBytesMax) return this.#readOnPool(target, offsetBytes, 0);
-    let count: number;
+    if (this.#hasNoWait) {
+      const count = this.#readNoWait(target, offsetBytes);
+      if (count === target.length) return undefined;
+      if (count !== NO_WAIT.unsupported) return this.#readOnPool(target, offsetBytes, Math.max(count, 0));
+      this.#hasNoWait = false;
+    }
+    if (!this.#readPace.mayBlock()) return this.#readOnPool(target, offsetBytes, 0, this.#readPace);
+    const count = this.#readAtOnce(target, offsetBytes);
+    // A short count is no error: the rest fails, or comes, by itself.
+    return count === target.length ? undefined : this.#readOnPool(target, offsetBytes, count);
+  }
+
+  #readNoWait(target: Buffer, offsetBytes: number): number {
     try {
-      count = readNoWait(this.#descriptor, target, this.#startBytes + offsetBytes);
+      return readNoWait(this.#descriptor, target, this.#startBytes + offsetBytes);
     } catch (error) {
       throw this.#failed('Read', offsetBytes, target.length, error);
     }
-    if (count === target.length) return undefined;
-    return this.#readOnPool(target, offsetBytes, Math.max(count, 0));
   }
 
-  /** Reads what is missing after the first `done` bytes. */
-  async #readOnPool(target: Buffer, offsetBytes: number, done: number): Promise<void> {
+  #readAtOnce(target: Buffer, offsetBytes: number): number {
+    const beganMs = this.#readPace.began();
+    try {
+      return readSync(this.#descriptor, target, 0, target.length, this.#startBytes + offsetBytes);
+    } catch (error) {
+      throw this.#failed('Read', offsetBytes, target.length, error);
+    } finally {
+      this.#readPace.ended(beganMs);
+    }
+  }
+
+  /** Reads what is missing after the first `done` bytes. Small reads are measured by their pace. */
+  async #readOnPool(target: Buffer, offsetBytes: number, done: number, pace?: Pace): Promise<void> {
     let at = done;
     try {
       while (at < target.length) {
-        const count = await poolRead(
-          this.#descriptor,
-          target.subarray(at),
-          this.#startBytes + offsetBytes + at,
-        );
-        if (count === 0) throw new Error(`the file ends at ${this.#startBytes + offsetBytes + at} bytes`);
+        const position = this.#startBytes + offsetBytes + at;
+        const count = await poolRead(this.#descriptor, target.subarray(at), position, pace);
+        if (count === 0) throw new Error(`the file ends at ${position} bytes`);
         at += count;
       }
     } catch (error) {
@@ -143,6 +173,9 @@ class FileDevice implements BlockDevice {
   write(source: Buffer, offsetBytes: number, options?: WriteOptions): MaybePromise<void> {
     this.#assertWritable(offsetBytes, source.length);
     if (source.length > this.#smallBytesMax) return this.#writeOnPool(source, offsetBytes, options);
+    const pace = this.#writePace;
+    if (!pace.mayBlock()) return this.#writeOnPool(source, offsetBytes, options, pace);
+    const beganMs = pace.began();
     try {
       // A short count is no error: the rest fails, or goes through, by itself.
       for (let at = 0; at < source.length;) {
@@ -151,14 +184,23 @@ class FileDevice implements BlockDevice {
       }
     } catch (error) {
       throw this.#failed('Write', offsetBytes, source.length, error);
+    } finally {
+      pace.ended(beganMs);
     }
     return options?.fua === true ? this.flush() : undefined;
   }
 
-  async #writeOnPool(source: Buffer, offsetBytes: number, options?: WriteOptions): Promise<void> {
+  /** Small writes are measured by their pace. */
+  async #writeOnPool(
+    source: Buffer,
+    offsetBytes: number,
+    options?: WriteOptions,
+    pace?: Pace,
+  ): Promise<void> {
     try {
       for (let at = 0; at < source.length;) {
-        at += await poolWrite(this.#descriptor, source.subarray(at), this.#startBytes + offsetBytes + at);
+        const position = this.#startBytes + offsetBytes + at;
+        at += await poolWrite(this.#descriptor, source.subarray(at), position, pace);
       }
     } catch (error) {
       throw this.#failed('Write', offsetBytes, source.length, error);
