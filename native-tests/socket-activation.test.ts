@@ -83,7 +83,7 @@ import nbd, sys
 h = nbd.NBD()
 h.connect_systemd_socket_activation(sys.argv[1:])
 h.pwrite(b'x' * 512, 512, nbd.CMD_FLAG_FUA)
-print(h.pread(1024, 0)[511:513], h.get_size())
+print(bytes(h.pread(1024, 0)[511:513]), h.get_size())
 h.shutdown()
 `;
   const printed = await must(PYTHON, ['-c', script, ...COWBELL, 'serve', at('vol')]);
