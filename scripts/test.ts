@@ -3,6 +3,7 @@
  *
  *   lint, format, types, unused      one result each
  *   unit tests                       src and scripts, two files at a time
+ *   fuzz                             one minute of scripts/fuzz from a new seed, which it prints; one result
  *   native tests                     native-tests, one file at a time: they boot machines and measure nothing
  *
  * Assertions are what is counted in tests (tap-tally.ts says how), so one number means one thing throughout.
@@ -22,6 +23,7 @@ const CHECKS: readonly (readonly [name: string, command: string, ...args: string
   ['unused', 'npm', 'run', '--silent', 'knip'],
 ];
 
+const FUZZ_SECONDS = 60;
 const NATIVE = 'native-tests/';
 const UNIT_OPTIONS = ['--jobs=2'];
 const NATIVE_OPTIONS = ['--jobs=1', '--timeout=600'];
@@ -115,6 +117,9 @@ async function main(): Promise<void> {
   }
   if (unit.length > 0) {
     await stage('unit tests', () => runTests(unit, UNIT_OPTIONS, '.cache/unit-tests.tap'));
+  }
+  if (named.length === 0) {
+    await stage('fuzz', () => runCheck('scripts/fuzz', ['--seconds', String(FUZZ_SECONDS)]));
   }
   if (native.length > 0) {
     await stage('native tests', () => runTests(native, NATIVE_OPTIONS, '.cache/native-tests.tap'));
