@@ -17,15 +17,20 @@ const PACKAGES: Readonly<Record<string, string>> = {
   debugfs: 'e2fsprogs',
   e2fsck: 'e2fsprogs',
   fio: 'fio',
+  fstrim: 'util-linux',
+  fusermount3: 'fuse3',
+  losetup: 'mount',
   'mkfs.ext4': 'e2fsprogs',
   'mkfs.xfs': 'xfsprogs',
   'nbd-client': 'nbd-client',
   nbdcopy: 'libnbd-bin',
+  nbdfuse: 'libnbd-bin',
   nbdinfo: 'libnbd-bin',
   nbdkit: 'nbdkit',
   'qemu-img': 'qemu-utils',
   'qemu-io': 'qemu-utils',
   'qemu-system-x86_64': 'qemu-system-x86',
+  xfs_repair: 'xfsprogs',
 };
 
 /** System tools live in `sbin` directories, which the path of an ordinary user leaves out. */
