@@ -175,7 +175,8 @@ export class Serving {
 function exportOf({ volume }: VolumeHost, readOnly: boolean): Export {
   return {
     name: volume.identity.name,
-    description: volume.identity.directory,
+    // Clients may be strangers, so nothing of where it is.
+    description: `Cowbell volume ${volume.identity.volumeId}`,
     device: volume,
     readOnly,
     multiConn: true,

@@ -45,6 +45,32 @@ export function nbdErrorOfCode(code: string): number | undefined {
 }
 
 /**
+ * What clients are told of an error, by its code or else by its value. An error's own message may name paths,
+ * addresses and sizes of this machine, so it is never sent: clients may be strangers.
+ */
+const SENTENCE_BY_CODE: ReadonlyMap<string, string> = new Map([
+  ['poisoned', 'nothing may be written since a failed flush or write, until somebody checks the volume'],
+]);
+
+const SENTENCE_BY_VALUE: ReadonlyMap<number, string> = new Map([
+  [NBD_ERROR.EPERM, 'the server may not do that'],
+  [NBD_ERROR.EIO, 'the device behind the export failed'],
+  [NBD_ERROR.ENOMEM, 'the server has too little memory'],
+  [NBD_ERROR.EINVAL, 'the device behind the export refused the request'],
+  [NBD_ERROR.ENOSPC, 'there is no space left behind the export'],
+  [NBD_ERROR.ESHUTDOWN, 'the device behind the export is being shut down'],
+]);
+
+/** The end of a sentence about an error that `value` was made of: why the request failed. */
+export function reasonOf(error: unknown, value: number): string {
+  return (
+    SENTENCE_BY_CODE.get(systemCode(error) ?? '') ??
+    SENTENCE_BY_VALUE.get(value) ??
+    'the device behind the export failed'
+  );
+}
+
+/**
  * The NBD error value of anything a device threw.
  *
  * @param onUnmapped called when no code of the error is in the table; the value is then EIO.

@@ -144,7 +144,12 @@ t.test('errors of the device are answered, assertions are also reported', async 
     [4, ESHUTDOWN],
   ]);
   t.match(port.programmerErrors, [{ message: 'a bug' }]);
-  t.same(port.logged, ['An assertion failed in test device', 'Command 1 on 0+512 failed: broken']);
+  t.same(port.logged, [
+    'An assertion failed in test device',
+    'Command 6 on 0+512 failed: full',
+    'Command 1 on 0+512 failed: broken',
+    'Command 0 on 0+512 failed: gone',
+  ]);
 });
 
 t.test('replies of calls that wait come with their own data, in the order they finish', async (t) => {

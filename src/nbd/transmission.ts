@@ -28,13 +28,13 @@
  * § Request message.
  */
 
-import { assert, AssertionError, type MaybePromise, messageOf } from '../base/index.ts';
+import { assert, AssertionError, type MaybePromise } from '../base/index.ts';
 import type { BlockDevice } from '../device/index.ts';
 import { createReplyWriter } from './chunk-writer.ts';
 import { extentCountMaxOf, heldBytesOf, readSparse, readStatus, readThrough } from './chunked.ts';
 import { COMMAND, COMMAND_FLAG, NBD_ERROR } from './codec.ts';
 import { CHUNK, decodeStatusFilter } from './codec-chunks.ts';
-import { nbdErrorOf } from './errno.ts';
+import { DeviceFailures } from './device-failures.ts';
 import type { Fence } from './fence.ts';
 import type { Negotiated } from './handshake.ts';
 import type { NbdLimits } from './limits.ts';
@@ -92,6 +92,7 @@ export class Transmission implements OperationOwner {
   readonly #fence: Fence;
   readonly #limits: NbdLimits;
   readonly #replies: ReplyWriter;
+  readonly #failures: DeviceFailures;
 
   fencedCount = 0;
   isGone = false;
@@ -143,6 +144,7 @@ export class Transmission implements OperationOwner {
     this.#fence = target.fence;
     this.#limits = limits;
     this.#port = port;
+    this.#failures = new DeviceFailures((level, message, error) => port.log(level, message, error));
   }
 
   /** True while no input is taken; `resumeInput` follows. */
@@ -573,11 +575,7 @@ export class Transmission implements OperationOwner {
       this.#port.programmerError(error);
       return { error: NBD_ERROR.EIO, message: 'The server failed an assertion' };
     }
-    const value = nbdErrorOf(error, () => {
-      const range = `${operation.offsetBytes}+${operation.lengthBytes}`;
-      this.#port.log('error', `Command ${operation.command} on ${range} failed: ${messageOf(error)}`, error);
-    });
-    return { error: value, message: messageOf(error) };
+    return this.#failures.failureOf(operation, error);
   }
 
   // -------------------------------------------------------------------------------------------------
