@@ -7,15 +7,18 @@ import { addressOfVolume, attachArguments, describeDeviceEvent, shellLine } from
 const TAIL = '-block-size 4096 -connections 1 -timeout 600 -persist';
 
 t.test('a volume of this machine goes through its socket', (t) => {
-  const words = attachArguments(addressOfVolume('/srv/vol'), '/dev/nbd0');
+  const words = attachArguments(addressOfVolume('/srv/vol'), '/dev/nbd0', 1);
   t.equal(shellLine(words), `-unix /srv/vol/nbd.sock /dev/nbd0 -name vol ${TAIL}`);
   t.end();
 });
 
 t.test('a URI goes where it says', (t) => {
-  const remote = attachArguments(parseNbdUri('nbd://10.0.2.2/vol'), '/dev/nbd1');
-  t.equal(shellLine(remote), `10.0.2.2 10809 /dev/nbd1 -name vol ${TAIL}`);
-  const local = attachArguments(parseNbdUri('nbd+unix:///a%20b?socket=/s'), '/dev/nbd1');
+  const remote = attachArguments(parseNbdUri('nbd://10.0.2.2/vol'), '/dev/nbd1', 4);
+  t.equal(
+    shellLine(remote),
+    `10.0.2.2 10809 /dev/nbd1 -name vol ${TAIL.replace('connections 1', 'connections 4')}`,
+  );
+  const local = attachArguments(parseNbdUri('nbd+unix:///a%20b?socket=/s'), '/dev/nbd1', 1);
   t.equal(shellLine(local), `-unix /s /dev/nbd1 -name 'a b' ${TAIL}`);
   t.end();
 });

@@ -3,7 +3,7 @@
  * machine that has no Cowbell.
  *
  * - `-persist` asks nbd-client to reconnect when the server comes back. Its release 3.27 has that for netlink, one
- *   connection at a time, hence `-connections 1`. nbd-client 3.24 (Debian 12) on Linux 6.1 does not, over
+ *   connection at a time, hence `-connections 1` unless more are asked for. nbd-client 3.24 (Debian 12) on Linux 6.1 does not, over
  *   either interface: the kernel reports the server's end as success and nbd-client ends, and requests fail
  *   at once because it sets no time for dead connections. There a server's restart is an I/O error for the
  *   filesystem above.
@@ -20,7 +20,6 @@ import { LIMITS, messageOf } from '../base/index.ts';
 import type { KernelDeviceEvent, NbdAddress } from '../nbd/index.ts';
 
 const TIMEOUT_SECONDS = 600;
-const CONNECTION_COUNT = 1;
 
 /** What the supervising program is started with; crosses a process as JSON. */
 export interface SupervisorOptions {
@@ -53,8 +52,12 @@ export function addressOfVolume(directory: string): NbdAddress {
   return { transport: { kind: 'unix', path: join(directory, 'nbd.sock') }, exportName: basename(directory) };
 }
 
-/** The arguments of nbd-client that attach `address` to `device`. */
-export function attachArguments(address: NbdAddress, device: string): readonly string[] {
+/** The arguments of nbd-client that attach `address` to `device` over so many connections. */
+export function attachArguments(
+  address: NbdAddress,
+  device: string,
+  connectionCount: number,
+): readonly string[] {
   const { transport } = address;
   const where =
     transport.kind === 'unix' ? ['-unix', transport.path] : [transport.host, String(transport.port)];
@@ -66,7 +69,7 @@ export function attachArguments(address: NbdAddress, device: string): readonly s
     '-block-size',
     String(LIMITS.blockSizeBytesPreferred),
     '-connections',
-    String(CONNECTION_COUNT),
+    String(connectionCount),
     '-timeout',
     String(TIMEOUT_SECONDS),
     '-persist',

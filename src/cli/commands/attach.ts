@@ -90,7 +90,7 @@ async function attach(context: CommandContext, options: Options): Promise<void> 
   };
   const address = await findExport(context, options);
   if (options.print) {
-    const words = attachArguments(address, device);
+    const words = attachArguments(address, device, wanted.connections);
     const event = { event: 'attach', program: 'nbd-client', arguments: words, device };
     output.report(event, shellLine(['nbd-client', ...words]));
   } else if (options.foreground) {
