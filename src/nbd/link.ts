@@ -168,7 +168,7 @@ export class Link {
     socket.on('error', (error) => {
       this.#error = error;
     });
-    socket.on('end', () => this.#listener.lost(undefined));
+    socket.on('end', () => this.#listener.lost(this.#error));
     socket.on('close', () => this.#listener.lost(this.#error));
     if (this.#credentials !== undefined) socket.on('data', this.#receive);
     // A socket whose reads go to `onread` still ends like a stream: nothing is left to be read from it.

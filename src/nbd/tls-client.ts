@@ -9,6 +9,10 @@
 import { isIP, type Socket } from 'node:net';
 import { connect, type ConnectionOptions, type TLSSocket } from 'node:tls';
 import { type ClientCredentials, PSK_CIPHERS } from './tls-credentials.ts';
+import { isTlsError } from './tls-reason.ts';
+
+/** A server that also has certificates goes on with one, which no client with a key accepts. */
+const KEY_NOT_TAKEN = 'the server did not take the pre-shared key, it may not know the user';
 
 /**
  * Runs the handshake on a socket that nobody reads any more. Both sockets end together.
@@ -25,7 +29,10 @@ export function connectTls(
     const secured = connect({ socket, minVersion: 'TLSv1.2', ...optionsOf(credentials, name) });
     secured.once('secureConnect', () => resolve(secured));
     // Stays: an error after the promise is settled is told by 'close' too.
-    secured.on('error', reject);
+    secured.on('error', (error) => {
+      const hasShownCertificate = credentials.psk !== undefined && !isTlsError(error);
+      reject(hasShownCertificate ? new Error(KEY_NOT_TAKEN, { cause: error }) : error);
+    });
     secured.once('close', () => reject(new Error('the server hung up')));
   });
 }

@@ -11,6 +11,7 @@
 
 import type { Socket } from 'node:net';
 import { createServer, type TLSSocket } from 'node:tls';
+import { systemCode } from '../base/index.ts';
 import type { TlsPolicy } from './handshake.ts';
 import type { NbdServerCredentials } from './tls-credentials.ts';
 import { reasonOf } from './tls-reason.ts';
@@ -33,7 +34,11 @@ export type TlsOutcome =
 export function acceptTls(socket: Socket, credentials: NbdServerCredentials): Promise<TlsOutcome> {
   return new Promise((resolve) => {
     const server = createServer(credentials.options);
+    // A client that closes half way through the handshake is gone; later it may want its answers.
+    const { allowHalfOpen } = socket;
+    socket.allowHalfOpen = false;
     server.once('secureConnection', (secured) => {
+      secured.allowHalfOpen = allowHalfOpen;
       // A client that asked for new keys over and over would keep this process busy.
       secured.disableRenegotiation();
       // Until its owner listens, which is a turn of the microtasks later.
@@ -41,12 +46,16 @@ export function acceptTls(socket: Socket, credentials: NbdServerCredentials): Pr
       resolve({ kind: 'secured', socket: secured, description: describe(secured) });
     });
     server.on('tlsClientError', (error, refused) => {
-      const unverified: unknown = refused.authorizationError;
-      const why = typeof unverified === 'string' ? unverified : reasonOf(error);
-      resolve({ kind: 'failed', reason: `TLS was not agreed on: ${why}` });
+      resolve({ kind: 'failed', reason: `TLS was not agreed on: ${whyNot(error, refused)}` });
     });
     server.emit('connection', socket);
   });
+}
+
+function whyNot(error: Error, socket: TLSSocket): string {
+  const unverified: unknown = socket.authorizationError;
+  if (typeof unverified === 'string') return `the client's certificate is not accepted (${unverified})`;
+  return systemCode(error) === 'ECONNRESET' ? 'the client hung up' : reasonOf(error);
 }
 
 function describe(socket: TLSSocket): string {
