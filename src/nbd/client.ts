@@ -177,6 +177,11 @@ export class NbdClient {
     return this.#offers(TRANSMISSION_FLAG.sendFastZero);
   }
 
+  /** Whether `resize` may be called. */
+  get canResize(): boolean {
+    return this.#offers(TRANSMISSION_FLAG.sendResize);
+  }
+
   /** The longest range of a request without payload: with extended headers there is no limit. */
   get rangeBytesMax(): number {
     return this.replies === 'extended' ? Number.MAX_SAFE_INTEGER : UINT32 - 1;
@@ -242,6 +247,20 @@ export class NbdClient {
     assert(this.canCache, 'The export does not offer NBD_CMD_CACHE');
     const name = `a cache hint of ${lengthBytes} bytes at ${offsetBytes}`;
     return this.#order({ type: COMMAND.cache, name, offsetBytes, lengthBytes });
+  }
+
+  /**
+   * Asks for another size of the export, which must offer it. Once it has resolved, requests may reach up to
+   * there; until then none may go beyond the smaller of both sizes. `exportInfo` stays as it was. Servers
+   * may refuse to shrink; this package's do, with `read-only`. Experimental in the protocol.
+   */
+  resize(sizeBytes: number): Promise<void> {
+    assert(this.canResize, 'The export does not offer NBD_CMD_RESIZE');
+    return this.#order({
+      type: COMMAND.resize,
+      name: `a resize to ${sizeBytes} bytes`,
+      offsetBytes: sizeBytes,
+    });
   }
 
   /**

@@ -88,6 +88,8 @@ export const COMMAND = {
   cache: 5,
   writeZeroes: 6,
   blockStatus: 7,
+  /** Of the branch `extension-resize`; its number is reserved in the text. */
+  resize: 8,
 } as const;
 
 /** NBD proto.md § Command flags. `payloadLength` exists with extended headers only. */

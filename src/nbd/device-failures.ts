@@ -53,8 +53,12 @@ export class DeviceFailures {
       const range = `${offsetBytes}+${lengthBytes}`;
       this.#log(level, `Command ${command} on ${range} failed: ${messageOf(error)}`, error);
     }
-    const verb = VERB_BY_COMMAND.get(command);
-    const what = verb === undefined ? 'flush' : `${verb} ${lengthBytes} bytes at offset ${offsetBytes}`;
-    return { error: value, message: `Cannot ${what}: ${reasonOf(error, value)}` };
+    return { error: value, message: `Cannot ${described(request)}: ${reasonOf(error, value)}` };
   }
+}
+
+function described({ command, offsetBytes, lengthBytes }: FailedRequest): string {
+  if (command === COMMAND.flush) return 'flush';
+  if (command === COMMAND.resize) return `resize to ${offsetBytes} bytes`;
+  return `${VERB_BY_COMMAND.get(command)} ${lengthBytes} bytes at offset ${offsetBytes}`;
 }

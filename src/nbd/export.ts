@@ -31,6 +31,12 @@ export interface Export {
    */
   readonly fastZeroes?: boolean;
   /**
+   * Lets clients make the export larger (NBD_CMD_RESIZE, experimental): when the promise resolves,
+   * `device.sizeBytes` is at least `sizeBytes`, a multiple of the block size, and the device takes requests up
+   * to there. Called once at a time, only with more than the device has. Default: clients may not.
+   */
+  resize?(sizeBytes: number): Promise<void>;
+  /**
    * What else the export says of its bytes, besides `base:allocation`. Read once for each option of a client
    * that asks for other contexts than that and those `findContext` finds, so it may be a getter.
    */
@@ -45,6 +51,24 @@ export function isReadOnly(exported: Export): boolean {
 
 export function hasFastZeroes(exported: Export): boolean {
   return exported.fastZeroes ?? exported.device.capabilities.trim;
+}
+
+/**
+ * How clients make the export larger; undefined where they may not. Resizes of several clients come one after
+ * the other, so that a smaller size that was asked for meanwhile does not undo a larger one.
+ */
+export function growerOf(exported: Export): ((sizeBytes: number) => Promise<void>) | undefined {
+  if (exported.resize === undefined) return undefined;
+  let last = Promise.resolve();
+  return (sizeBytes) => {
+    const grow = async (): Promise<void> => {
+      if (sizeBytes > exported.device.sizeBytes) await exported.resize?.(sizeBytes);
+    };
+    // Whether the one before failed is its client's affair.
+    const turn = last.then(grow);
+    last = turn.catch(() => undefined);
+    return turn;
+  };
 }
 
 function contextsOf(exported: Export): ContextCatalog {
@@ -72,7 +96,10 @@ export function offerOf(exported: Export, maximumPayloadBytes: number, readOnly:
   return {
     name,
     description,
-    sizeBytes: device.sizeBytes,
+    // A device may grow while it is served.
+    get sizeBytes() {
+      return device.sizeBytes;
+    },
     transmissionFlags: transmissionFlagsOf(exported, readOnly),
     minimumBlockSizeBytes,
     preferredBlockSizeBytes,
@@ -88,6 +115,7 @@ function transmissionFlagsOf(exported: Export, readOnly: boolean): number {
   if (exported.multiConn) flags |= flag.canMultiConn;
   if (readOnly) return flags | flag.readOnly;
   flags |= flag.sendWriteZeroes | flag.sendFastZero;
+  if (exported.resize !== undefined) flags |= flag.sendResize;
   if (exported.device.capabilities.trim) flags |= flag.sendTrim;
   return flags;
 }

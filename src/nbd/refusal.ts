@@ -5,7 +5,7 @@
  * request has a payload to be skipped is the transmission's affair.
  *
  * Source: NBD proto.md § Command flags, § Request types, § Error values; of the branch `extension-ext-header`
- * NBD_CMD_FLAG_PAYLOAD_LEN.
+ * NBD_CMD_FLAG_PAYLOAD_LEN; of the branch `extension-resize` NBD_CMD_RESIZE.
  */
 
 import type { BlockDevice } from '../device/index.ts';
@@ -30,7 +30,10 @@ export interface RequestRules {
  * The flags of each command. FUA is allowed on every command. A payload is allowed where the command has one;
  * that a write must have it is checked apart.
  */
-export function allowedFlagsOf(mode: ReplyMode, hasContexts: boolean): readonly (number | undefined)[] {
+export function allowedFlagsOf(
+  mode: ReplyMode,
+  may: { readonly blockStatus: boolean; readonly resize: boolean },
+): readonly (number | undefined)[] {
   const { fua, noHole, df, requestOne, fastZero, payloadLength } = COMMAND_FLAG;
   const payload = mode === 'extended' ? payloadLength : 0;
   const flags: (number | undefined)[] = [];
@@ -40,7 +43,8 @@ export function allowedFlagsOf(mode: ReplyMode, hasContexts: boolean): readonly 
   flags[COMMAND.trim] = fua;
   flags[COMMAND.cache] = fua;
   flags[COMMAND.writeZeroes] = fua | noHole | fastZero;
-  if (hasContexts) flags[COMMAND.blockStatus] = fua | requestOne | payload;
+  if (may.blockStatus) flags[COMMAND.blockStatus] = fua | requestOne | payload;
+  if (may.resize) flags[COMMAND.resize] = fua;
   return flags;
 }
 
@@ -52,6 +56,8 @@ export function refusalOf(request: Readonly<Request>, rules: RequestRules): Fail
   switch (type) {
     case COMMAND.flush:
       return undefined;
+    case COMMAND.resize:
+      return resizeRefusal(request, rules.device);
     case COMMAND.write:
       if (rules.mode === 'extended' && (flags & COMMAND_FLAG.payloadLength) === 0) {
         return invalid('A write comes without the flag for its payload');
@@ -128,6 +134,22 @@ function rangeRefusal(request: Readonly<Request>, device: BlockDevice): Failure 
     return invalid(`Range ${offsetBytes}+${lengthBytes} is no multiple of ${blockSizeBytes} bytes`);
   }
   return undefined;
+}
+
+/** The offset is the new size. The text says nothing of the length, so nothing is made of one. */
+function resizeRefusal(request: Readonly<Request>, device: BlockDevice): Failure | undefined {
+  const { offsetBytes: wantedBytes, lengthBytes } = request;
+  const { sizeBytes, blockSizeBytes } = device;
+  if (lengthBytes !== 0) return invalid(`A resize comes with a length of ${lengthBytes}`);
+  if (!Number.isSafeInteger(wantedBytes)) {
+    return { error: NBD_ERROR.ENOSPC, message: 'The wanted size is beyond what the server can count' };
+  }
+  if (wantedBytes % blockSizeBytes !== 0) {
+    return invalid(`A size of ${wantedBytes} bytes is no multiple of ${blockSizeBytes} bytes`);
+  }
+  if (wantedBytes >= sizeBytes) return undefined;
+  const message = `The export of ${sizeBytes} bytes is not made smaller, ${wantedBytes} were wanted`;
+  return { error: NBD_ERROR.EPERM, message };
 }
 
 function invalid(message: string): Failure {

@@ -19,7 +19,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import type { AssertionError } from '../base/index.ts';
 import { decodeString } from './codec.ts';
 import { type ConnectionHost, ServerConnection } from './connection.ts';
-import { type Export, hasFastZeroes, isReadOnly, offerOf } from './export.ts';
+import { type Export, growerOf, hasFastZeroes, isReadOnly, offerOf } from './export.ts';
 import { Fence } from './fence.ts';
 import type { ExportOffer } from './handshake.ts';
 import { type NbdLimits, nbdLimits } from './limits.ts';
@@ -110,9 +110,16 @@ export class NbdServer {
       throw new NbdServerError('export-exists', `Export ${JSON.stringify(name)} exists already`, { name });
     }
     const fence = new Fence();
+    const resize = growerOf(exported);
     const face = (readOnly: boolean): Face => ({
       offer: offerOf(exported, this.#limits.payloadBytesMax, readOnly),
-      target: { device: exported.device, readOnly, fastZeroes: hasFastZeroes(exported), fence },
+      target: {
+        device: exported.device,
+        readOnly,
+        fastZeroes: hasFastZeroes(exported),
+        resize: readOnly ? undefined : resize,
+        fence,
+      },
     });
     this.#exports.set(name, { name, face: face(isReadOnly(exported)), readOnlyFace: face(true) });
   }

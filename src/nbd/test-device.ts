@@ -37,8 +37,9 @@ export interface TestDeviceOptions {
 }
 
 export class TestDevice implements BlockDevice {
-  readonly bytes: Buffer;
-  readonly sizeBytes: number;
+  bytes: Buffer;
+  /** A test may let it grow, with `bytes`. */
+  sizeBytes: number;
   readonly blockSizeBytes: number;
   readonly capabilities: { readonly readOnly: boolean; readonly trim: boolean; readonly extents: boolean };
   readonly description = 'test device';

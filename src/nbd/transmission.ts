@@ -68,6 +68,8 @@ export interface TransmissionTarget {
   readonly device: BlockDevice;
   readonly readOnly: boolean;
   readonly fastZeroes: boolean;
+  /** Makes the device larger; undefined where clients may not. */
+  readonly resize?: ((sizeBytes: number) => Promise<void>) | undefined;
   /** Shared by all connections of the export. */
   readonly fence: Fence;
 }
@@ -90,6 +92,7 @@ export class Transmission implements OperationOwner {
   readonly #rules: RequestRules;
   readonly #contexts: readonly SelectedContext[];
   readonly #fence: Fence;
+  readonly #resize: TransmissionTarget['resize'];
   readonly #limits: NbdLimits;
   readonly #replies: ReplyWriter;
   readonly #failures: DeviceFailures;
@@ -136,12 +139,16 @@ export class Transmission implements OperationOwner {
       payloadBytesMax: limits.payloadBytesMax,
       mode,
       contextCount: contexts.length,
-      allowedFlags: allowedFlagsOf(mode, contexts.length > 0),
+      allowedFlags: allowedFlagsOf(mode, {
+        blockStatus: contexts.length > 0,
+        resize: target.resize !== undefined,
+      }),
     };
     this.#contexts = contexts;
     this.#reader = new RequestReader(mode === 'extended');
     this.#replies = createReplyWriter(mode);
     this.#fence = target.fence;
+    this.#resize = target.resize;
     this.#limits = limits;
     this.#port = port;
     this.#failures = new DeviceFailures((level, message, error) => port.log(level, message, error));
@@ -293,7 +300,7 @@ export class Transmission implements OperationOwner {
       this.#state = this.#reader.payloadBytes > 0 ? 'filter' : 'admission';
       return true;
     }
-    if (request.lengthBytes === 0 && request.type !== COMMAND.flush) {
+    if (request.lengthBytes === 0 && request.type !== COMMAND.flush && request.type !== COMMAND.resize) {
       // Unspecified by the protocol; nothing is nothing, and devices are not sent empty ranges.
       this.#answerNothing();
       return true;
@@ -523,6 +530,8 @@ export class Transmission implements OperationOwner {
         return readThrough(this.#device, operation, this.#limits.cacheBytesMax);
       case COMMAND.blockStatus:
         return this.#readStatus(operation);
+      case COMMAND.resize:
+        return this.#resize?.(offsetBytes);
       default:
         assert(command === COMMAND.flush, `Command ${command} was not refused`);
         // A device that cannot be written to has nothing to make durable.
