@@ -37,6 +37,8 @@ export interface VmOptions {
   readonly hostForwards?: readonly { readonly host: number; readonly guest: number }[];
   /** Memory in MiB, 512 unless given; files and everything written outside a mount take from it. */
   readonly memoryMib?: number;
+  /** Processors, 1 unless given. The kernel's nbd driver uses one connection for each at most. */
+  readonly processorCount?: number;
 }
 
 export interface ScriptResult {
@@ -233,6 +235,7 @@ function qemuArguments(kernel: string, initrd: string, directory: string, option
   return [
     ['-nodefaults', '-display', 'none', '-no-reboot'],
     ['-machine', 'pc', '-accel', 'tcg', '-cpu', 'max', '-m', String(options.memoryMib ?? 512)],
+    ['-smp', String(options.processorCount ?? 1)],
     ['-kernel', kernel, '-initrd', initrd, '-append', 'console=ttyS0 panic=-1 quiet'],
     ['-serial', `file:${join(directory, 'console.log')}`],
     ['-chardev', 'stdio,id=agent,signal=off'],
