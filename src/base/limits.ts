@@ -38,7 +38,7 @@ export const LIMITS = {
   /** Slow calls are added up over this time ... */
   paceWindowMs: 100,
   /** ... and where they take more than this of it, such calls move to the thread pool. */
-  paceBlockedMsMax: 10,
+  paceBlockedMsMax: 5,
   /** A call on the pool is slow from here on; the way there and back is in it. */
   pacePooledSlowMs: 2,
   /** So many calls on the pool in a row must not be slow before one is made at once again. */
