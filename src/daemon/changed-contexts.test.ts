@@ -25,8 +25,11 @@ function volumeOf(
   const geometry = new Geometry(sizeBytes, TRACK);
   return {
     geometry,
-    changedSince: (point) => (point === 'p1' ? TrackSet.of(tracks) : TrackSet.all(geometry.trackCount)),
-    status: () => ({ consumers: consumers.map((name) => ({ name, point: 'p1' })) }),
+    changedIn: (point, run) => {
+      const asked = TrackSet.ofRun(run);
+      return point === 'p1' ? TrackSet.of(tracks).intersection(asked) : asked;
+    },
+    consumers: () => consumers.map((name) => ({ name, point: 'p1' })),
   };
 }
 

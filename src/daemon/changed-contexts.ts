@@ -8,11 +8,11 @@
  * for those can read ours. Everything has changed since a point that the volume does not know. A consumer's
  * point is looked up once, when a client selects the context: a backup that ends meanwhile does not move it.
  *
- * The answer is that of the moment: a write that is answered before the question is in it.
+ * The answer is that of the moment: a write that is answered before the question is in it, and a freeze between
+ * two questions changes neither answer. It costs what the asked range does, however large the volume.
  */
 
 import type { MetaContext, StatusExtent } from '../nbd/index.ts';
-import { TrackSet } from '../tracks/index.ts';
 import type { Volume } from '../volume/index.ts';
 
 const SINCE = 'cowbell:changed-since:';
@@ -25,15 +25,15 @@ const DIRTY = 1;
 const TRACKS_PER_ANSWER = 2 ** 18;
 
 /** Part of a volume that this needs. */
-export interface TrackedVolume extends Pick<Volume, 'geometry' | 'changedSince'> {
-  status(): { readonly consumers: readonly { readonly name: string; readonly point: string }[] };
+export interface TrackedVolume extends Pick<Volume, 'geometry' | 'changedIn'> {
+  consumers(): readonly { readonly name: string; readonly point: string }[];
 }
 
 /** The contexts of each registered consumer, by both names. */
 export function listChangedContexts(volume: TrackedVolume): readonly MetaContext[] {
   return volume
-    .status()
-    .consumers.flatMap(({ name, point }) => [
+    .consumers()
+    .flatMap(({ name, point }) => [
       changedContext(volume, `${BITMAP}${name}`, point),
       changedContext(volume, `${SINCE}${point}`, point),
     ]);
@@ -60,8 +60,7 @@ function extentsOf(
 ): readonly StatusExtent[] {
   const { geometry } = volume;
   const lengthBytes = Math.min(range.lengthBytes, TRACKS_PER_ANSWER * geometry.trackSizeBytes);
-  const asked = TrackSet.ofRun(geometry.tracksOf(range.offsetBytes, lengthBytes));
-  const changed = volume.changedSince(point).intersection(asked);
+  const changed = volume.changedIn(point, geometry.tracksOf(range.offsetBytes, lengthBytes));
   const endBytes = range.offsetBytes + lengthBytes;
   const extents: StatusExtent[] = [];
   let at = range.offsetBytes;

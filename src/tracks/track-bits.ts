@@ -10,6 +10,7 @@ import { assert } from '../base/index.ts';
 import { type TrackRun, TrackSet } from './track-set.ts';
 
 const CHUNK_SHIFT = 16;
+const CHUNK_TRACKS = 2 ** CHUNK_SHIFT;
 const CHUNK_WORDS = 2 ** (CHUNK_SHIFT - 5);
 const CHUNK_MASK = 2 ** CHUNK_SHIFT - 1;
 const FULL_WORD = 0xffffffff;
@@ -112,25 +113,42 @@ export class TrackBits {
   }
 
   toTrackSet(): TrackSet {
+    return this.tracksIn({ first: 0, count: this.trackCount });
+  }
+
+  /** The tracks of the run that are in the set; takes time by the length of the run, not of the volume. */
+  tracksIn(run: TrackRun): TrackSet {
     const set = TrackSet.empty();
-    for (const [index, chunk] of this.#chunks.entries()) {
-      if (chunk === undefined) continue;
-      const first = index * 2 ** CHUNK_SHIFT;
-      if (chunk.every((word) => word === FULL_WORD)) set.addRun({ first, count: 2 ** CHUNK_SHIFT });
-      else set.addAll(TrackSet.of(tracksIn(chunk, first)));
+    const end = run.first + run.count;
+    for (let first = run.first; first < end;) {
+      const index = Math.floor(first / CHUNK_TRACKS);
+      const chunkFirst = index * CHUNK_TRACKS;
+      const stop = Math.min(end, chunkFirst + CHUNK_TRACKS);
+      const chunk = this.#chunks[index];
+      if (chunk !== undefined) {
+        const isWhole = stop - first === CHUNK_TRACKS && chunk.every((word) => word === FULL_WORD);
+        if (isWhole) set.addRun({ first, count: CHUNK_TRACKS });
+        else set.addAll(TrackSet.of(tracksBetween(chunk, chunkFirst, first, stop)));
+      }
+      first = stop;
     }
     return set;
   }
 }
 
-/** The tracks of one chunk, ascending. */
-function tracksIn(chunk: Uint32Array, first: number): Uint32Array {
-  const tracks = new Uint32Array(2 ** CHUNK_SHIFT);
+/** The tracks of one chunk from `from` up to but not including `end`, ascending. */
+function tracksBetween(chunk: Uint32Array, chunkFirst: number, from: number, end: number): Uint32Array {
+  const tracks = new Uint32Array(end - from);
   let count = 0;
-  for (let word = 0; word < chunk.length; word += 1) {
+  const lastWord = (end - 1 - chunkFirst) >>> 5;
+  for (let word = (from - chunkFirst) >>> 5; word <= lastWord; word += 1) {
+    const wordFirst = chunkFirst + word * 32;
     let bits = chunk[word] ?? 0;
+    // Only the first and the last word reach beyond the run; a shift by 32 would be one by 0.
+    if (wordFirst < from) bits &= FULL_WORD << (from - wordFirst);
+    if (wordFirst + 32 > end) bits &= FULL_WORD >>> (wordFirst + 32 - end);
     while (bits !== 0) {
-      tracks[count] = first + word * 32 + 31 - Math.clz32(bits & -bits);
+      tracks[count] = wordFirst + 31 - Math.clz32(bits & -bits);
       count += 1;
       bits &= bits - 1;
     }

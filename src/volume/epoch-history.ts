@@ -126,4 +126,23 @@ export class EpochHistory {
     changed.addAll(this.#open.toTrackSet());
     return changed;
   }
+
+  /**
+   * Those of the run's tracks that are in `changedSince`; for an unknown point, all of them. Takes time by the
+   * length of the run and the number of epochs since the point, not by the volume. The answer is that of this
+   * instant: a freeze before or after it only moves tracks from the open epoch into a closed one.
+   */
+  changedIn(point: string, run: TrackRun): TrackSet {
+    const asked = TrackSet.ofRun(run);
+    const place = this.#closed.findIndex((epoch) => epoch.point === point);
+    if (place < 0) return asked;
+    const changed = this.#open.tracksIn(run);
+    for (let index = place + 1; index < this.#closed.length; index += 1) {
+      const epoch = this.#closed[index];
+      // Nothing can be added to all of it.
+      if (epoch === undefined || changed.size === run.count) break;
+      changed.addAll(epoch.tracks.intersection(asked));
+    }
+    return changed;
+  }
 }

@@ -183,6 +183,16 @@ export class Volume implements BlockDevice {
     return this.#epochs.changedSince(point);
   }
 
+  /** The part of `changedSince` that lies in the run, at the cost of the run. The run lies in the volume. */
+  changedIn(point: string, run: TrackRun): TrackSet {
+    return this.#epochs.changedIn(point, run);
+  }
+
+  /** Who keeps a point of this volume as what was last backed up. */
+  consumers(): readonly Consumer[] {
+    return this.#state.consumers();
+  }
+
   status(): VolumeStatus {
     return {
       ...this.identity,
