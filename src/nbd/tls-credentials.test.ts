@@ -15,7 +15,7 @@ import {
 import { tmpdir, userInfo } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { ManualClock } from '../base/clock.ts';
+import { ManualClock } from '../base/index.ts';
 import { TestAuthority, writeKeyFile } from './test-certificates.ts';
 import { loadTlsClientCredentials, loadTlsServerCredentials } from './tls-credentials.ts';
 
