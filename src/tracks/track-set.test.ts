@@ -77,6 +77,21 @@ t.test('property: what of a run is in the bits', async (t) => {
   fc.assert(property, { numRuns: 100 });
 });
 
+t.test('runs that begin and end anywhere in a word and at the end of a chunk', async (t) => {
+  const all = Array.from({ length: 140 }, (_, index) => 65_440 + index);
+  const marked = all.filter((track) => track % 3 !== 0);
+  const bits = TrackBits.from(TrackSet.of(marked), TRACK_COUNT);
+  const wrong: string[] = [];
+  for (let first = 65_450; first < 65_500; first += 1) {
+    for (let count = 1; count <= 70; count += 1) {
+      const wanted = marked.filter((track) => track >= first && track < first + count);
+      const found = bits.tracksIn({ first, count }).toArray();
+      if (found.join() !== wanted.join()) wrong.push(`${first}+${count}`);
+    }
+  }
+  t.same(wrong, []);
+});
+
 t.test('property: adding bits to bits is the union', async (t) => {
   const property = fc.property(tracks, tracks, (left, right) => {
     const bits = TrackBits.from(TrackSet.of(left), TRACK_COUNT);
