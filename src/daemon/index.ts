@@ -22,4 +22,4 @@ export {
   errorCode,
   RemoteError,
 } from './errors.ts';
-export { type FurtherListener, Serving, type ServingOptions } from './serving.ts';
+export { type FurtherListener, Serving, type ServingOptions, type ServingTls } from './serving.ts';

@@ -4,6 +4,9 @@
  *     <volume>/nbd.sock, <volume>/control.sock      of each volume, that volume alone
  *     further listeners                             all volumes, or those they are restricted to
  *
+ * With TLS, further listeners require it or offer it, as is asked for. The volumes' own sockets only offer it:
+ * the kernel's driver, which cannot do TLS, must get in somewhere, and only their owner can connect to them.
+ *
  * One `NbdServer` has all listeners, so that the order of changes holds between them: a client that loses its
  * connection on one and comes back on another must not meet its own stale writes.
  *
@@ -19,10 +22,12 @@ import { type Clock, LIMITS } from '../base/index.ts';
 import {
   type Export,
   formatNbdUri,
+  loadTlsServerCredentials,
+  type NbdAddress,
+  type NbdListenerTls,
   type NbdListenPlace,
   type NbdLog,
   NbdServer,
-  type NbdTransport,
 } from '../nbd/index.ts';
 import { readVolumeIdentity } from '../volume/index.ts';
 import { findChangedContext, listChangedContexts } from './changed-contexts.ts';
@@ -43,10 +48,21 @@ export interface FurtherListener {
   readonly exports?: readonly string[] | undefined;
 }
 
+export interface ServingTls {
+  /** Where certificates and keys are, absolute; see `nbd/README.md`. */
+  readonly directory: string;
+  /** What further listeners say to clients that do not ask for TLS. */
+  readonly policy: NbdListenerTls['policy'];
+  /** Whether clients without a pre-shared key must show a certificate. */
+  readonly verifyPeer: boolean;
+}
+
 export interface ServingOptions {
   /** Directories of volumes, absolute, at least one. */
   readonly volumes: readonly string[];
   readonly listeners: readonly FurtherListener[];
+  /** Without it nothing is encrypted. */
+  readonly tls?: ServingTls | undefined;
   readonly readOnly: boolean;
   readonly clock: Clock;
   readonly workerPath: string;
@@ -71,18 +87,19 @@ export class Serving {
   /**
    * Opens the volumes and lets clients in.
    *
-   * @throws {DaemonError} duplicate-name, unknown-export, cannot-listen; {NbdServerError} listen-failed,
-   *   descriptor-unusable; {VolumeError} in-use, not-a-volume and others. On failure everything that was
-   *   opened is closed again.
+   * @throws {DaemonError} duplicate-name, unknown-export, cannot-listen; {NbdTlsError} where the files of TLS
+   *   cannot be used; {NbdServerError} listen-failed, descriptor-unusable; {VolumeError} in-use, not-a-volume
+   *   and others. On failure everything that was opened is closed again.
    */
   static async start(options: ServingOptions): Promise<Serving> {
     const names = await distinctNames(options.volumes);
     assertKnownExports(options.listeners, names);
+    const tls = await loadTls(options);
     const serving = new Serving(options);
     try {
       await serving.#openVolumes();
-      await serving.#listenDefaults();
-      await serving.#listenFurther();
+      await serving.#listenDefaults(tls && { ...tls, policy: 'optional' });
+      await serving.#listenFurther(tls);
       await serving.#answerControl();
     } catch (error) {
       await serving.stop();
@@ -122,27 +139,31 @@ export class Serving {
     }
   }
 
-  async #listenDefaults(): Promise<void> {
+  async #listenDefaults(tls: NbdListenerTls | undefined): Promise<void> {
     for (const { volume } of this.#hosts) {
       const { directory, name } = volume.identity;
       const path = join(directory, NBD_SOCKET_NAME);
       await removeStaleSocket(path);
-      await this.#listen({ place: { kind: 'unix', path }, exports: [name] });
+      await this.#listen({ place: { kind: 'unix', path }, exports: [name] }, tls);
     }
   }
 
-  async #listenFurther(): Promise<void> {
+  async #listenFurther(tls: NbdListenerTls | undefined): Promise<void> {
     for (const listener of this.#options.listeners) {
       if (listener.place.kind === 'unix') await removeDeadSocket(listener.place.path);
-      await this.#listen(listener);
+      await this.#listen(listener, tls);
     }
   }
 
-  async #listen({ place, exports }: FurtherListener): Promise<void> {
-    const options = exports === undefined ? {} : { exports: new Set(exports) };
+  async #listen({ place, exports }: FurtherListener, tls: NbdListenerTls | undefined): Promise<void> {
+    const options = {
+      ...(exports === undefined ? {} : { exports: new Set(exports) }),
+      ...(tls === undefined ? {} : { tls }),
+    };
     const transport = await this.#server.listen(await this.#addressOf(place), options);
     // People are told the path they gave, not its short form.
-    this.#announce(place.kind === 'unix' ? place : transport, exports);
+    const reached = { transport: place.kind === 'unix' ? place : transport };
+    this.#announce(tls?.policy === 'required' ? { ...reached, tls: {} } : reached, exports);
   }
 
   async #addressOf(place: NbdListenPlace): Promise<NbdListenPlace> {
@@ -152,10 +173,10 @@ export class Serving {
     return { kind: 'unix', path: socketPath.address };
   }
 
-  #announce(transport: NbdTransport, exports: readonly string[] | undefined): void {
+  #announce(reached: Omit<NbdAddress, 'exportName'>, exports: readonly string[] | undefined): void {
     const names = this.#hosts.map((host) => host.volume.identity.name);
     for (const exportName of names.filter((name) => exports?.includes(name) ?? true))
-      this.#uris.push(formatNbdUri({ transport, exportName }));
+      this.#uris.push(formatNbdUri({ ...reached, exportName }));
   }
 
   async #answerControl(): Promise<void> {
@@ -186,6 +207,14 @@ function exportOf({ volume }: VolumeHost, readOnly: boolean): Export {
     },
     findContext: (name) => findChangedContext(volume, name),
   };
+}
+
+async function loadTls({ tls, warn, clock }: ServingOptions): Promise<NbdListenerTls | undefined> {
+  if (tls === undefined) return undefined;
+  const { directory, policy, verifyPeer } = tls;
+  const credentials = await loadTlsServerCredentials(directory, { verifyPeer, clock });
+  for (const warning of credentials.warnings) warn(warning);
+  return { policy, credentials };
 }
 
 /** The names of the exports. Clients tell them apart by name alone. */

@@ -341,6 +341,8 @@ for (const maxVersion of ['TLSv1.2', 'TLSv1.3'] as const) {
       }),
     );
     await device.whenHeld(1);
+    // Several turns of the server's loop: it has seen the end by then.
+    await connected(t, `nbds+unix:///disk?socket=${path}&${withCertificate}`);
     device.finishNext();
     await once(socket, 'end');
     const reply = Buffer.concat(heard).subarray(-(16 + 512));
