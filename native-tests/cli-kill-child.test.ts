@@ -6,23 +6,15 @@
  * progress and a little later; its pid is found among the server's children in /proc.
  */
 import { randomBytes } from 'node:crypto';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync } from 'node:fs';
 import t from 'tap';
 import { NbdClient } from '../src/nbd/index.ts';
-import { must, mustCowbell, startCowbell } from './support/process.ts';
+import { childrenOf, must, mustCowbell, startCowbell } from './support/process.ts';
 import { backUp, serveVolume, statusOf, visibleSets } from './support/served.ts';
 import { requireTools } from './support/tools.ts';
 
 const MIB = 1_048_576;
 const SIZE_MIB = 128;
-
-/** The children of a process. */
-function childrenOf(parent: number | undefined): readonly number[] {
-  const tasks = readdirSync(`/proc/${parent}/task`);
-  return tasks.flatMap((task) =>
-    readFileSync(`/proc/${parent}/task/${task}/children`, 'utf8').split(' ').filter(Boolean).map(Number),
-  );
-}
 
 t.test('the child of an online backup is killed', async (t) => {
   if (!requireTools(t, ['nbdcopy'])) return;

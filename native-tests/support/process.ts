@@ -11,7 +11,7 @@
  * the process id.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { createServer, Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -217,6 +217,14 @@ export async function mustCowbell(args: readonly string[], options: ProcessOptio
 /** Starts `cowbell` and leaves it running, as for `serve`. */
 export function startCowbell(args: readonly string[], options: ProcessOptions = {}): Running {
   return new Running('env', [...COWBELL, ...args], options);
+}
+
+/** The ids of a process's children. */
+export function childrenOf(parent: number | undefined): readonly number[] {
+  const tasks = readdirSync(`/proc/${parent}/task`);
+  return tasks.flatMap((task) =>
+    readFileSync(`/proc/${parent}/task/${task}/children`, 'utf8').split(' ').filter(Boolean).map(Number),
+  );
 }
 
 /** A TCP port of the loopback interface that nobody listens on now. */
