@@ -27,8 +27,10 @@ const PACKAGES: Readonly<Record<string, string>> = {
   nbdfuse: 'libnbd-bin',
   nbdinfo: 'libnbd-bin',
   nbdkit: 'nbdkit',
+  openssl: 'openssl',
   'qemu-img': 'qemu-utils',
   'qemu-io': 'qemu-utils',
+  'qemu-nbd': 'qemu-utils',
   'qemu-system-x86_64': 'qemu-system-x86',
   xfs_repair: 'xfsprogs',
 };
