@@ -6,11 +6,8 @@
  * found as JSON.
  */
 import t from 'tap';
-import { must, run } from './support/process.ts';
+import { requirePython, runPython } from './support/python.ts';
 import { serveVolume } from './support/served.ts';
-import { type Skippable, skipOrFail } from './support/tools.ts';
-
-const PYTHON = '/usr/bin/python3'; // Debian's own, for which python3-libnbd is made
 
 const PIPELINE = `
 import json, nbd, sys
@@ -99,27 +96,16 @@ print(json.dumps({'readOnly': h.is_read_only(), 'write': refusal(h.pwrite, b'b' 
                   'flush': refusal(h.flush), 'content': h.pread(512, 0) == bytes(512)}))
 `;
 
-async function hasPython(test: Skippable): Promise<boolean> {
-  const found = await run(PYTHON, ['-c', 'import nbd']).catch(() => undefined);
-  if (found?.status === 0) return true;
-  skipOrFail(test, 'missing libnbd for Python (Debian package python3-libnbd)');
-  return false;
-}
-
-async function play(script: string, uri: string): Promise<unknown> {
-  return JSON.parse(await must(PYTHON, ['-c', script, uri]));
-}
-
 t.test('hundreds of commands in flight', async (t) => {
-  if (!(await hasPython(t))) return;
+  if (!(await requirePython(t))) return;
   const { uri } = await serveVolume(t, { size: '16M' });
-  t.same(await play(PIPELINE, uri), { finished: 512 + 1 + 512, together: true, wrong: [], errors: [] });
+  t.same(await runPython(PIPELINE, uri), { finished: 512 + 1 + 512, together: true, wrong: [], errors: [] });
 });
 
 t.test('FUA, parts, and refusals that leave the connection in use', async (t) => {
-  if (!(await hasPython(t))) return;
+  if (!(await requirePython(t))) return;
   const { uri } = await serveVolume(t, { size: '64M' });
-  t.same(await play(PARTS, uri), {
+  t.same(await runPython(PARTS, uri), {
     equal: true,
     last: true,
     refused: {
@@ -136,9 +122,9 @@ t.test('FUA, parts, and refusals that leave the connection in use', async (t) =>
 });
 
 t.test('a read-only export refuses every change', async (t) => {
-  if (!(await hasPython(t))) return;
+  if (!(await requirePython(t))) return;
   const { uri } = await serveVolume(t, { size: '1M', serve: ['--read-only'] });
-  t.same(await play(READ_ONLY, uri), {
+  t.same(await runPython(READ_ONLY, uri), {
     readOnly: true,
     write: 'EPERM',
     trim: 'EPERM',

@@ -6,11 +6,8 @@
  * found as JSON.
  */
 import t from 'tap';
-import { must, run } from './support/process.ts';
+import { requirePython, runPython } from './support/python.ts';
 import { serveVolume } from './support/served.ts';
-import { skipOrFail } from './support/tools.ts';
-
-const PYTHON = '/usr/bin/python3'; // Debian's own, for which python3-libnbd is made
 
 const SCRIPT = `
 import errno, json, nbd, sys
@@ -63,15 +60,11 @@ print(json.dumps({
 `;
 
 t.test('structured reads, block status, fast zeroes and cache hints', async (t) => {
-  const found = await run(PYTHON, ['-c', 'import nbd']).catch(() => undefined);
-  if (found?.status !== 0) {
-    skipOrFail(t, 'missing libnbd for Python (Debian package python3-libnbd)');
-    return;
-  }
+  if (!(await requirePython(t))) return;
   const { uri } = await serveVolume(t, { size: '16M' });
   const MIB = 1_048_576;
   const changed = 'cowbell:changed-since:00';
-  t.same(JSON.parse(await must(PYTHON, ['-c', SCRIPT, uri])), {
+  t.same(await runPython(SCRIPT, uri), {
     structured: true,
     offers: [true, true, true],
     contexts: [true, true, false],
