@@ -63,6 +63,8 @@ export const LIMITS = {
   nbdConnectionCountMax: 256,
   /** Requests of one connection that run at once; beyond it the socket is not read. */
   nbdInFlightCountMax: 256,
+  /** What the connections of one server share out evenly for requests and replies not taken yet. */
+  nbdMemoryBytesMax: 256 * MIB,
   /** Payload bytes of one connection's running requests; beyond it the socket is not read. */
   nbdInFlightBytesMax: 64 * MIB,
   /** Payload bytes of one connection's writes that wait for a backup (promise 8), counted apart. */
@@ -71,6 +73,12 @@ export const LIMITS = {
   nbdWaitingCountMax: 16_384,
   /** Reply bytes a slow client has not taken yet; beyond it its requests are not read. */
   nbdReplyBytesMax: 16 * MIB,
+  /** Large buffers that the process keeps for later requests. */
+  nbdIdleBufferBytesMax: 64 * MIB,
+  /** What a Unix socket may hold of replies, in the kernel: two of 1 MiB. */
+  nbdSendBufferBytes: 2 * MIB,
+  /** What one read of a socket takes at most: a batch of small requests, or a small write and its bytes. */
+  nbdInputBytesMax: 256 * KIB,
   /** Metadata contexts of one connection, and queries of one option; each is asked in every block status. */
   nbdMetaContextCountMax: 64,
   /** Extents in the answer of one context; the protocol's text allows 2^20, which would be 16 MiB. */

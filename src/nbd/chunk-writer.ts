@@ -11,6 +11,7 @@
  */
 
 import { assert } from '../base/index.ts';
+import type { BufferPool } from './buffer-pool.ts';
 import { type ReplyAddress, SIMPLE_REPLY_BYTES, writeSimpleReply } from './codec.ts';
 import {
   CHUNK,
@@ -36,14 +37,14 @@ const NOTHING_MORE = { flags: CHUNK_DONE, type: CHUNK.none } as const;
 const ALL_DATA = { flags: CHUNK_DONE, type: CHUNK.offsetData } as const;
 
 /** The writer of a mode. */
-export function createReplyWriter(mode: ReplyMode): ReplyWriter {
+export function createReplyWriter(mode: ReplyMode, buffers: BufferPool): ReplyWriter {
   switch (mode) {
     case 'simple':
-      return new SimpleReplyWriter();
+      return new SimpleReplyWriter(buffers);
     case 'structured':
-      return new StructuredReplyWriter();
+      return new StructuredReplyWriter(buffers);
     case 'extended':
-      return new ExtendedReplyWriter();
+      return new ExtendedReplyWriter(buffers);
   }
 }
 
@@ -51,8 +52,8 @@ abstract class ChunkWriter extends SlabWriter {
   readonly #headerBytes: number;
   readonly #writeHeader: typeof writeStructuredChunk;
 
-  constructor(headerBytes: number, writeHeader: typeof writeStructuredChunk) {
-    super(headerBytes + DATA_OFFSET_BYTES);
+  constructor(headerBytes: number, writeHeader: typeof writeStructuredChunk, buffers: BufferPool) {
+    super(headerBytes + DATA_OFFSET_BYTES, buffers);
     this.#headerBytes = headerBytes;
     this.#writeHeader = writeHeader;
   }
@@ -87,8 +88,8 @@ abstract class ChunkWriter extends SlabWriter {
 class StructuredReplyWriter extends ChunkWriter {
   readonly mode = 'structured';
 
-  constructor() {
-    super(STRUCTURED_CHUNK_BYTES, writeStructuredChunk);
+  constructor(buffers: BufferPool) {
+    super(STRUCTURED_CHUNK_BYTES, writeStructuredChunk, buffers);
   }
 
   done(to: ReplyAddress): void {
@@ -100,8 +101,8 @@ class StructuredReplyWriter extends ChunkWriter {
 class ExtendedReplyWriter extends ChunkWriter {
   readonly mode = 'extended';
 
-  constructor() {
-    super(EXTENDED_CHUNK_BYTES, writeExtendedChunk);
+  constructor(buffers: BufferPool) {
+    super(EXTENDED_CHUNK_BYTES, writeExtendedChunk, buffers);
   }
 
   done(to: ReplyAddress): void {

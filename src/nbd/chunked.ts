@@ -21,7 +21,8 @@ import {
   type ReplyMode,
 } from './codec-chunks.ts';
 import type { NbdLimits } from './limits.ts';
-import { type SelectedContext, statusOf } from './meta-context.ts';
+import { statusOf } from './meta-context.ts';
+import type { Operation } from './operation.ts';
 import type { ReplyChunk } from './reply-writer.ts';
 
 export interface Range {
@@ -60,29 +61,26 @@ export function heldBytesOf(
 }
 
 /** How many extents a block status with these flags may answer. */
-export function extentCountMaxOf(flags: number, limits: NbdLimits): number {
+function extentCountMaxOf(flags: number, limits: NbdLimits): number {
   return (flags & COMMAND_FLAG.requestOne) === 0 ? limits.extentCountMax : 1;
 }
 
-/** NBD_CMD_BLOCK_STATUS: one chunk for each context. */
+/** NBD_CMD_BLOCK_STATUS: one chunk for each context the operation asks, left in the operation. */
 export async function readStatus(
   device: BlockDevice,
-  range: Range,
-  options: {
-    readonly contexts: readonly SelectedContext[];
-    readonly countMax: number;
-    readonly mode: ReplyMode;
-  },
-): Promise<readonly ReplyChunk[]> {
-  const isExtended = options.mode === 'extended';
+  operation: Operation,
+  limits: NbdLimits,
+  mode: ReplyMode,
+): Promise<void> {
+  const isExtended = mode === 'extended';
   const bounds = {
-    offsetBytes: range.offsetBytes,
-    lengthBytes: range.lengthBytes,
-    countMax: options.countMax,
+    offsetBytes: operation.offsetBytes,
+    lengthBytes: operation.lengthBytes,
+    countMax: extentCountMaxOf(operation.flags, limits),
     blockSizeBytes: device.blockSizeBytes,
   };
-  return allFinished(
-    options.contexts.map(async ({ id, context }) => {
+  operation.chunks = await allFinished(
+    operation.contexts.map(async ({ id, context }) => {
       const status = { contextId: id, extents: await statusOf(context, bounds) };
       return isExtended
         ? { type: CHUNK.blockStatusExtended, parts: [encodeExtendedBlockStatus(status)] }

@@ -6,8 +6,8 @@
  * This is the only module that touches the sockets of the server. It turns their events into calls of the
  * machines and their decisions into calls of the socket: read, pause, send, close.
  *
- * Input is taken from 'data' events: Node allocates a buffer per read, and the machines own the chunks they
- * are given. A faster way of reading can replace `#listen` without touching anything else.
+ * The socket is read into one buffer, again and again, and into a large write's own buffer where its bytes are
+ * what comes next; a buffer that requests still use after their turn is left to them and replaced.
  *
  * **Closing.** After the last reply our side is ended and the client may take its time to read it; once the
  * server itself wants to close, `closeMsMax` bounds that. The socket allows half-open connections, so a
@@ -15,12 +15,20 @@
  */
 
 import type { Socket } from 'node:net';
-import { type AssertionError, assert } from '../base/index.ts';
+import { type AssertionError, assert, KIB, LIMITS } from '../base/index.ts';
+import type { MemoryShare } from './admission.ts';
+import { sharedBuffers } from './buffer-pool.ts';
 import { type HandshakeView, type Negotiated, ServerHandshake } from './handshake.ts';
 import type { NbdLimits } from './limits.ts';
 import type { NbdLog } from './log.ts';
+import { readInto, type SocketReader } from './socket-input.ts';
 import { acceptTls, type NbdListenerTls } from './tls-server.ts';
 import { Transmission, type TransmissionPort, type TransmissionTarget } from './transmission.ts';
+
+/** A payload's rest that is at least this long is read into its place; a shorter one is copied there. */
+const DIRECT_BYTES_MIN = 32 * KIB;
+/** What is read behind a large payload. */
+const SHORT_INPUT_BYTES = 4 * KIB;
 
 /** What a connection needs of its server. */
 export interface ConnectionHost {
@@ -29,12 +37,14 @@ export interface ConnectionHost {
   readonly log: NbdLog;
   /** How the listener does TLS; undefined where it does none. */
   readonly tls: NbdListenerTls | undefined;
+  /** What this connection may hold, beside the others of its server. */
+  readonly memory: MemoryShare;
   programmerError(error: AssertionError): void;
   /** The export to serve; undefined where it was removed since it was offered. */
   target(exportName: string): TransmissionTarget | undefined;
 }
 
-export class ServerConnection implements TransmissionPort {
+export class ServerConnection implements TransmissionPort, SocketReader {
   readonly peer: string;
   readonly #host: ConnectionHost;
   /** The accepted one, until TLS takes its place. */
@@ -45,13 +55,18 @@ export class ServerConnection implements TransmissionPort {
   #timer: NodeJS.Timeout | undefined;
   #isClosing = false;
   readonly #closed: Promise<void>;
+  /** What the socket is read into. */
+  #input: Buffer | undefined;
+  /** The last read went, or the next one goes, straight into a write's payload. */
+  #readsPayload = false;
 
   /** Starts at once: sends the greeting and reads. The socket is the connection's from now on. */
-  constructor(socket: Socket, peer: string, host: ConnectionHost) {
-    this.#socket = socket;
+  constructor(accepted: Socket, peer: string, host: ConnectionHost) {
     this.peer = peer;
     this.#host = host;
     this.#handshake = new ServerHandshake(host.view, host.limits, host.tls?.policy);
+    const socket = readInto(accepted, this) ?? accepted;
+    this.#socket = socket;
     this.#closed = new Promise((resolve) => socket.once('close', () => resolve()));
     this.#listen();
     this.#destroyAfter(host.limits.handshakeMsMax, 'The handshake took too long');
@@ -90,10 +105,19 @@ export class ServerConnection implements TransmissionPort {
     const last = buffers.length - 1;
     if (last > 0) socket.cork();
     for (const [index, buffer] of buffers.entries()) {
-      if (index === last) socket.write(buffer, () => this.#transmission?.outputDrained());
+      if (index === last) socket.write(buffer, (error) => this.#sent(buffers, error));
       else socket.write(buffer);
     }
     if (last > 0) socket.uncork();
+  }
+
+  #sent(buffers: readonly Buffer[], error: Error | null | undefined): void {
+    for (const buffer of buffers) {
+      // Of a socket that broke it is not said what it still holds.
+      if (error === null || error === undefined) sharedBuffers.release(buffer);
+      else sharedBuffers.forget(buffer);
+    }
+    this.#transmission?.outputDrained();
   }
 
   unsentBytes(): number {
@@ -136,9 +160,36 @@ export class ServerConnection implements TransmissionPort {
   }
 
   // -------------------------------------------------------------------------------------------------
+  // SocketReader
+
+  inputTarget(): Buffer {
+    const payload = this.#transmission?.payloadTarget;
+    if (payload !== undefined && payload.length >= DIRECT_BYTES_MIN) {
+      this.#readsPayload = true;
+      return payload;
+    }
+    this.#input ??= Buffer.allocUnsafeSlow(LIMITS.nbdInputBytesMax);
+    if (!this.#readsPayload) return this.#input;
+    // Another large write is likely: what is read beyond its header would have to be copied.
+    this.#readsPayload = false;
+    return this.#input.subarray(0, SHORT_INPUT_BYTES);
+  }
+
+  received(lengthBytes: number, target: Buffer): boolean {
+    if (this.#readsPayload) {
+      this.#transmission?.receivedInPlace(lengthBytes);
+    } else {
+      this.#receive(target.subarray(0, lengthBytes));
+      if (this.#transmission?.keepsInput === true) this.#input = undefined;
+    }
+    return this.#transmission?.isBlocked !== true;
+  }
+
+  // -------------------------------------------------------------------------------------------------
 
   #listen(): void {
     const socket = this.#socket;
+    // Only a socket that could not be made to read into our buffers, or TLS, has 'data' events.
     socket.on('data', this.#onData);
     socket.on('end', this.#onEnd);
     socket.on('error', (error) => this.log('info', 'The connection broke', error));
@@ -162,7 +213,8 @@ export class ServerConnection implements TransmissionPort {
   }
 
   #negotiate(chunk: Buffer): void {
-    const { output, decision } = this.#handshake.receive(chunk);
+    // The machine keeps what is not a whole message yet.
+    const { output, decision } = this.#handshake.receive(Buffer.from(chunk));
     if (output.length > 0) this.#socket.write(output);
     switch (decision.kind) {
       case 'continue':
@@ -204,7 +256,7 @@ export class ServerConnection implements TransmissionPort {
     const target = this.#host.target(negotiated.exportName);
     assert(target !== undefined, `Export ${negotiated.exportName} was offered and does not exist`);
     this.#exportName = negotiated.exportName;
-    this.#transmission = new Transmission(target, this.#host.limits, this, negotiated);
+    this.#transmission = new Transmission(target, this.#host.limits, this, negotiated, this.#host.memory);
     if (rest.length > 0) this.#receive(rest);
   }
 

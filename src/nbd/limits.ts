@@ -16,6 +16,7 @@ export interface NbdLimits {
   readonly connectionCountMax: number;
   readonly inFlightCountMax: number;
   readonly inFlightBytesMax: number;
+  readonly memoryBytesMax: number;
   readonly waitingBytesMax: number;
   readonly waitingCountMax: number;
   readonly replyBytesMax: number;
@@ -35,6 +36,7 @@ const DEFAULTS: NbdLimits = {
   connectionCountMax: LIMITS.nbdConnectionCountMax,
   inFlightCountMax: LIMITS.nbdInFlightCountMax,
   inFlightBytesMax: LIMITS.nbdInFlightBytesMax,
+  memoryBytesMax: LIMITS.nbdMemoryBytesMax,
   waitingBytesMax: LIMITS.nbdWaitingBytesMax,
   waitingCountMax: LIMITS.nbdWaitingCountMax,
   replyBytesMax: LIMITS.nbdReplyBytesMax,

@@ -5,13 +5,15 @@
  * straight into it, and committing writes the header in front. Nothing is copied, and one system call sends
  * all replies of a turn. A read that has to wait takes its piece of the slab with it and comes back with
  * `appendRead`; large reads get a buffer of their own. Slabs are never reused while a socket may still hold
- * them, they are left to the garbage collector.
+ * them, they are left to the garbage collector; buffers of large replies come from the pool, and whoever sends them
+ * gives them back.
  *
  * This module and `chunk-writer.ts` are the only ones that know the layout of replies: here are the slab and
  * simple replies (NBD proto.md § Simple reply message), there are structured and extended ones.
  */
 
 import { assert } from '../base/index.ts';
+import type { BufferPool } from './buffer-pool.ts';
 import { type ReplyAddress, SIMPLE_REPLY_BYTES, writeSimpleReply } from './codec.ts';
 import type { ReplyMode } from './codec-chunks.ts';
 
@@ -45,7 +47,7 @@ export interface ReplyWriter {
   appendRead(reply: Buffer, to: ReplyAddress): void;
   /** Queues a reply of several chunks, at least one. Their buffers are the writer's from now on. */
   appendChunks(chunks: readonly ReplyChunk[], to: ReplyAddress): void;
-  /** The buffers to send, in order; they belong to the taker. */
+  /** The buffers to send, in order; they belong to the taker, who gives them to the pool when they are sent. */
   take(): Buffer[];
   /** Forgets everything queued: nobody is there to read it. */
   discard(): void;
@@ -65,6 +67,7 @@ interface Reservation {
 export abstract class SlabWriter implements ReplyWriter {
   abstract readonly mode: ReplyMode;
   readonly #readPrefixBytes: number;
+  readonly #buffers: BufferPool;
   #segments: Buffer[] = [];
   #segmentsBytes = 0;
   #slab: Buffer = Buffer.alloc(0);
@@ -75,8 +78,9 @@ export abstract class SlabWriter implements ReplyWriter {
   #reserved: Reservation | undefined;
 
   /** @param readPrefixBytes what stands before a read's data. */
-  constructor(readPrefixBytes: number) {
+  constructor(readPrefixBytes: number, buffers: BufferPool) {
     this.#readPrefixBytes = readPrefixBytes;
+    this.#buffers = buffers;
   }
 
   abstract done(to: ReplyAddress): void;
@@ -93,7 +97,7 @@ export abstract class SlabWriter implements ReplyWriter {
     assert(this.#reserved === undefined, 'A read is reserved while another one is');
     const replyBytes = this.#readPrefixBytes + lengthBytes;
     if (replyBytes > SLAB_REPLY_BYTES_MAX) {
-      const buffer = Buffer.allocUnsafeSlow(replyBytes);
+      const buffer = this.#buffers.acquire(lengthBytes, this.#readPrefixBytes);
       this.#reserved = { buffer, startBytes: 0, endBytes: replyBytes };
       return buffer.subarray(this.#readPrefixBytes);
     }
@@ -111,7 +115,8 @@ export abstract class SlabWriter implements ReplyWriter {
   }
 
   abandonRead(): void {
-    this.#takeReservation();
+    const { buffer } = this.#takeReservation();
+    if (buffer !== this.#slab) this.#buffers.release(buffer);
   }
 
   detachRead(): Buffer {
@@ -137,7 +142,7 @@ export abstract class SlabWriter implements ReplyWriter {
   }
 
   discard(): void {
-    this.take();
+    for (const buffer of this.take()) this.#buffers.release(buffer);
   }
 
   /** Queues a buffer as it is. */
@@ -187,8 +192,8 @@ export abstract class SlabWriter implements ReplyWriter {
 export class SimpleReplyWriter extends SlabWriter {
   readonly mode = 'simple';
 
-  constructor() {
-    super(SIMPLE_REPLY_BYTES);
+  constructor(buffers: BufferPool) {
+    super(SIMPLE_REPLY_BYTES, buffers);
   }
 
   done(to: ReplyAddress): void {

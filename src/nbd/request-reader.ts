@@ -8,6 +8,7 @@
  * Source: NBD proto.md § Request message; of the branch `extension-ext-header` the same section.
  */
 
+import type { BufferPool } from './buffer-pool.ts';
 import { COMMAND, COMMAND_FLAG, decodeRequest, emptyRequest, REQUEST_BYTES, type Request } from './codec.ts';
 import { decodeExtendedRequest, EXTENDED_REQUEST_BYTES } from './codec-chunks.ts';
 
@@ -16,6 +17,7 @@ export class RequestReader {
   readonly request: Request = emptyRequest();
   /** What follows the current request's header and was not taken yet. */
   payloadBytes = 0;
+  readonly #buffers: BufferPool;
   readonly #isExtended: boolean;
   readonly #requestBytes: number;
   /** The chunk being read, and how far. */
@@ -27,7 +29,8 @@ export class RequestReader {
   #payload: Buffer | undefined;
   #payloadFilledBytes = 0;
 
-  constructor(isExtended: boolean) {
+  constructor(isExtended: boolean, buffers: BufferPool) {
+    this.#buffers = buffers;
     this.#isExtended = isExtended;
     this.#requestBytes = isExtended ? EXTENDED_REQUEST_BYTES : REQUEST_BYTES;
   }
@@ -51,9 +54,20 @@ export class RequestReader {
     this.#input = undefined;
   }
 
-  /** Forgets a payload that was being collected. */
+  /** Forgets a payload that was being collected. Its memory may still be where the socket reads to. */
   dropPayload(): void {
+    if (this.#payload !== undefined) this.#buffers.forget(this.#payload);
     this.#payload = undefined;
+  }
+
+  /** Where the rest of a payload belongs that is being collected: the socket may be read into it. */
+  get payloadRest(): Buffer | undefined {
+    return this.#payload?.subarray(this.#payloadFilledBytes);
+  }
+
+  /** The next `lengthBytes` of the rest were put in place. */
+  filledPayload(lengthBytes: number): void {
+    this.#payloadFilledBytes += lengthBytes;
   }
 
   /** @returns undefined where more bytes are needed, false where the stream is lost. */
@@ -85,14 +99,15 @@ export class RequestReader {
     return payload;
   }
 
-  /** A copy of the payload once all of it is there; the copy is the caller's. */
+  /** The payload once all of it is there, in a buffer of the pool that the caller gives back. */
   collectPayload(): Buffer | undefined {
-    if (this.#input === undefined) return undefined;
-    this.#payload ??= Buffer.allocUnsafeSlow(this.payloadBytes);
+    this.#payload ??= this.#buffers.acquire(this.payloadBytes);
     const payload = this.#payload;
-    const copied = this.#input.copy(payload, this.#payloadFilledBytes, this.#atBytes);
-    this.#atBytes += copied;
-    this.#payloadFilledBytes += copied;
+    if (this.#input !== undefined) {
+      const copied = this.#input.copy(payload, this.#payloadFilledBytes, this.#atBytes);
+      this.#atBytes += copied;
+      this.#payloadFilledBytes += copied;
+    }
     if (this.#payloadFilledBytes < payload.length) return undefined;
     this.#payload = undefined;
     this.#payloadFilledBytes = 0;

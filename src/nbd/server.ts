@@ -145,7 +145,7 @@ export class NbdServer {
   async listen(place: NbdListenPlace, options: ListenOptions = {}): Promise<NbdTransport> {
     this.#assertOpen();
     const host = this.#hostOf(options);
-    const listener = createServer({ allowHalfOpen: true, noDelay: true }, (socket) =>
+    const listener = createServer({ allowHalfOpen: true, noDelay: true, pauseOnConnect: true }, (socket) =>
       this.#accept(socket, host),
     );
     const transport = await startListening(listener, place);
@@ -187,8 +187,15 @@ export class NbdServer {
       const all = name === '' ? offered() : [];
       return all.length === 1 ? all[0] : undefined;
     };
+    const connections = this.#connections;
+    const { memoryBytesMax } = this.#limits;
     return {
       limits: this.#limits,
+      memory: {
+        get shareBytes() {
+          return Math.floor(memoryBytesMax / Math.max(1, connections.size));
+        },
+      },
       log: this.#log,
       view: {
         list: () => offered().map((served) => faceOf(served).offer),

@@ -8,10 +8,8 @@
  * place; nothing is allocated but a view of the bytes. Replies of all requests in a chunk, and of all
  * operations that finish in one loop turn, leave in one send.
  *
- * **Bounds (promise 9).** A request is admitted while the operations of this connection are within limits:
- * running requests and their bytes, waiting writes and their bytes (promise 8: writes that called
- * `onWaiting`, or that the fence holds, are counted apart, so that reads behind them go on), and replies the
- * client has not taken. Otherwise the transmission is blocked: it keeps the rest of the chunk, and the
+ * **Bounds (promise 9).** A request is admitted while the operations of this connection are within the limits
+ * that `admission.ts` keeps, and the client takes its replies. Otherwise the transmission is blocked: it keeps the rest of the chunk, and the
  * connection reads no more until `resumeInput`.
  *
  * **Refusals** never touch the device: unknown commands and flags, ranges outside of the export or not
@@ -30,8 +28,10 @@
 
 import { assert, AssertionError, type MaybePromise } from '../base/index.ts';
 import type { BlockDevice } from '../device/index.ts';
+import { Admission, type MemoryShare } from './admission.ts';
+import { type BufferPool, sharedBuffers } from './buffer-pool.ts';
 import { createReplyWriter } from './chunk-writer.ts';
-import { extentCountMaxOf, heldBytesOf, readSparse, readStatus, readThrough } from './chunked.ts';
+import { heldBytesOf, readSparse, readStatus, readThrough } from './chunked.ts';
 import { COMMAND, COMMAND_FLAG, NBD_ERROR } from './codec.ts';
 import { CHUNK, decodeStatusFilter } from './codec-chunks.ts';
 import { DeviceFailures } from './device-failures.ts';
@@ -81,8 +81,6 @@ const PLAIN_TERMS: TransmissionTerms = { replies: 'simple', contexts: [] };
 
 type State = 'header' | 'filter' | 'admission' | 'payload' | 'discard' | 'over';
 
-/** Writes that keep their input chunk in memory; further ones are copied, since a chunk may be large. */
-const PINNED_WRITE_COUNT_MAX = 16;
 /** How far beyond the limit a refused payload is still skipped, in multiples of it; then we hang up. */
 const DISCARD_FACTOR = 2;
 
@@ -94,8 +92,10 @@ export class Transmission implements OperationOwner {
   readonly #fence: Fence;
   readonly #resize: TransmissionTarget['resize'];
   readonly #limits: NbdLimits;
+  readonly #admission: Admission;
   readonly #replies: ReplyWriter;
   readonly #failures: DeviceFailures;
+  readonly #buffers: BufferPool;
 
   fencedCount = 0;
   isGone = false;
@@ -113,11 +113,9 @@ export class Transmission implements OperationOwner {
   /** What the request whose payload is being skipped is answered. */
   #discardFailure: Failure | undefined;
 
-  #runningCount = 0;
-  #runningBytes = 0;
-  #waitingCount = 0;
-  #waitingBytes = 0;
+  /** Writes that use bytes of their input chunk after its turn. */
   #pinnedCount = 0;
+  #keepsInput = false;
   /** Operations whose call returned a promise or that are held. */
   readonly #operations = new Set<Operation>();
   #spare: Operation | undefined;
@@ -128,6 +126,8 @@ export class Transmission implements OperationOwner {
     limits: NbdLimits,
     port: TransmissionPort,
     terms: TransmissionTerms = PLAIN_TERMS,
+    memory?: MemoryShare,
+    buffers: BufferPool = sharedBuffers,
   ) {
     const { device, readOnly, fastZeroes } = target;
     const { replies: mode, contexts } = terms;
@@ -145,11 +145,13 @@ export class Transmission implements OperationOwner {
       }),
     };
     this.#contexts = contexts;
-    this.#reader = new RequestReader(mode === 'extended');
-    this.#replies = createReplyWriter(mode);
+    this.#reader = new RequestReader(mode === 'extended', buffers);
+    this.#replies = createReplyWriter(mode, buffers);
+    this.#buffers = buffers;
     this.#fence = target.fence;
     this.#resize = target.resize;
     this.#limits = limits;
+    this.#admission = new Admission(limits, memory);
     this.#port = port;
     this.#failures = new DeviceFailures((level, message, error) => port.log(level, message, error));
   }
@@ -170,13 +172,34 @@ export class Transmission implements OperationOwner {
   }
 
   /**
-   * Takes a chunk of the client's stream. The chunk is the transmission's from now on: a write may keep it
-   * until it has finished. Must not be called while blocked.
+   * Takes a chunk of the client's stream. Must not be called while blocked.
+   *
+   * The chunk may be used again for other bytes after this call, unless `keepsInput` says otherwise.
    */
   receive(chunk: Buffer): void {
+    this.#keepsInput = false;
     if (this.#state === 'over') return;
     assert(!this.#reader.hasInput, 'Input arrived while the transmission is blocked');
     this.#reader.give(chunk);
+    this.#pump();
+  }
+
+  /** The last chunk is still in use: by a write that goes on, or by requests that wait for their turn. */
+  get keepsInput(): boolean {
+    return this.#keepsInput || this.#reader.hasInput;
+  }
+
+  /**
+   * Where the next bytes of the stream belong, where they are the rest of a large payload; `receivedInPlace`
+   * follows instead of `receive` once some of them are there. Not to be asked for while blocked.
+   */
+  get payloadTarget(): Buffer | undefined {
+    return this.#state === 'payload' ? this.#reader.payloadRest : undefined;
+  }
+
+  /** The first `lengthBytes` of `payloadTarget` have arrived. */
+  receivedInPlace(lengthBytes: number): void {
+    this.#reader.filledPayload(lengthBytes);
     this.#pump();
   }
 
@@ -219,20 +242,14 @@ export class Transmission implements OperationOwner {
   operationWaits(operation: Operation): void {
     if (operation.isWaiting) return;
     operation.isWaiting = true;
-    this.#runningCount -= 1;
-    this.#runningBytes -= operation.payloadBytes;
-    this.#waitingCount += 1;
-    this.#waitingBytes += operation.payloadBytes;
+    this.#admission.suspend(operation.payloadBytes);
     if (this.#isBlocked) this.#scheduleTurn();
   }
 
   operationResumes(operation: Operation): void {
     if (!operation.isWaiting) return;
     operation.isWaiting = false;
-    this.#runningCount += 1;
-    this.#runningBytes += operation.payloadBytes;
-    this.#waitingCount -= 1;
-    this.#waitingBytes -= operation.payloadBytes;
+    this.#admission.resume(operation.payloadBytes);
     if (this.#isBlocked) this.#scheduleTurn();
   }
 
@@ -322,6 +339,7 @@ export class Transmission implements OperationOwner {
     const payload = this.#reader.collectPayload();
     if (payload === undefined) return false;
     const filter = decodeStatusFilter(payload);
+    this.#buffers.release(payload);
     const ids = new Set(filter?.contextIds);
     const asked = this.#contexts.filter(({ id }) => ids.has(id));
     if (filter === undefined || asked.length !== filter.contextIds.length) {
@@ -367,8 +385,7 @@ export class Transmission implements OperationOwner {
     const { blockSizeBytes } = this.#device;
     const heldBytes = heldBytesOf(this.#reader.request, blockSizeBytes, this.#asked.length, this.#limits);
     if (!this.#hasRoomFor(heldBytes)) return this.#block();
-    this.#runningCount += 1;
-    this.#runningBytes += heldBytes;
+    this.#admission.begin(heldBytes);
     if (this.#reader.request.type === COMMAND.write) {
       this.#state = 'payload';
       return true;
@@ -378,15 +395,12 @@ export class Transmission implements OperationOwner {
     return true;
   }
 
-  #hasRoomFor(payloadBytes: number): boolean {
-    const limits = this.#limits;
-    const fits = this.#runningBytes + payloadBytes <= limits.inFlightBytesMax || this.#runningCount === 0;
-    return (
-      fits &&
-      this.#runningCount < limits.inFlightCountMax &&
-      this.#waitingBytes < limits.waitingBytesMax &&
-      this.#waitingCount < limits.waitingCountMax
-    );
+  /** Whether one more request may begin; replies collected so far are sent first where it matters. */
+  #hasRoomFor(heldBytes: number): boolean {
+    const replyBytes = this.#replies.queuedBytes + this.#port.unsentBytes();
+    if (this.#admission.hasRoomFor(heldBytes, replyBytes)) return true;
+    this.#sendReplies();
+    return this.#admission.hasRoomFor(heldBytes, this.#port.unsentBytes());
   }
 
   /** Whether the client takes its replies; those collected so far are sent first where it matters. */
@@ -399,8 +413,8 @@ export class Transmission implements OperationOwner {
 
   /** A write's bytes go to the device when all are there: a stalled client then holds nothing. */
   #readPayload(): boolean {
-    const inPlace =
-      this.#pinnedCount < PINNED_WRITE_COUNT_MAX ? this.#reader.takePayloadInPlace() : undefined;
+    // A write that goes on keeps its whole chunk in memory: the next ones then take a copy of their bytes.
+    const inPlace = this.#pinnedCount === 0 ? this.#reader.takePayloadInPlace() : undefined;
     const source = inPlace ?? this.#reader.collectPayload();
     if (source === undefined) return false;
     this.#submitWrite(source, inPlace !== undefined);
@@ -467,7 +481,9 @@ export class Transmission implements OperationOwner {
     operation.isUsedUp = true;
     if (this.#operations.has(operation)) return;
     this.#operations.add(operation);
-    if (operation.pinsInput) this.#pinnedCount += 1;
+    if (!operation.pinsInput) return;
+    this.#pinnedCount += 1;
+    this.#keepsInput = true;
   }
 
   #run(operation: Operation): void {
@@ -529,7 +545,7 @@ export class Transmission implements OperationOwner {
       case COMMAND.cache:
         return readThrough(this.#device, operation, this.#limits.cacheBytesMax);
       case COMMAND.blockStatus:
-        return this.#readStatus(operation);
+        return readStatus(this.#device, operation, this.#limits, this.#replies.mode);
       case COMMAND.resize:
         return this.#resize?.(offsetBytes);
       default:
@@ -539,21 +555,13 @@ export class Transmission implements OperationOwner {
     }
   }
 
-  async #readStatus(operation: Operation): Promise<void> {
-    operation.chunks = await readStatus(this.#device, operation, {
-      contexts: operation.contexts,
-      countMax: extentCountMaxOf(operation.flags, this.#limits),
-      mode: this.#replies.mode,
-    });
-  }
-
   /** Ends an operation: counts, fence, reply. */
   #settle(operation: Operation, failure: Failure | undefined): void {
     assert(!operation.isSettled, 'An operation finished twice');
     operation.isSettled = true;
     this.operationResumes(operation);
-    this.#runningCount -= 1;
-    this.#runningBytes -= operation.payloadBytes;
+    this.#admission.end(operation.payloadBytes);
+    if (operation.source !== undefined && !operation.pinsInput) this.#buffers.release(operation.source);
     operation.source = undefined;
     this.#reply(operation, failure);
     if (this.#operations.delete(operation) && operation.pinsInput) this.#pinnedCount -= 1;
@@ -569,11 +577,14 @@ export class Transmission implements OperationOwner {
     operation.chunks = undefined;
     if (this.#isFinished) {
       // Nobody is there to read it; a read that was committed into the slab is forgotten too.
+      if (reply !== undefined) this.#buffers.release(reply);
       this.#replies.discard();
       return;
     }
-    if (failure !== undefined) this.#replies.failed(failure, operation);
-    else if (chunks !== undefined) this.#replies.appendChunks(chunks, operation);
+    if (failure !== undefined) {
+      if (reply !== undefined) this.#buffers.release(reply);
+      this.#replies.failed(failure, operation);
+    } else if (chunks !== undefined) this.#replies.appendChunks(chunks, operation);
     else if (operation.command !== COMMAND.read) this.#replies.done(operation);
     else if (reply !== undefined) this.#replies.appendRead(reply, operation);
   }
