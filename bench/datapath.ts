@@ -53,6 +53,7 @@ async function measure(
   connections: number,
   seconds: number,
 ): Promise<Measured> {
+  await warm(peer);
   const cpuBefore = cpuSeconds(peer);
   const output = await must('fio', [
     '--name=bench',
@@ -73,6 +74,24 @@ async function measure(
   return {
     bytesPerSecond: bytes / seconds,
     cpuSecondsPerGib: (cpuSeconds(peer) - cpuBefore) / (bytes / 1024 ** 3),
+  };
+}
+
+/** Brings what a peer serves into the page cache: a machine may have taken it away since its last turn. */
+async function warm(peer: Peer): Promise<void> {
+  await must('dd', [`if=${peer.file}`, 'of=/dev/null', 'bs=1M', 'status=none']);
+}
+
+/** One nbdcopy of the whole export, out of a server to nowhere or from a file into it. */
+async function measureCopy(peer: Peer, direction: 'out' | 'in', source: string): Promise<Measured> {
+  await warm(peer);
+  const cpuBefore = cpuSeconds(peer);
+  const started = performance.now();
+  await must('nbdcopy', direction === 'out' ? [peer.uri.unix, 'null:'] : [source, peer.uri.unix]);
+  const seconds = (performance.now() - started) / 1000;
+  return {
+    bytesPerSecond: SIZE_BYTES / seconds,
+    cpuSecondsPerGib: (cpuSeconds(peer) - cpuBefore) / (SIZE_BYTES / 1024 ** 3),
   };
 }
 
@@ -98,19 +117,16 @@ function medianOf(results: readonly Measured[], key: keyof Measured): number {
 }
 
 async function row(
+  title: string,
   peers: readonly Peer[],
-  workload: Workload,
-  transport: Transport,
-  connections: number,
   rounds: number,
-  seconds: number,
+  run: (peer: Peer) => Promise<Measured>,
 ): Promise<void> {
   const results = new Map<Peer, Measured[]>(peers.map((peer) => [peer, []]));
   for (let round = 0; round < rounds; round += 1) {
     const order = peers.map((_, index) => peers[(index + round) % peers.length]);
     for (const peer of order) {
-      if (peer !== undefined)
-        results.get(peer)?.push(await measure(peer, workload, transport, connections, seconds));
+      if (peer !== undefined) results.get(peer)?.push(await run(peer));
     }
   }
   const speeds = peers.map((peer) => ({
@@ -124,8 +140,7 @@ async function row(
     ({ peer, speed, cpu }) =>
       `${peer.name} ${(speed / 1024 ** 2).toFixed(0)} MiB/s (${cpu.toFixed(2)} s/GiB)`,
   );
-  const title = `${workload.name}, ${connections} conn, ${transport}`.padEnd(34);
-  console.log(`${title} ${(own / best).toFixed(2)} of the best peer   ${figures.join('   ')}`);
+  console.log(`${title.padEnd(34)} ${(own / best).toFixed(2)} of the best peer   ${figures.join('   ')}`);
 }
 
 async function main(): Promise<void> {
@@ -138,23 +153,34 @@ async function main(): Promise<void> {
   });
   const directory = mkdtempSync(join(tmpdir(), 'cowbell-bench-'));
   const free = statfsSync(directory);
-  if (free.bavail * free.bsize < 6 * SIZE_BYTES)
-    throw new Error(`The benchmark needs 6 GiB free under ${directory}`);
+  if (free.bavail * free.bsize < 7 * SIZE_BYTES)
+    throw new Error(`The benchmark needs 7 GiB free under ${directory}`);
   const peers: Peer[] = [];
+  const rounds = Number(values.rounds);
+  const source = join(directory, 'source.raw');
   try {
     const place = async () => ({ directory, sizeBytes: SIZE_BYTES, port: await freePort() });
     peers.push(await startCowbellPeer(await place()));
     for (const start of [startNbdkit, startQemuNbd, startNbdServer]) peers.push(await start(await place()));
     await new Promise((resolve) => setTimeout(resolve, 1000));
     const fill: Workload = { name: 'fill', rw: 'write', blockSize: '1m', depth: 8 };
+    await must('dd', ['if=/dev/urandom', `of=${source}`, 'bs=1M', `count=${SIZE_BYTES / 1024 ** 2}`]);
     for (const peer of peers) await measure(peer, fill, 'unix', 1, 3);
     for (const workload of WORKLOADS) {
       for (const connections of [1, 4]) {
         for (const transport of ['unix', 'tcp'] as const) {
-          if (!`${workload.name}, ${connections} conn, ${transport}`.includes(values.only)) continue;
-          await row(peers, workload, transport, connections, Number(values.rounds), Number(values.seconds));
+          const title = `${workload.name}, ${connections} conn, ${transport}`;
+          if (!title.includes(values.only)) continue;
+          await row(title, peers, rounds, (peer) =>
+            measure(peer, workload, transport, connections, Number(values.seconds)),
+          );
         }
       }
+    }
+    for (const direction of ['out', 'in'] as const) {
+      const title = `nbdcopy ${direction}, unix`;
+      if (!title.includes(values.only)) continue;
+      await row(title, peers, rounds, (peer) => measureCopy(peer, direction, source));
     }
   } finally {
     for (const peer of peers) await peer.stop();

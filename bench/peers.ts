@@ -13,6 +13,8 @@ export type Transport = 'unix' | 'tcp';
 export interface Peer {
   readonly name: string;
   readonly uri: Readonly<Record<Transport, string>>;
+  /** What it serves, for bringing it into the page cache. */
+  readonly file: string;
   /** The processes that serve, for their CPU time. */
   readonly pids: readonly number[];
   stop(): Promise<void>;
@@ -49,6 +51,7 @@ export async function startCowbellPeer({ directory, sizeBytes, port }: Place): P
       unix: `nbd+unix:///cowbell?socket=${join(volume, 'nbd.sock')}`,
       tcp: `nbd://127.0.0.1:${port}/cowbell`,
     },
+    file: join(volume, 'home.raw'),
     pids: pidsOf(server),
     stop: async () => {
       await server.stop();
@@ -59,6 +62,7 @@ export async function startCowbellPeer({ directory, sizeBytes, port }: Place): P
 /** Serves over one transport a process: two processes, one file. */
 function startPair(
   name: string,
+  file: string,
   commands: Readonly<Record<Transport, readonly string[]>>,
   uri: Readonly<Record<Transport, string>>,
 ): Peer {
@@ -69,6 +73,7 @@ function startPair(
   });
   return {
     name,
+    file,
     uri,
     pids: children.flatMap(({ pid }) => (pid === undefined ? [] : [pid])),
     stop: async () => {
@@ -82,6 +87,7 @@ export function startNbdkit({ directory, sizeBytes, port }: Place): Peer {
   const socket = join(directory, 'nbdkit.sock');
   return startPair(
     'nbdkit',
+    file,
     {
       unix: ['nbdkit', '-f', '-U', socket, 'file', file],
       tcp: ['nbdkit', '-f', '-i', '127.0.0.1', '-p', String(port), 'file', file],
@@ -97,6 +103,7 @@ export function startQemuNbd({ directory, sizeBytes, port }: Place): Peer {
   const image = `driver=raw,file.driver=file,file.filename=${file},file.locking=off`;
   return startPair(
     'qemu-nbd',
+    file,
     {
       unix: ['qemu-nbd', '-t', '-e', '8', '-k', socket, '--image-opts', image],
       tcp: ['qemu-nbd', '-t', '-e', '8', '-b', '127.0.0.1', '-p', String(port), '--image-opts', image],
@@ -125,6 +132,7 @@ export async function startNbdServer({ directory, sizeBytes, port }: Place): Pro
   }
   return {
     name: 'nbd-server',
+    file,
     uri: { unix: `nbd+unix:///disk?socket=${socket}`, tcp: `nbd://127.0.0.1:${port}/disk` },
     pids,
     stop: async () => {
