@@ -12,6 +12,7 @@ export type { ReplyMode, StatusExtent } from './codec-chunks.ts';
 export { NbdDevice, openNbdDevice } from './device.ts';
 export { nbdErrorName, type NbdErrorName, nbdErrorOfCode } from './errno.ts';
 export type { Export } from './export.ts';
+export type { TlsPolicy } from './handshake.ts';
 export {
   attachKernelDevice,
   detachKernelDevice,
@@ -44,7 +45,8 @@ export {
   type NbdUriErrorDetails,
   parseNbdUri,
 } from './uri.ts';
-// A user of the published room has no other way to name what an export needs.
+// A user of the published room has no other way to name what an export needs, and what errors are.
+export { AssertionError, BlockError, type Clock, type MaybePromise } from '../base/index.ts';
 export type {
   BlockDevice,
   DeviceCapabilities,
