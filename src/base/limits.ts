@@ -31,8 +31,11 @@ export const LIMITS = {
   nativeCallCountMax: 2,
   /** One fallocate call covers at most this: a hole of 512 MiB took 223 ms. */
   punchBytesMax: 64 * MIB,
-  /** Reads and writes up to this size are tried at once, larger ones go to the thread pool. */
-  smallIoBytesMax: 64 * KIB,
+  /**
+   * Reads and writes of a file up to this size are tried at once, larger ones go to the thread pool. Copying 1 MiB
+   * takes less than the way to a thread and back costs the processors.
+   */
+  smallIoBytesMax: MIB,
   /** A call made at once is slow from here on: what the page cache serves takes a tenth of it at most. */
   paceSlowCallMs: 0.25,
   /** Slow calls are added up over this time ... */
