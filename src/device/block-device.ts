@@ -22,6 +22,11 @@ export interface DeviceCapabilities {
   readonly trim: boolean;
   /** `extents` tells holes from data; without it everything is reported as data. */
   readonly extents: boolean;
+  /**
+   * `writeZeroes` may be asked to be `fast`: zeroes that may become a hole are made without writing them. A
+   * single call may still be refused. Absent is false.
+   */
+  readonly fastZero?: boolean;
 }
 
 export interface WriteOptions {
@@ -38,6 +43,12 @@ export interface WriteOptions {
 export interface ZeroOptions extends WriteOptions {
   /** The zeroes may become a hole; false keeps the space allocated (NBD_CMD_FLAG_NO_HOLE). */
   readonly mayTrim?: boolean;
+  /**
+   * Fails soon with the code `not-fast` where the call would take as long as writing the zeroes
+   * (NBD_CMD_FLAG_FAST_ZERO); nothing is changed then, as far as the device knew in time. Only with `mayTrim`
+   * given as true, on a device that has `fastZero`.
+   */
+  readonly fast?: boolean;
 }
 
 /** A run of bytes of one kind. `zero` bytes read as zeroes; `hole` occupies no space. */
@@ -83,4 +94,11 @@ export function assertRange(device: BlockDevice, offsetBytes: number, lengthByte
   assert(isWhole, `${range} is not whole bytes`);
   assert(isInside, `${range} is outside of ${device.description} (${sizeBytes} bytes)`);
   assert(isInBlocks, `${range} is not a multiple of ${blockSizeBytes} bytes`);
+}
+
+/** The assertion of every `writeZeroes`, besides that of its range. */
+export function assertZeroOptions(device: BlockDevice, options: ZeroOptions | undefined): void {
+  if (options?.fast !== true) return;
+  assert(options.mayTrim === true, `Fast zeroes of ${device.description} may not become a hole`);
+  assert(device.capabilities.fastZero === true, `${device.description} has no fast zeroes`);
 }

@@ -10,7 +10,7 @@
  */
 
 import type { Test } from 'tap';
-import { AssertionError, KIB, MIB, SeededRandom } from '../base/index.ts';
+import { AssertionError, KIB, MIB, SeededRandom, systemCode } from '../base/index.ts';
 import type { BlockDevice } from './block-device.ts';
 
 export interface ConformanceOptions {
@@ -38,6 +38,7 @@ export async function conformance(
     'overlapping writes replace exactly what they cover': overlaps,
     'zeroed ranges read as zeroes and their neighbours stay': zeroes,
     'trimmed ranges read as zeroes and their neighbours stay': trims,
+    'fast zeroes are zeroes, or refused and nothing happened': fastZeroes,
     'extents cover the range in order, and only zero bytes are called zero': extents,
     'flush and fua finish': flushes,
     'large requests in flight together do not mix': concurrentLarge,
@@ -160,6 +161,27 @@ async function clearing(
   same(t, await contentOf(device), model, 'the whole device');
   await clear(0, device.sizeBytes);
   same(t, await contentOf(device), Buffer.alloc(device.sizeBytes), 'everything cleared');
+}
+
+async function fastZeroes(t: Test, device: BlockDevice): Promise<void> {
+  const fast = { fast: true, mayTrim: true } as const;
+  const keeping = { fast: true, mayTrim: false } as const;
+  await t.rejects(async () => device.writeZeroes(0, device.blockSizeBytes, keeping), AssertionError);
+  if (device.capabilities.fastZero !== true) {
+    await t.rejects(async () => device.writeZeroes(0, device.blockSizeBytes, fast), AssertionError);
+    return;
+  }
+  const model = pattern(device.sizeBytes, 4);
+  await device.write(model, 0);
+  for (const [offset, length] of ranges(device)) {
+    try {
+      await device.writeZeroes(offset, length, fast);
+      model.fill(0, offset, offset + length);
+    } catch (error) {
+      t.equal(systemCode(error), 'not-fast', `${length} at ${offset} is refused`);
+    }
+    same(t, await contentOf(device), model, `the whole device after ${length} at ${offset}`);
+  }
 }
 
 async function extents(t: Test, device: BlockDevice): Promise<void> {

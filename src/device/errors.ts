@@ -34,6 +34,8 @@ export interface DeviceErrorDetails {
    * it still reads back, so every later flush of this open device fails as well.
    */
   'flush-failed': SystemDetails;
+  /** Zeroes were to be `fast`, and would take as long as a write. Nothing has failed. */
+  'not-fast': SystemDetails;
   /** Reading, writing or opening failed in another way. */
   io: SystemDetails;
   /** A URI has a scheme that no adapter is registered for. */

@@ -5,8 +5,18 @@
  */
 
 import { execFileSync } from 'node:child_process';
-import { chmodSync, mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import {
+  chmodSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
+import { basename, join } from 'node:path';
 import { geteuid } from 'node:process';
 import t, { type Test } from 'tap';
 import {
@@ -91,6 +101,7 @@ t.test('conformance: a loop device', async (t) => {
   });
   const device = await open();
   t.equal(device.sizeBytes, 4 * MIB);
+  t.equal(device.capabilities.fastZero, true, 'loop devices punch holes into their file');
   t.equal(device.description, `device ${loop}`);
   await t.rejects(open(), { code: 'busy' }, 'an exclusive open excludes another');
   await device.close();
@@ -160,8 +171,8 @@ t.test('after a failed flush the device keeps refusing to call anything durable'
 
 t.test('a warm small read finishes at once, a cold one does not block', async (t) => {
   t.testdir();
-  const device = await makeDevice(t, MIB);
-  await device.write(Buffer.alloc(MIB, 6), 0);
+  const device = await makeDevice(t, 2 * MIB);
+  await device.write(Buffer.alloc(2 * MIB, 6), 0);
   await device.flush();
   const target = Buffer.alloc(4096);
   const warm = device.read(target, 0);
@@ -169,7 +180,7 @@ t.test('a warm small read finishes at once, a cold one does not block', async (t
   await warm;
   t.same(target, Buffer.alloc(4096, 6));
   t.equal(device.write(target, 4096), undefined, 'a small write finishes at once');
-  const large = device.read(Buffer.alloc(512 * KIB), 0);
+  const large = device.read(Buffer.alloc(2 * MIB), 0);
   t.ok(large instanceof Promise, 'a large read goes to the pool');
   await large;
   await device.close();
@@ -282,9 +293,9 @@ t.test('reads that the cache has in part are completed', async (t) => {
 
 t.test('reads and writes leave threads of the pool to syncs', async (t) => {
   t.testdir();
-  const device = await makeDevice(t, 8 * MIB);
+  const device = await makeDevice(t, 64 * MIB);
   const writes = Array.from({ length: 32 }, async (_, index) =>
-    device.write(Buffer.alloc(256 * KIB, index), index * 256 * KIB),
+    device.write(Buffer.alloc(2 * MIB, index), index * 2 * MIB),
   );
   t.ok(poolSlots.usedCount <= 2, `${poolSlots.usedCount} of 4 threads`);
   t.ok(poolSlots.waitingCount >= 30);
@@ -308,6 +319,79 @@ t.test('trim gives space back, zeroes that may not trim keep it', async (t) => {
   t.equal(device.capabilities.extents, true);
   const extents = await device.extents(MIB, 3 * MIB);
   t.same(extents[0], { offsetBytes: MIB, lengthBytes: 2 * MIB, hole: true, zero: true });
+  await device.close();
+});
+
+t.test(
+  'fast zeroes are there where the filesystem punches holes, which is found out without a trace',
+  async (t) => {
+    t.testdir();
+    const path = await makeFile(t, 4 * MIB);
+    utimesSync(path, 1, 1);
+    const before = statSync(path);
+    const device = await openFileDevice({ path, readOnly: false, syncName: 'home' });
+    const after = statSync(path);
+    t.same([after.mtimeMs, after.ctimeMs, after.blocks], [before.mtimeMs, before.ctimeMs, before.blocks]);
+    t.same(readdirSync(t.testdirName), [basename(path)], 'nothing lies beside it');
+    if (device.capabilities.fastZero !== true) t.comment('SKIPPED: this filesystem has no holes to tell of');
+    else {
+      await device.write(Buffer.alloc(4 * MIB, 1), 0);
+      await device.flush();
+      const full = statSync(path).blocks;
+      await device.writeZeroes(0, 2 * MIB, { fast: true, mayTrim: true });
+      t.ok(statSync(path).blocks <= full - 4096, 'they give the space back');
+    }
+    await device.close();
+    const reader = await openFileDevice({ path, readOnly: true, syncName: 'home' });
+    t.equal(reader.capabilities.fastZero, false, 'nothing is zeroed in what is open for reading');
+    await reader.close();
+    forcePlainNode(true);
+    t.teardown(() => forcePlainNode(false));
+    const plain = await openFileDevice({ path, readOnly: false, syncName: 'home' });
+    t.equal(plain.capabilities.fastZero, false, 'without koffi zeroes are written');
+    await plain.close();
+  },
+);
+
+t.test('a filesystem without holes has no fast zeroes, and zeroes all the same', async (t) => {
+  t.testdir();
+  const directory = join(t.testdirName, 'plain');
+  mkdirSync(directory);
+  try {
+    execFileSync('mount', ['-t', 'ramfs', 'cowbell-test', directory], { stdio: 'pipe' });
+  } catch (error) {
+    t.comment(`SKIPPED: no filesystem without holes could be mounted here: ${String(error)}`);
+    return;
+  }
+  try {
+    await conformance(t, async (sizeBytes) => {
+      const path = join(directory, 'home');
+      rmSync(path, { force: true });
+      await createSparseFile(path, sizeBytes, 'home-create');
+      const device = await openFileDevice({ path, readOnly: false, syncName: 'home' });
+      t.equal(device.capabilities.fastZero, false);
+      return device;
+    });
+  } finally {
+    execFileSync('umount', [directory]);
+  }
+});
+
+t.test('a disk that finds out late that it cannot zero refuses fast zeroes', async (t) => {
+  t.testdir();
+  const device = await makeDevice(t, MIB);
+  if (device.capabilities.fastZero !== true) t.comment('SKIPPED: this filesystem has no holes to tell of');
+  else {
+    await device.write(Buffer.alloc(MIB, 1), 0);
+    forcePlainNode(true);
+    t.teardown(() => forcePlainNode(false));
+    await t.rejects(async () => device.writeZeroes(0, 4096, { fast: true, mayTrim: true }), {
+      code: 'not-fast',
+    });
+    const target = Buffer.alloc(4096);
+    await device.read(target, 0);
+    t.same(target, Buffer.alloc(4096, 1));
+  }
   await device.close();
 });
 

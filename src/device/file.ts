@@ -35,6 +35,7 @@ import {
 } from '../base/index.ts';
 import {
   assertRange,
+  assertZeroOptions,
   type BlockDevice,
   type DeviceCapabilities,
   type DeviceExtent,
@@ -43,6 +44,7 @@ import {
 } from './block-device.ts';
 import { DeviceError, deviceErrorFrom } from './errors.ts';
 import { lockPiece, measure, openPath, type Piece } from './file-open.ts';
+import { canPunchHoles } from './hole-support.ts';
 import { Pace, type PaceTiming } from './pace.ts';
 import { SharedFlush } from './shared-flush.ts';
 import { poolRead, poolWrite } from './thread-pool.ts';
@@ -83,7 +85,8 @@ export async function openFileDevice(options: FileDeviceOptions): Promise<BlockD
   try {
     const piece = measure(descriptor, stats, options);
     if (options.lock !== undefined) lockPiece(descriptor, piece, options.path, options.lock);
-    return new FileDevice(descriptor, stats, piece, options);
+    const fastZero = !options.readOnly && (await canPunchHoles(options.path, stats));
+    return new FileDevice(descriptor, stats, piece, { ...options, fastZero });
   } catch (error) {
     await closeFile(descriptor);
     throw error;
@@ -105,13 +108,19 @@ class FileDevice implements BlockDevice {
   /** Until the filesystem says that it has no reads that do not wait. */
   #hasNoWait = true;
 
-  constructor(descriptor: number, stats: Stats, piece: Piece, options: FileDeviceOptions) {
+  constructor(
+    descriptor: number,
+    stats: Stats,
+    piece: Piece,
+    options: FileDeviceOptions & { readonly fastZero: boolean },
+  ) {
     this.sizeBytes = piece.lengthBytes;
     this.description = piece.description;
     this.capabilities = {
       readOnly: options.readOnly,
       trim: !options.readOnly,
       extents: stats.isFile() && hasSparseFiles(),
+      fastZero: options.fastZero,
     };
     this.#descriptor = descriptor;
     this.#startBytes = piece.offsetBytes;
@@ -210,9 +219,11 @@ class FileDevice implements BlockDevice {
 
   async writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): Promise<void> {
     this.#assertWritable(offsetBytes, lengthBytes);
+    assertZeroOptions(this, options);
     try {
       const clear = options?.mayTrim === false ? zeroRange : punchHole;
       const done = await clear(this.#descriptor, this.#startBytes + offsetBytes, lengthBytes);
+      if (!done && options?.fast === true) throw this.#notFast(offsetBytes, lengthBytes);
       if (!done) await this.#writeOutZeroes(offsetBytes, lengthBytes);
     } catch (error) {
       throw this.#failed('Zeroing', offsetBytes, lengthBytes, error);
@@ -275,6 +286,15 @@ class FileDevice implements BlockDevice {
   #assertWritable(offsetBytes: number, lengthBytes: number): void {
     assertRange(this, offsetBytes, lengthBytes);
     assert(!this.capabilities.readOnly, `Write to ${this.description}, which is open read-only`);
+  }
+
+  /** It was possible at open: a range that does not fit the sectors, or a disk that found out by trying. */
+  #notFast(offsetBytes: number, lengthBytes: number): DeviceError {
+    return new DeviceError(
+      'not-fast',
+      `Zeroing of ${lengthBytes} bytes at ${offsetBytes} on ${this.description} would have to write them`,
+      { device: this.description },
+    );
   }
 
   #failed(what: string, offsetBytes: number, lengthBytes: number, error: unknown): DeviceError {

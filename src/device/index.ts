@@ -1,5 +1,6 @@
 export {
   assertRange,
+  assertZeroOptions,
   type BlockDevice,
   type DeviceCapabilities,
   type DeviceExtent,

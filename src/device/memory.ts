@@ -8,6 +8,7 @@
 import { assert, isPowerOfTwo, KIB, LIMITS } from '../base/index.ts';
 import {
   assertRange,
+  assertZeroOptions,
   type BlockDevice,
   type DeviceCapabilities,
   type DeviceExtent,
@@ -49,6 +50,7 @@ export class MemoryDevice implements BlockDevice {
       readOnly: options.readOnly === true,
       trim: options.readOnly !== true,
       extents: true,
+      fastZero: options.readOnly !== true,
     };
     assert(
       isPowerOfTwo(this.blockSizeBytes) &&
@@ -93,6 +95,7 @@ export class MemoryDevice implements BlockDevice {
 
   writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): void {
     this.#assertWritable(offsetBytes, lengthBytes);
+    assertZeroOptions(this, options);
     const keep = options?.mayTrim === false;
     for (const slice of slices(offsetBytes, lengthBytes)) {
       if (!keep && slice.lengthBytes === CHUNK_BYTES) this.#chunks.delete(slice.chunk);

@@ -271,7 +271,7 @@ t.test('the client as a device keeps the promises of the port', async (t) => {
   const address = await serve(t, [exportOf(behind)], { limits });
   const device = await openNbdDevice(address);
   t.match(device, { sizeBytes: 3 * 1024 * 1024, blockSizeBytes: 512 });
-  t.same(device.capabilities, { readOnly: false, trim: true, extents: true });
+  t.same(device.capabilities, { readOnly: false, trim: true, extents: true, fastZero: true });
   const content = Buffer.alloc(device.sizeBytes, 'abcdefg');
   await device.write(content, 0, { fua: true });
   t.equal(behind.calls.length, 3, 'a large write is cut to the payload limit');

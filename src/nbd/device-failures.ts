@@ -9,7 +9,7 @@
  */
 
 import { messageOf, systemCode } from '../base/index.ts';
-import { COMMAND } from './codec.ts';
+import { COMMAND, NBD_ERROR } from './codec.ts';
 import { nbdErrorOf, reasonOf } from './errno.ts';
 import type { Failure } from './reply-writer.ts';
 
@@ -48,7 +48,12 @@ export class DeviceFailures {
     const value = nbdErrorOf(error, () => (level = 'error'));
     const { command, offsetBytes, lengthBytes } = request;
     const code = systemCode(error) ?? '';
-    if (!this.#loggedCodes.has(code) && this.#loggedCodes.size < LOGGED_CODE_COUNT_MAX) {
+    // Fast zeroes that are refused are an answer, not a failure.
+    if (
+      value !== NBD_ERROR.ENOTSUP &&
+      !this.#loggedCodes.has(code) &&
+      this.#loggedCodes.size < LOGGED_CODE_COUNT_MAX
+    ) {
       this.#loggedCodes.add(code);
       const range = `${offsetBytes}+${lengthBytes}`;
       this.#log(level, `Command ${command} on ${range} failed: ${messageOf(error)}`, error);

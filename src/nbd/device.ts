@@ -6,6 +6,8 @@
  *
  * - FUA: a flush after the write;
  * - zeroes: writes of zeroes;
+ * - fast zeroes: nothing. The server says for each request whether they are; a later piece that is refused leaves
+ *   the earlier ones zeroed;
  * - flush: nothing. A server that does not offer it says that it keeps nothing back (as Linux assumes);
  * - trim: NBD does not say what a trimmed range reads as, and our port does. So a trim is sent as zeroes that
  *   may become a hole, and only offered where the server has both.
@@ -20,8 +22,10 @@
 import { assert, GIB, LIMITS, MIB } from '../base/index.ts';
 import {
   assertRange,
+  assertZeroOptions,
   type BlockDevice,
   type DeviceCapabilities,
+  DeviceError,
   type DeviceExtent,
   type WriteOptions,
   type ZeroOptions,
@@ -58,6 +62,7 @@ export class NbdDevice implements BlockDevice {
       readOnly: info.readOnly,
       trim: info.canTrim && info.canWriteZeroes,
       extents: client.contexts.includes(ALLOCATION),
+      fastZero: !info.readOnly && info.canWriteZeroes && client.canFastZero,
     };
     const payloadBytesMax = Math.min(info.maximumPayloadBytes, LIMITS.nbdPayloadBytesMax);
     this.#payloadBytesMax = payloadBytesMax - (payloadBytesMax % this.blockSizeBytes);
@@ -87,14 +92,17 @@ export class NbdDevice implements BlockDevice {
 
   writeZeroes(offsetBytes: number, lengthBytes: number, options: ZeroOptions = {}): Promise<void> {
     this.#assertWritable(offsetBytes, lengthBytes);
-    const { mayTrim = true } = options;
+    assertZeroOptions(this, options);
+    const { mayTrim = true, fast = false } = options;
     if (!this.client.exportInfo.canWriteZeroes) {
       return this.#change(options, (fua) => this.#writeZeroBytes(offsetBytes, lengthBytes, fua));
     }
     return this.#change(options, (fua) =>
       this.#inPieces(lengthBytes, ZERO_PIECE_BYTES, (at, pieceBytes) =>
-        this.client.writeZeroes(offsetBytes + at, pieceBytes, { fua, mayTrim }),
-      ),
+        this.client.writeZeroes(offsetBytes + at, pieceBytes, { fua, mayTrim, fast }),
+      ).catch((error: unknown) => {
+        throw fast ? this.#asNotFast(error) : error;
+      }),
     );
   }
 
@@ -130,6 +138,13 @@ export class NbdDevice implements BlockDevice {
     const hasFua = this.client.exportInfo.canFua;
     await change(fua && hasFua);
     if (fua && !hasFua) await this.flush();
+  }
+
+  /** The server's refusal of fast zeroes in the port's words; any other error as it is. */
+  #asNotFast(error: unknown): unknown {
+    if (!(error instanceof NbdClientError) || error.code !== 'not-supported') return error;
+    const details = { device: this.description };
+    return new DeviceError('not-fast', error.message, details, { cause: error });
   }
 
   #writeZeroBytes(offsetBytes: number, lengthBytes: number, fua: boolean): Promise<void> {

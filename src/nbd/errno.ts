@@ -35,6 +35,8 @@ const VALUE_BY_CODE: ReadonlyMap<string, number> = new Map([
   ['invalid-request', NBD_ERROR.EINVAL],
   ['out-of-memory', NBD_ERROR.ENOMEM],
   ['not-supported', NBD_ERROR.EINVAL],
+  // Only of zeroes with NBD_CMD_FLAG_FAST_ZERO, which is where the protocol has ENOTSUP.
+  ['not-fast', NBD_ERROR.ENOTSUP],
   ['overflow', NBD_ERROR.EINVAL],
   ['shutting-down', NBD_ERROR.ESHUTDOWN],
 ]);
@@ -57,6 +59,7 @@ const SENTENCE_BY_VALUE: ReadonlyMap<number, string> = new Map([
   [NBD_ERROR.EIO, 'the device behind the export failed'],
   [NBD_ERROR.ENOMEM, 'the server has too little memory'],
   [NBD_ERROR.EINVAL, 'the device behind the export refused the request'],
+  [NBD_ERROR.ENOTSUP, 'that would be no faster than a write'],
   [NBD_ERROR.ENOSPC, 'there is no space left behind the export'],
   [NBD_ERROR.ESHUTDOWN, 'the device behind the export is being shut down'],
 ]);

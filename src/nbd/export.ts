@@ -26,11 +26,6 @@ export interface Export {
   /** A power of two; what clients should align to. Default 4096, or the device's block size if larger. */
   readonly preferredBlockSizeBytes?: number;
   /**
-   * Zeroes that may become holes are faster than writing them: NBD_CMD_FLAG_FAST_ZERO then succeeds, except
-   * with NO_HOLE. Default: where the device has `trim`.
-   */
-  readonly fastZeroes?: boolean;
-  /**
    * Lets clients make the export larger (NBD_CMD_RESIZE, experimental): when the promise resolves,
    * `device.sizeBytes` is at least `sizeBytes`, a multiple of the block size, and the device takes requests up
    * to there. Called once at a time, only with more than the device has. Default: clients may not.
@@ -49,8 +44,12 @@ export function isReadOnly(exported: Export): boolean {
   return exported.readOnly || exported.device.capabilities.readOnly;
 }
 
+/**
+ * Whether NBD_CMD_FLAG_FAST_ZERO is put to the device, which may still refuse. The flag is offered either way: a
+ * fast refusal is an answer too (NBD proto.md § Request types, NBD_CMD_WRITE_ZEROES).
+ */
 export function hasFastZeroes(exported: Export): boolean {
-  return exported.fastZeroes ?? exported.device.capabilities.trim;
+  return exported.device.capabilities.fastZero === true;
 }
 
 /**

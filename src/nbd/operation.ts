@@ -33,6 +33,7 @@ export class Operation implements ZeroOptions, ReplyAddress {
   lengthBytes = 0;
   fua = false;
   mayTrim = true;
+  fast = false;
   /** The command's flags, as on the wire. */
   flags = 0;
   /** Bytes that the request holds in memory while it runs, its reply's included. */

@@ -8,7 +8,9 @@
 import { assert, type MaybePromise } from '../base/index.ts';
 import {
   assertRange,
+  assertZeroOptions,
   type BlockDevice,
+  type DeviceCapabilities,
   type DeviceExtent,
   type WriteOptions,
   type ZeroOptions,
@@ -41,7 +43,7 @@ export class TestDevice implements BlockDevice {
   /** A test may let it grow, with `bytes`. */
   sizeBytes: number;
   readonly blockSizeBytes: number;
-  readonly capabilities: { readonly readOnly: boolean; readonly trim: boolean; readonly extents: boolean };
+  readonly capabilities: DeviceCapabilities;
   readonly description = 'test device';
   readonly calls: string[] = [];
   readonly held: Held[] = [];
@@ -52,7 +54,7 @@ export class TestDevice implements BlockDevice {
     this.sizeBytes = options.sizeBytes ?? 1024 * 1024;
     this.blockSizeBytes = options.blockSizeBytes ?? 512;
     const { readOnly = false, trim = true, extents = false } = options;
-    this.capabilities = { readOnly, trim, extents };
+    this.capabilities = { readOnly, trim, extents, fastZero: trim && !readOnly };
     this.bytes = Buffer.alloc(this.sizeBytes);
     this.#options = options;
   }
@@ -90,6 +92,7 @@ export class TestDevice implements BlockDevice {
 
   writeZeroes(offsetBytes: number, lengthBytes: number, options: ZeroOptions = {}): MaybePromise<void> {
     this.#assertChange(offsetBytes, lengthBytes);
+    assertZeroOptions(this, options);
     const call = options.mayTrim === false ? 'zeroes-no-hole' : 'zeroes';
     return this.#call(call, offsetBytes, lengthBytes, options, () => {
       this.bytes.fill(0, offsetBytes, offsetBytes + lengthBytes);

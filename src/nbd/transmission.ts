@@ -9,8 +9,8 @@
  * operations that finish in one loop turn, leave in one send.
  *
  * **Bounds (promise 9).** A request is admitted while the operations of this connection are within the limits
- * that `admission.ts` keeps, and the client takes its replies. Otherwise the transmission is blocked: it keeps the rest of the chunk, and the
- * connection reads no more until `resumeInput`.
+ * that `admission.ts` keeps, and the client takes its replies. Otherwise the transmission is blocked: it keeps
+ * the rest of the chunk, and the connection reads no more until `resumeInput`.
  *
  * **Refusals** never touch the device: unknown commands and flags, ranges outside of the export or not
  * whole blocks, payloads over the limit, changes of a read-only export, anything new during a shutdown.
@@ -460,6 +460,7 @@ export class Transmission implements OperationOwner {
     operation.flags = request.flags;
     operation.fua = (request.flags & COMMAND_FLAG.fua) !== 0;
     operation.mayTrim = (request.flags & COMMAND_FLAG.noHole) === 0;
+    operation.fast = (request.flags & COMMAND_FLAG.fastZero) !== 0;
     operation.payloadBytes = payloadBytes;
     if (request.type === COMMAND.blockStatus) operation.contexts = this.#asked;
     operation.pinsInput = false;

@@ -106,8 +106,20 @@ export class TrackBits {
   /** The lowest track of the run that is in the set. */
   firstIn(run: TrackRun): number | undefined {
     if (this.#size === 0) return undefined;
-    for (let track = run.first; track < run.first + run.count; track += 1) {
-      if (this.has(track)) return track;
+    const end = run.first + run.count;
+    for (let track = run.first; track < end;) {
+      const chunk = this.#chunks[track >>> CHUNK_SHIFT];
+      if (chunk === undefined) {
+        track = (Math.floor(track / CHUNK_TRACKS) + 1) * CHUNK_TRACKS;
+        continue;
+      }
+      const word = chunk[(track & CHUNK_MASK) >>> 5] ?? 0;
+      if (word === 0) {
+        track += 32 - (track & 31);
+        continue;
+      }
+      if ((word & (1 << (track & 31))) !== 0) return track;
+      track += 1;
     }
     return undefined;
   }

@@ -66,6 +66,7 @@ t.test('property: what of a run is in the bits', async (t) => {
         filled === 'all' ? TrackBits.all(TRACK_COUNT) : TrackBits.from(TrackSet.of(list), TRACK_COUNT);
       if (filled === 'first') bits.addRun({ first: 0, count: 65_536 });
       t.ok(bits.tracksIn(run).equals(bits.toTrackSet().intersection(TrackSet.ofRun(run))));
+      t.equal(bits.firstIn(run), bits.tracksIn(run).toArray()[0]);
       const asked = Array.from({ length: Math.min(run.count, 100) }, (_, index) => run.first + index);
       const head = bits.tracksIn({ first: run.first, count: asked.length });
       t.same(
@@ -87,6 +88,7 @@ t.test('runs that begin and end anywhere in a word and at the end of a chunk', a
       const wanted = marked.filter((track) => track >= first && track < first + count);
       const found = bits.tracksIn({ first, count }).toArray();
       if (found.join() !== wanted.join()) wrong.push(`${first}+${count}`);
+      if (bits.firstIn({ first, count }) !== wanted[0]) wrong.push(`the first of ${first}+${count}`);
     }
   }
   t.same(wrong, []);

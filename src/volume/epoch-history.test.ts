@@ -15,7 +15,9 @@ const TRACK_COUNT = 70_000;
 
 type Step =
   | { readonly kind: 'mark'; readonly first: number; readonly count: number }
-  | { readonly kind: 'close' | 'drop' | 'markAll' };
+  | { readonly kind: 'close' }
+  | { readonly kind: 'drop' }
+  | { readonly kind: 'markAll' };
 
 const place = fc.oneof(
   fc.nat(TRACK_COUNT - 1),

@@ -22,6 +22,8 @@ export interface VolumeErrorDetails {
   'session-running': { readonly session: string };
   /** The session ended before it was complete. */
   'session-ended': { readonly session: string; readonly reason: string };
+  /** Zeroes were to be fast, and `track` has to be copied for a backup first. Nothing has changed. */
+  'not-fast': { readonly track: number };
   closed: { readonly directory: string };
 }
 

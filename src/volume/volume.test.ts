@@ -8,6 +8,7 @@ import { rename } from 'node:fs/promises';
 import { setImmediate as turn } from 'node:timers/promises';
 import t from 'tap';
 import { deferred } from '../base/index.ts';
+import { DeviceError } from '../device/index.ts';
 import { labelled, labelsOf, makeTestVolume, TEST_TRACK_BYTES, writeLabel } from '../sim/index.ts';
 import { createVolume, MemoryArea, readVolumeIdentity, Volume, VolumeError } from './index.ts';
 
@@ -262,6 +263,43 @@ t.test('a write with FUA and a flush sync the home; a plain write does not', asy
   );
   await volume.flush();
   t.equal(home.operations.at(-1)?.kind, 'flush');
+});
+
+t.test('fast zeroes are refused where a track is protected, and only there', async (t) => {
+  const { volume } = await makeTestVolume(t, { trackCount: 4 });
+  t.equal(volume.capabilities.fastZero, true, 'as its home has them');
+  const fast = { fast: true, mayTrim: true } as const;
+  for (const track of [0, 1, 2, 3]) await writeLabel(volume, track, `o${track}`);
+  const session = await volume.beginSession({ ...FULL, areas: [memory(4)] });
+  session.confirm([{ first: 0, count: 2 }]);
+  await volume.writeZeroes(0, TRACK, fast);
+  await t.rejects(async () => volume.writeZeroes(TRACK, 2 * TRACK, fast), {
+    code: 'not-fast',
+    details: { track: 2 },
+  });
+  t.same(await labelsOf(volume), ['0', 'o1', 'o2', 'o3'], 'the refused one changed nothing');
+  t.match(session.status(), { diverted: 0 }, 'and copied nothing');
+  t.same(volume.changedSince(session.plan.point).toArray(), [0]);
+  await volume.writeZeroes(TRACK, 2 * TRACK, { mayTrim: true });
+  session.fail(new Error('enough'));
+  await session.whenEnded();
+  await volume.writeZeroes(3 * TRACK, TRACK, fast);
+  t.same(await labelsOf(volume), ['0', '0', '0', '0']);
+  await t.rejects(async () => volume.writeZeroes(0, TRACK, { fast: true }), /may not become a hole/);
+});
+
+t.test('a home that refuses fast zeroes poisons nothing', async (t) => {
+  const { volume, home } = await makeTestVolume(t, { trackCount: 2 });
+  await writeLabel(volume, 0, 'kept');
+  const fast = { fast: true, mayTrim: true } as const;
+  const refusal = new DeviceError('not-fast', 'Would have to be written', { device: 'home' });
+  home.fail({ kind: 'writeZeroes', nth: 1 }, refusal);
+  await t.rejects(async () => volume.writeZeroes(0, TRACK, fast), { code: 'not-fast' });
+  t.same(await labelsOf(volume), ['kept', '0']);
+  t.equal(volume.status().poisoned, undefined);
+  await volume.writeZeroes(0, TRACK);
+  await volume.flush();
+  t.same(await labelsOf(volume), ['0', '0']);
 });
 
 t.test('a trim of a protected track is put off, and is void where a write came between', async (t) => {

@@ -15,6 +15,7 @@ import { type Clock, dropCache, LIMITS, messageOf, randomId, systemClock } from 
 import { type ContainerArea, IntermediateContainer } from '../container/index.ts';
 import {
   assertRange,
+  assertZeroOptions,
   type BlockDevice,
   type DeviceCapabilities,
   type DeviceExtent,
@@ -110,7 +111,9 @@ export class Volume implements BlockDevice {
     this.geometry = parts.geometry;
     this.startedClean = parts.startedClean;
     this.description = `volume ${parts.identity.name}`;
-    this.capabilities = { readOnly: options.readOnly ?? false, trim: true, extents: true };
+    const readOnly = options.readOnly ?? false;
+    const fastZero = !readOnly && parts.home.capabilities.fastZero === true;
+    this.capabilities = { readOnly, trim: true, extents: true, fastZero };
     this.#writePath = new WritePath({
       geometry: parts.geometry,
       home: parts.home,
@@ -160,8 +163,9 @@ export class Volume implements BlockDevice {
 
   writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): void | Promise<void> {
     assertRange(this, offsetBytes, lengthBytes);
-    const mayTrim = options?.mayTrim ?? false;
-    return this.#writePath.change({ kind: 'zeroes', mayTrim }, offsetBytes, lengthBytes, options);
+    assertZeroOptions(this, options);
+    const { mayTrim = false, fast = false } = options ?? {};
+    return this.#writePath.change({ kind: 'zeroes', mayTrim, fast }, offsetBytes, lengthBytes, options);
   }
 
   trim(offsetBytes: number, lengthBytes: number, options?: WriteOptions): void | Promise<void> {

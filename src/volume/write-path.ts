@@ -10,7 +10,8 @@
  * and takes them one by one. Between a piece's last check and its entering the gate nothing is awaited, so
  * what was checked still holds.
  *
- * A failed home write or flush poisons the volume (promise 10); ENOSPC from a write does not.
+ * A failed home write or flush poisons the volume (promise 10); ENOSPC from a write does not, nor do zeroes that
+ * the home refused because they would not be fast.
  */
 
 import { LIMITS, type MaybePromise, systemCode } from '../base/index.ts';
@@ -18,6 +19,7 @@ import type { BlockDevice, WriteOptions } from '../device/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
 import { DeferredTrims } from './deferred-trims.ts';
 import type { EpochHistory } from './epoch-history.ts';
+import { VolumeError } from './errors.ts';
 import { Gate } from './gate.ts';
 import type { Geometry } from './geometry.ts';
 import type { Protection } from './protection.ts';
@@ -25,7 +27,7 @@ import { RangeOrder } from './range-order.ts';
 
 export type Change =
   | { readonly kind: 'write'; readonly source: Buffer }
-  | { readonly kind: 'zeroes'; readonly mayTrim: boolean }
+  | { readonly kind: 'zeroes'; readonly mayTrim: boolean; readonly fast: boolean }
   | { readonly kind: 'trim' };
 
 export interface WritePathOptions {
@@ -108,6 +110,7 @@ export class WritePath {
     options?: WriteOptions,
   ): MaybePromise<void> {
     this.#options.refuse();
+    if (change.kind === 'zeroes' && change.fast) this.#refuseCopies(offsetBytes, lengthBytes);
     const done = this.#mayPass(change, offsetBytes, lengthBytes)
       ? this.#passAtOnce(change, offsetBytes, lengthBytes)
       : this.#passInPieces(change, offsetBytes, lengthBytes, options);
@@ -134,6 +137,20 @@ export class WritePath {
     if (this.#order.size > 0 && this.#order.conflicts(offsetBytes, offsetBytes + lengthBytes)) return false;
     if (this.#protections.size === 0) return true;
     return this.#hit(this.#options.geometry.tracksOf(offsetBytes, lengthBytes)) === undefined;
+  }
+
+  /**
+   * Fast zeroes are refused where a track is protected: its content would have to be copied, and perhaps wait
+   * for the backup. (A write would too; but who asks for fast zeroes wants to know whether to zero a whole
+   * volume before filling it, and that would pour all of it into the container.) Decided once, at the start: a
+   * freeze that comes while a long range is on its way does not stop it halfway.
+   */
+  #refuseCopies(offsetBytes: number, lengthBytes: number): void {
+    const hit = this.#hit(this.#options.geometry.tracksOf(offsetBytes, lengthBytes));
+    if (hit === undefined) return;
+    const { track } = hit;
+    const message = `Zeroing of ${lengthBytes} bytes at ${offsetBytes} cannot be fast: track ${track} is not backed up yet`;
+    throw new VolumeError('not-fast', message, { track });
   }
 
   /** The first track of the run that some point protects, with that protection. */
@@ -191,12 +208,14 @@ export class WritePath {
     const { home } = this.#options;
     if (change.kind === 'write') return home.write(change.source, offsetBytes);
     if (change.kind === 'trim' && home.capabilities.trim) return home.trim(offsetBytes, lengthBytes);
-    return home.writeZeroes(offsetBytes, lengthBytes, { mayTrim: change.kind === 'trim' || change.mayTrim });
+    if (change.kind === 'trim') return home.writeZeroes(offsetBytes, lengthBytes, { mayTrim: true });
+    const { mayTrim, fast } = change;
+    return home.writeZeroes(offsetBytes, lengthBytes, fast ? { mayTrim, fast } : { mayTrim });
   }
 
   #failed(error: unknown): unknown {
     const code = systemCode(error);
-    if (code !== 'no-space' && code !== 'ENOSPC') this.#options.onHomeFailed(error);
+    if (code !== 'no-space' && code !== 'ENOSPC' && code !== 'not-fast') this.#options.onHomeFailed(error);
     return error;
   }
 
