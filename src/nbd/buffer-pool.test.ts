@@ -25,14 +25,12 @@ t.test('small buffers are not kept', async (t) => {
   const pool = new BufferPool(8 * MIB);
   pool.release(pool.acquire(4 * KIB, 16));
   t.equal(pool.idleBytes, 0);
-  t.equal(pool.usedCount, 0);
 });
 
 t.test('no more is kept than allowed', async (t) => {
   const pool = new BufferPool(3 * MIB);
   const buffers = [1, 2, 3, 4].map(() => pool.acquire(MIB));
   for (const buffer of buffers) pool.release(buffer);
-  t.equal(pool.usedCount, 0);
   t.ok(pool.idleBytes > 0 && pool.idleBytes <= 3 * MIB, `${pool.idleBytes} bytes are kept`);
 });
 

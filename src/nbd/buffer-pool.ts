@@ -10,7 +10,8 @@
  * garbage collector.
  *
  * Whoever gives a buffer back must be the only one that still knows it. Where that is not sure, as after a
- * broken connection, `forget` it: the garbage collector can tell.
+ * broken connection, `forget` it: the garbage collector can tell. One that is never given back is only lost to the
+ * pool.
  */
 
 import { assert, LIMITS } from '../base/index.ts';
@@ -24,17 +25,13 @@ export class BufferPool {
   readonly #idleBytesMax: number;
   /** Buffers nobody uses, by size; the one used last is at the end. */
   readonly #idle = new Map<number, ArrayBuffer[]>();
-  /** Those in use: a buffer that is given back twice would have two owners. */
-  readonly #used = new Set<ArrayBufferLike>();
+  /** Those in use: a buffer that was given back twice would have two owners. */
+  readonly #used = new WeakSet<ArrayBufferLike>();
   #idleBytes = 0;
 
   /** @param idleBytesMax what may be kept for later. */
   constructor(idleBytesMax: number) {
     this.#idleBytesMax = idleBytesMax;
-  }
-
-  get usedCount(): number {
-    return this.#used.size;
   }
 
   get idleBytes(): number {
