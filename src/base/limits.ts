@@ -36,8 +36,10 @@ export const LIMITS = {
    * takes less than the way to a thread and back costs the processors.
    */
   smallIoBytesMax: MIB,
-  /** A call made at once is slow from here on: what the page cache serves takes a tenth of it at most. */
+  /** A call made at once is slow from here on: what the page cache serves takes a tenth of it at most ... */
   paceSlowCallMs: 0.25,
+  /** ... and besides what its bytes may take: copying 1 MiB takes about 0.1 ms where the pages are there. */
+  paceCopyMsPerMib: 0.5,
   /** Slow calls are added up over this time ... */
   paceWindowMs: 100,
   /** ... and where they take more than this of it, such calls move to the thread pool. */

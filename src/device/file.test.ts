@@ -212,7 +212,7 @@ t.test('small calls that turn slow move to the pool and come back, reads and wri
   t.equal(write(1), undefined, 'a fast write is made at once');
   t.equal(read(), undefined, 'and so is a fast read');
   t.same(target, Buffer.alloc(4096, 1));
-  timing.callMs = LIMITS.paceBlockedMsMax;
+  timing.callMs = 2 * LIMITS.paceBlockedMsMax;
   t.equal(write(2), undefined, 'nobody knew that this one would be slow');
   timing.callMs = 0;
   const moved = write(3);
@@ -222,7 +222,7 @@ t.test('small calls that turn slow move to the pool and come back, reads and wri
   read();
   t.same(target, Buffer.alloc(4096, 3), 'the write on the pool has written');
   await device.write(Buffer.alloc(512, 4), 0, { fua: true });
-  timing.callMs = LIMITS.paceBlockedMsMax;
+  timing.callMs = 2 * LIMITS.paceBlockedMsMax;
   t.equal(read(), undefined);
   t.ok(read() instanceof Promise, 'now reads are');
   timing.callMs = LIMITS.paceSlowCallMs / 2;

@@ -160,7 +160,7 @@ class FileDevice implements BlockDevice {
     } catch (error) {
       throw this.#failed('Read', offsetBytes, target.length, error);
     } finally {
-      this.#readPace.ended(beganMs);
+      this.#readPace.ended(beganMs, target.length);
     }
   }
 
@@ -194,7 +194,7 @@ class FileDevice implements BlockDevice {
     } catch (error) {
       throw this.#failed('Write', offsetBytes, source.length, error);
     } finally {
-      pace.ended(beganMs);
+      pace.ended(beganMs, source.length);
     }
     return options?.fua === true ? this.flush() : undefined;
   }

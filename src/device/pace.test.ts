@@ -7,7 +7,7 @@
 
 import fc from 'fast-check';
 import t from 'tap';
-import { LIMITS, ManualClock } from '../base/index.ts';
+import { LIMITS, ManualClock, MIB } from '../base/index.ts';
 import { Pace } from './pace.ts';
 
 const { paceBlockedMsMax, paceFastCountMin, paceRestMsMax, paceRestMsMin, paceSlowCallMs, paceWindowMs } =
@@ -21,12 +21,12 @@ class Setting {
   readonly pace = new Pace({ clock: this.clock, runDelayMs: () => this.delayedMs });
 
   /** One call, made where the pace says. @returns whether it was made at once. */
-  call(tookMs: number): boolean {
+  call(tookMs: number, lengthBytes = 0): boolean {
     const isAtOnce = this.pace.mayBlock();
     const beganMs = isAtOnce ? this.pace.began() : this.pace.pooledBegan();
     this.clock.advance(tookMs);
-    if (isAtOnce) this.pace.ended(beganMs);
-    else this.pace.pooledEnded(beganMs);
+    if (isAtOnce) this.pace.ended(beganMs, lengthBytes);
+    else this.pace.pooledEnded(beganMs, lengthBytes);
     return isAtOnce;
   }
 
@@ -84,6 +84,21 @@ t.test('time in which another process had the processor does not count', async (
   setting.call(FAST_MS);
   setting.call(paceBlockedMsMax);
   t.ok(setting.pace.isPooled, 'what was taken off one window is not taken off the next');
+});
+
+t.test('copying many bytes is no waiting, on either side', async (t) => {
+  const setting = new Setting();
+  const copyMs = LIMITS.paceCopyMsPerMib;
+  for (let index = 0; index < 1_000; index += 1) setting.call(copyMs, MIB);
+  t.notOk(setting.pace.isPooled);
+  for (let index = 0; index < paceBlockedMsMax; index += 1) setting.call(copyMs + 1, MIB);
+  t.ok(setting.pace.isPooled);
+  for (let index = 0; index < paceFastCountMin; index += 1) {
+    setting.call(LIMITS.pacePooledSlowMs + copyMs / 2, MIB);
+  }
+  setting.clock.advance(paceRestMsMin);
+  t.ok(setting.call(copyMs, MIB), 'the probe');
+  t.notOk(setting.pace.isPooled);
 });
 
 t.test('calls come back after a rest, when those on the pool and one probe were fast', async (t) => {

@@ -19,7 +19,7 @@
  * **Moving away.** What harms is the share of its time that the loop stands still. Calls over `paceSlowCallMs`
  * are added up in windows of `paceWindowMs`; beyond `paceBlockedMsMax` the kind moves. One very slow call does
  * that alone, many not so slow ones do it together, and a few in an hour do not. Shorter calls are work of the
- * processor, however many.
+ * processor, however many, and so is what a call's bytes take to be copied.
  *
  * A call also seems slow when another process had the processor meanwhile, and then the pool would only make it
  * worse. So what this thread stood ready and did not run (`runDelayMs`) is taken off the sum.
@@ -32,7 +32,9 @@
  */
 
 import { readFileSync } from 'node:fs';
-import { type Clock, LIMITS, systemClock } from '../base/index.ts';
+import { type Clock, LIMITS, MIB, systemClock } from '../base/index.ts';
+
+const COPY_MS_PER_BYTE = LIMITS.paceCopyMsPerMib / MIB;
 
 /** Time as a pace sees it; injected so that tests decide it. */
 export interface PaceTiming {
@@ -79,11 +81,12 @@ export class Pace {
     return nowMs;
   }
 
-  /** The call is over, whether it succeeded or failed. */
-  ended(beganMs: number): void {
-    const tookMs = this.#clock.monotonicMs() - beganMs;
-    if (tookMs >= LIMITS.paceSlowCallMs) this.#noteSlow(beganMs + tookMs, tookMs);
-    else if (this.#isPooled) this.#comeBack(beganMs + tookMs);
+  /** The call is over, whether it succeeded or failed. @param lengthBytes what it was to copy. */
+  ended(beganMs: number, lengthBytes: number): void {
+    const nowMs = this.#clock.monotonicMs();
+    const waitedMs = nowMs - beganMs - lengthBytes * COPY_MS_PER_BYTE;
+    if (waitedMs >= LIMITS.paceSlowCallMs) this.#noteSlow(nowMs, waitedMs);
+    else if (this.#isPooled) this.#comeBack(nowMs);
   }
 
   /** A call on the pool is about to begin. @returns what `pooledEnded` wants. */
@@ -91,9 +94,9 @@ export class Pace {
     return this.#clock.monotonicMs();
   }
 
-  pooledEnded(beganMs: number): void {
-    const isSlow = this.#clock.monotonicMs() - beganMs >= LIMITS.pacePooledSlowMs;
-    this.#fastCount = isSlow ? 0 : this.#fastCount + 1;
+  pooledEnded(beganMs: number, lengthBytes: number): void {
+    const waitedMs = this.#clock.monotonicMs() - beganMs - lengthBytes * COPY_MS_PER_BYTE;
+    this.#fastCount = waitedMs >= LIMITS.pacePooledSlowMs ? 0 : this.#fastCount + 1;
   }
 
   #openWindow(nowMs: number): void {
@@ -102,12 +105,12 @@ export class Pace {
     this.#runDelayBeforeMs = this.#runDelayMs();
   }
 
-  #noteSlow(nowMs: number, tookMs: number): void {
+  #noteSlow(nowMs: number, waitedMs: number): void {
     if (this.#isPooled) {
       this.#rest(nowMs, this.#restMs * 2);
       return;
     }
-    this.#slowMs += tookMs;
+    this.#slowMs += waitedMs;
     const delayedMs = this.#runDelayMs() - this.#runDelayBeforeMs;
     if (this.#slowMs - delayedMs < LIMITS.paceBlockedMsMax) return;
     this.#isPooled = true;

@@ -25,7 +25,7 @@ export function poolRead(
   offsetBytes: number,
   pace?: Pace,
 ): Promise<number> {
-  return run(pace, (done) => read(descriptor, target, 0, target.length, offsetBytes, done));
+  return run(pace, target.length, (done) => read(descriptor, target, 0, target.length, offsetBytes, done));
 }
 
 /**
@@ -40,18 +40,18 @@ export function poolWrite(
   offsetBytes: number,
   pace?: Pace,
 ): Promise<number> {
-  return run(pace, (done) => write(descriptor, source, 0, source.length, offsetBytes, done));
+  return run(pace, source.length, (done) => write(descriptor, source, 0, source.length, offsetBytes, done));
 }
 
 type Done = (error: NodeJS.ErrnoException | null, count: number) => void;
 
-function run(pace: Pace | undefined, start: (done: Done) => void): Promise<number> {
+function run(pace: Pace | undefined, lengthBytes: number, start: (done: Done) => void): Promise<number> {
   return poolSlots.run(
     () =>
       new Promise<number>((resolve, reject) => {
         const beganMs = pace?.pooledBegan() ?? 0;
         start((error, count) => {
-          pace?.pooledEnded(beganMs);
+          pace?.pooledEnded(beganMs, lengthBytes);
           if (error === null) resolve(count);
           else reject(error);
         });
