@@ -5,6 +5,7 @@ export { checksum, CHECKSUM_BYTES, digest, DIGEST_BYTES, digestOf } from './dige
 export { BlockError, CorruptionError, type CorruptionPlace, messageOf, systemCode } from './errors.ts';
 export { LIMITS } from './limits.ts';
 export {
+  bytesToPage,
   blockDeviceSize,
   dropCache,
   forcePlainNode,

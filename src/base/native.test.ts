@@ -10,6 +10,7 @@ import t, { type Test } from 'tap';
 import { AssertionError } from './assert.ts';
 import {
   blockDeviceSize,
+  bytesToPage,
   dropCache,
   forcePlainNode,
   hasSparseFiles,
@@ -107,6 +108,16 @@ t.test('a warm page is read at once, into the right place only', (t) => {
   t.end();
 });
 
+t.test('the next page is found from anywhere', (t) => {
+  const memory = Buffer.allocUnsafeSlow(64 * 1024);
+  const first = bytesToPage(memory);
+  t.ok(first >= 0 && first < 4096);
+  t.equal(bytesToPage(memory.subarray(first)), 0);
+  t.equal(bytesToPage(memory.subarray(first + 1)), 4095);
+  t.equal(bytesToPage(memory.subarray(first + 4096)), 0);
+  t.end();
+});
+
 t.test('a dropped page is not read at once', async (t) => {
   const { descriptor } = openFresh(t);
   writeSync(descriptor, Buffer.alloc(MIB, 3));
@@ -167,6 +178,7 @@ t.test('without koffi everything is data, zeroes must be written and locks are r
   t.throws(() => tryLock(descriptor, 'exclusive'), { code: 'ENOSYS', message: /koffi/ });
   t.throws(() => tryLockRange(descriptor, 0, 1, 'exclusive'), { code: 'ENOSYS', message: /koffi/ });
   t.equal(readNoWait(descriptor, Buffer.alloc(16), 0), NO_WAIT.unsupported);
+  t.equal(bytesToPage(Buffer.alloc(16)), 0);
   t.equal(await punchHole(descriptor, 0, 4096), false);
   t.equal(await zeroRange(descriptor, 0, 4096), false);
   t.equal(await dropCache(descriptor), false);

@@ -65,6 +65,9 @@ interface Bindings {
   readonly poll?: NativeFunction<[Buffer, number, number]>;
 }
 
+/** The size of a memory page where Linux runs on x64; on arm64 it may be larger, and a part of one then. */
+const PAGE_BYTES = 4096n;
+
 const EINTR = 4;
 const ENXIO = 6;
 const EAGAIN = 11;
@@ -234,6 +237,12 @@ export function tryLockRange(
 
 /** `struct iovec`: one address, one length; filled anew for each read, which never outlives its call. */
 const vector = Buffer.alloc(16);
+
+/** Bytes from the buffer's first byte to the first page that begins in it; 0 where koffi is absent. */
+export function bytesToPage(buffer: Buffer): number {
+  const address = load()?.address(buffer) ?? 0n;
+  return Number((PAGE_BYTES - (address % PAGE_BYTES)) % PAGE_BYTES);
+}
 
 /** What `readNoWait` answers instead of a count. */
 export const NO_WAIT = {

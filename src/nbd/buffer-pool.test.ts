@@ -5,14 +5,14 @@
 
 import fc from 'fast-check';
 import t from 'tap';
-import { KIB, MIB } from '../base/index.ts';
+import { bytesToPage, KIB, MIB } from '../base/index.ts';
 import { BufferPool } from './buffer-pool.ts';
 
 t.test('the buffer given back last is used first, for data of up to its size', async (t) => {
   const pool = new BufferPool(8 * MIB);
   const first = pool.acquire(MIB, 28);
   t.equal(first.length, MIB + 28);
-  t.equal((first.byteOffset + 28) % 4096, 0, 'the data begins on a page');
+  t.equal(bytesToPage(first.subarray(28)), 0, 'the data begins on a page of memory');
   pool.release(first);
   const second = pool.acquire(MIB - 512);
   t.equal(second.buffer, first.buffer);
@@ -45,6 +45,21 @@ t.test('what is given back twice, forgotten or foreign is not given out again', 
   pool.release(forgotten);
   pool.release(Buffer.alloc(2 * MIB));
   t.equal(pool.idleBytes, 0);
+});
+
+t.test('a shared buffer comes back when its last holder gave it back', async (t) => {
+  const pool = new BufferPool(8 * MIB);
+  const buffer = pool.acquire(MIB);
+  t.notOk(pool.isShared(buffer));
+  const part = buffer.subarray(1000, 2000);
+  pool.share(part);
+  t.ok(pool.isShared(buffer));
+  pool.release(buffer);
+  t.equal(pool.idleBytes, 0, 'a part is still in use');
+  t.notOk(pool.isShared(part));
+  pool.release(part);
+  t.ok(pool.idleBytes > MIB);
+  t.ok(pool.isShared(Buffer.alloc(MIB)), 'of a foreign one it is not known');
 });
 
 t.test('buffers in use never share memory', async () => {

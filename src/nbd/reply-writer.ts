@@ -4,9 +4,8 @@
  * Replies are built in place in a large buffer, a slab: a read asks for room for its reply, the device reads
  * straight into it, and committing writes the header in front. Nothing is copied, and one system call sends
  * all replies of a turn. A read that has to wait takes its piece of the slab with it and comes back with
- * `appendRead`; large reads get a buffer of their own. Slabs are never reused while a socket may still hold
- * them, they are left to the garbage collector; buffers of large replies come from the pool, and whoever sends them
- * gives them back.
+ * `appendRead`; large reads get a buffer of their own. Slabs and large buffers come from the pool, and whoever sends
+ * them gives them back; a slab is filled again from its beginning once all that was in it was given back.
  *
  * This module and `chunk-writer.ts` are the only ones that know the layout of replies: here are the slab and
  * simple replies (NBD proto.md § Simple reply message), there are structured and extended ones.
@@ -53,9 +52,12 @@ export interface ReplyWriter {
   discard(): void;
 }
 
-const SLAB_BYTES = 128 * 1024;
+/** More than 32 replies of 4 KiB, so that such a turn is sent from one place. */
+const SLAB_BYTES = 256 * 1024;
 /** A reply larger than this gets its own buffer, so that a slab's rest is not thrown away for it. */
-const SLAB_REPLY_BYTES_MAX = SLAB_BYTES / 4;
+const SLAB_REPLY_BYTES_MAX = 32 * 1024;
+
+const NO_SLAB = Buffer.alloc(0);
 
 interface Reservation {
   readonly buffer: Buffer;
@@ -70,7 +72,7 @@ export abstract class SlabWriter implements ReplyWriter {
   readonly #buffers: BufferPool;
   #segments: Buffer[] = [];
   #segmentsBytes = 0;
-  #slab: Buffer = Buffer.alloc(0);
+  #slab: Buffer = NO_SLAB;
   /** The slab holds committed replies from here ... */
   #startBytes = 0;
   /** ... to here. */
@@ -125,6 +127,7 @@ export abstract class SlabWriter implements ReplyWriter {
     this.#closeSegment();
     this.#startBytes = endBytes;
     this.#endBytes = endBytes;
+    this.#buffers.share(buffer);
     return buffer.subarray(startBytes, endBytes);
   }
 
@@ -176,14 +179,22 @@ export abstract class SlabWriter implements ReplyWriter {
   #closeSegment(): void {
     if (this.#endBytes === this.#startBytes) return;
     this.#segments.push(this.#slab.subarray(this.#startBytes, this.#endBytes));
+    this.#buffers.share(this.#slab);
     this.#segmentsBytes += this.#endBytes - this.#startBytes;
     this.#startBytes = this.#endBytes;
   }
 
   #makeRoom(lengthBytes: number): void {
+    const isEmpty = this.#endBytes === this.#startBytes;
+    if (isEmpty && this.#endBytes > 0 && !this.#buffers.isShared(this.#slab)) this.#startAt(this.#slab);
     if (this.#endBytes + lengthBytes <= this.#slab.length) return;
     this.#closeSegment();
-    this.#slab = Buffer.allocUnsafeSlow(SLAB_BYTES);
+    this.#buffers.release(this.#slab);
+    this.#startAt(this.#buffers.acquire(SLAB_BYTES));
+  }
+
+  #startAt(slab: Buffer): void {
+    this.#slab = slab;
     this.#startBytes = 0;
     this.#endBytes = 0;
   }
