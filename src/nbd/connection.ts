@@ -17,6 +17,7 @@
 import type { Socket } from 'node:net';
 import { type AssertionError, assert, KIB, LIMITS } from '../base/index.ts';
 import type { MemoryShare } from './admission.ts';
+import { busyPoll } from './busy-poll.ts';
 import { sharedBuffers } from './buffer-pool.ts';
 import { type HandshakeView, type Negotiated, ServerHandshake } from './handshake.ts';
 import type { NbdLimits } from './limits.ts';
@@ -176,12 +177,14 @@ export class ServerConnection implements TransmissionPort, SocketReader {
   }
 
   received(lengthBytes: number, target: Buffer): boolean {
+    busyPoll.arrived();
     if (this.#readsPayload) {
       this.#transmission?.receivedInPlace(lengthBytes);
     } else {
       this.#receive(target.subarray(0, lengthBytes));
       if (this.#transmission?.keepsInput === true) this.#input = undefined;
     }
+    busyPoll.served();
     return this.#transmission?.isBlocked !== true;
   }
 
