@@ -11,6 +11,7 @@ export {
   forcePlainNode,
   getAttribute,
   getSocketOption,
+  hasPeerClosed,
   hasSparseFiles,
   type LockMode,
   NativeError,

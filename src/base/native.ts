@@ -501,6 +501,27 @@ export interface PollRequest {
   readonly events: number;
 }
 
+const POLL_PEER_CLOSED = 0x2000;
+
+/**
+ * Whether the other side of a socket has closed it, or its sending direction, as far as the kernel has heard, however
+ * much of what it sent is still unread (POLLRDHUP). @returns false where koffi is absent.
+ * @throws {NativeError}
+ */
+export function hasPeerClosed(descriptor: number): boolean {
+  assertDescriptor(descriptor);
+  const native = load();
+  if (native?.poll === undefined) return false;
+  const table = Buffer.alloc(POLL_STRUCT_BYTES);
+  table.writeInt32LE(descriptor, 0);
+  table.writeInt16LE(POLL_PEER_CLOSED, 4);
+  if (native.poll(table, 1, 0) >= 0)
+    return (table.readInt16LE(6) & (POLL_PEER_CLOSED | POLL.hangUp | POLL.error)) !== 0;
+  const errno = native.errno();
+  if (errno === EINTR) return false;
+  throw new NativeError('poll', errno, `of descriptor ${descriptor}`);
+}
+
 export const POLL = { readable: 0x01, error: 0x08, hangUp: 0x10, invalid: 0x20 } as const;
 
 /** `struct pollfd`: int descriptor, short events, short what happened. */

@@ -15,16 +15,17 @@
  */
 
 import type { Socket } from 'node:net';
-import { type AssertionError, assert, KIB, LIMITS } from '../base/index.ts';
+import { type AssertionError, assert, hasPeerClosed, KIB, LIMITS } from '../base/index.ts';
 import type { MemoryShare } from './admission.ts';
 import { busyPoll } from './busy-poll.ts';
 import { sharedBuffers } from './buffer-pool.ts';
 import { type HandshakeView, type Negotiated, ServerHandshake } from './handshake.ts';
 import type { NbdLimits } from './limits.ts';
 import type { NbdLog } from './log.ts';
-import { readInto, type SocketReader } from './socket-input.ts';
+import { descriptorOf, readInto, type SocketReader } from './socket-input.ts';
 import { acceptTls, type NbdListenerTls } from './tls-server.ts';
-import { Transmission, type TransmissionPort, type TransmissionTarget } from './transmission.ts';
+import { Transmission } from './transmission.ts';
+import type { TransmissionPort, TransmissionTarget } from './transmission-port.ts';
 
 /** A payload's rest that is at least this long is read into its place; a shorter one is copied there. */
 const DIRECT_BYTES_MIN = 32 * KIB;
@@ -50,6 +51,8 @@ export class ServerConnection implements TransmissionPort, SocketReader {
   readonly #host: ConnectionHost;
   /** The accepted one, until TLS takes its place. */
   #socket: Socket;
+  /** That of the system, under TLS too. */
+  readonly #descriptor: number | undefined;
   readonly #handshake: ServerHandshake;
   #transmission: Transmission | undefined;
   #exportName: string | undefined;
@@ -68,6 +71,7 @@ export class ServerConnection implements TransmissionPort, SocketReader {
     this.#handshake = new ServerHandshake(host.view, host.limits, host.tls?.policy);
     const socket = readInto(accepted, this) ?? accepted;
     this.#socket = socket;
+    this.#descriptor = descriptorOf(socket);
     this.#closed = new Promise((resolve) => socket.once('close', () => resolve()));
     this.#listen();
     this.#destroyAfter(host.limits.handshakeMsMax, 'The handshake took too long');
@@ -127,6 +131,11 @@ export class ServerConnection implements TransmissionPort, SocketReader {
 
   isBroken(): boolean {
     return this.#socket.destroyed || this.#socket.errored !== null || this.#socket.writableEnded;
+  }
+
+  isPeerGone(): boolean {
+    if (this.#socket.destroyed) return true;
+    return this.#descriptor !== undefined && hasPeerClosed(this.#descriptor);
   }
 
   resumeInput(): void {

@@ -23,7 +23,16 @@
 import { COMMAND } from './codec.ts';
 import type { Operation } from './operation.ts';
 
+/** A connection that does not read its client's requests for now, because of its bounds. */
+export interface StalledReader {
+  /** The client has closed its side: nobody waits for the answers. */
+  isClientGone(): boolean;
+  /** Drops the requests that were sent and not begun, with the connection. */
+  giveUp(): void;
+}
+
 export class Fence {
+  readonly #stalled = new Set<StalledReader>();
   /** Changes that run or are held, in order of arrival. */
   readonly #changes = new Set<Operation>();
   #released: Operation[] = [];
@@ -32,6 +41,25 @@ export class Fence {
   /** Unfinished changes of all connections. */
   get changeCount(): number {
     return this.#changes.size;
+  }
+
+  /** A connection leaves requests unread, until `readsOn`. */
+  stalls(reader: StalledReader): void {
+    this.#stalled.add(reader);
+  }
+
+  readsOn(reader: StalledReader): void {
+    this.#stalled.delete(reader);
+  }
+
+  /**
+   * Drops what the clients of other connections had sent and nobody has read, where those clients are gone: one that
+   * sends its requests again over `reader` has done so by then. To be called before the changes of a batch of input.
+   */
+  dropStale(reader: StalledReader): void {
+    for (const other of this.#stalled) {
+      if (other !== reader && other.isClientGone()) other.giveUp();
+    }
   }
 
   /**

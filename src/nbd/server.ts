@@ -27,7 +27,7 @@ import { type NbdListenPlace, startListening } from './listening.ts';
 import type { NbdLog } from './log.ts';
 import { NbdServerError } from './server-error.ts';
 import type { NbdListenerTls } from './tls-server.ts';
-import type { TransmissionTarget } from './transmission.ts';
+import type { TransmissionTarget } from './transmission-port.ts';
 import type { NbdTransport } from './uri.ts';
 
 export interface NbdServerOptions {

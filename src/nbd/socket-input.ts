@@ -58,12 +58,22 @@ export function readInto(accepted: Socket, reader: SocketReader): Socket | undef
   return socket;
 }
 
-/** The handle of a socket, which is left without one. */
-function takeHandle(socket: object): Inside | undefined {
+/** The system's number of an open socket; undefined where Node does not tell. */
+export function descriptorOf(socket: Socket): number | undefined {
+  const descriptor = handleOf(socket)?.fd;
+  return descriptor !== undefined && descriptor >= 0 ? descriptor : undefined;
+}
+
+function handleOf(socket: object): Inside | undefined {
   if (!(HANDLE in socket)) return undefined;
   const handle = socket[HANDLE];
-  if (typeof handle !== 'object' || handle === null) return undefined;
-  socket[HANDLE] = null;
+  return typeof handle === 'object' && handle !== null ? handle : undefined;
+}
+
+/** The handle of a socket, which is left without one. */
+function takeHandle(socket: object): Inside | undefined {
+  const handle = handleOf(socket);
+  if (handle !== undefined && HANDLE in socket) socket[HANDLE] = null;
   return handle;
 }
 

@@ -10,7 +10,8 @@ import { Fence } from './fence.ts';
 import { type NbdLimits, nbdLimits } from './limits.ts';
 import type { MetaContext } from './meta-context.ts';
 import { TestDevice, type TestDeviceOptions } from './test-device.ts';
-import { Transmission, type TransmissionPort, type TransmissionTerms } from './transmission.ts';
+import { Transmission } from './transmission.ts';
+import type { TransmissionPort, TransmissionTerms } from './transmission-port.ts';
 
 /** Resolves when everything that was finished before has been answered: a turn's replies leave at its end. */
 export async function settled(): Promise<void> {
@@ -39,6 +40,10 @@ export class RecordingPort implements TransmissionPort {
 
   unsentBytes(): number {
     return this.unsent;
+  }
+
+  isPeerGone(): boolean {
+    return false;
   }
 
   isBroken(): boolean {

@@ -35,47 +35,14 @@ import { heldBytesOf, readSparse, readStatus, readThrough } from './chunked.ts';
 import { COMMAND, COMMAND_FLAG, NBD_ERROR } from './codec.ts';
 import { CHUNK, decodeStatusFilter } from './codec-chunks.ts';
 import { DeviceFailures } from './device-failures.ts';
-import type { Fence } from './fence.ts';
-import type { Negotiated } from './handshake.ts';
+import type { Fence, StalledReader } from './fence.ts';
 import type { NbdLimits } from './limits.ts';
 import type { SelectedContext } from './meta-context.ts';
 import { isOrdered, Operation, type OperationOwner } from './operation.ts';
 import { allowedFlagsOf, refusalOf, type RequestRules, statusRefusal } from './refusal.ts';
 import type { Failure, ReplyChunk, ReplyWriter } from './reply-writer.ts';
 import { RequestReader } from './request-reader.ts';
-
-/** What the transmission needs of its connection. */
-export interface TransmissionPort {
-  /** Sends the buffers, in order; they must not be changed afterwards. */
-  send(buffers: readonly Buffer[]): void;
-  /** Bytes handed to `send` that the peer has not taken yet. */
-  unsentBytes(): number;
-  /** The connection is known to be broken: nothing more will be sent. */
-  isBroken(): boolean;
-  /** The transmission was blocked and takes input again. */
-  resumeInput(): void;
-  /** Everything is answered; the connection may be closed once the replies are sent. */
-  finished(): void;
-  /** The peer broke the protocol in a way that leaves no common ground. */
-  hangUp(reason: string): void;
-  log(level: 'warning' | 'error', message: string, error?: unknown): void;
-  /** A device failed an assertion. The process must not go on as if nothing had happened. */
-  programmerError(error: AssertionError): void;
-}
-
-/** The export being served. */
-export interface TransmissionTarget {
-  readonly device: BlockDevice;
-  readonly readOnly: boolean;
-  readonly fastZeroes: boolean;
-  /** Makes the device larger; undefined where clients may not. */
-  readonly resize?: ((sizeBytes: number) => Promise<void>) | undefined;
-  /** Shared by all connections of the export. */
-  readonly fence: Fence;
-}
-
-/** What the handshake agreed on. */
-export type TransmissionTerms = Pick<Negotiated, 'replies' | 'contexts'>;
+import type { TransmissionPort, TransmissionTarget, TransmissionTerms } from './transmission-port.ts';
 
 const PLAIN_TERMS: TransmissionTerms = { replies: 'simple', contexts: [] };
 
@@ -84,7 +51,7 @@ type State = 'header' | 'filter' | 'admission' | 'payload' | 'discard' | 'over';
 /** How far beyond the limit a refused payload is still skipped, in multiples of it; then we hang up. */
 const DISCARD_FACTOR = 2;
 
-export class Transmission implements OperationOwner {
+export class Transmission implements OperationOwner, StalledReader {
   readonly #port: TransmissionPort;
   readonly #device: BlockDevice;
   readonly #rules: RequestRules;
@@ -113,6 +80,8 @@ export class Transmission implements OperationOwner {
   /** What the request whose payload is being skipped is answered. */
   #discardFailure: Failure | undefined;
 
+  /** What other clients left unread was looked after since this batch of input arrived. */
+  #hasDroppedStale = false;
   /** Writes that use bytes of their input chunk after its turn. */
   #pinnedCount = 0;
   #keepsInput = false;
@@ -220,12 +189,22 @@ export class Transmission implements OperationOwner {
     this.isGone = true;
     this.#state = 'over';
     this.#isFinished = true;
+    this.#fence.readsOn(this);
     this.#reader.dropInput();
     this.#reader.dropPayload();
     this.#replies.discard();
     for (const operation of this.#operations) {
       if (operation.blockerCount > 0) this.#settle(operation, SHUTDOWN);
     }
+  }
+
+  isClientGone(): boolean {
+    return this.#port.isPeerGone();
+  }
+
+  giveUp(): void {
+    this.abort();
+    this.#port.hangUp('The client closed the connection and left requests unread, which are dropped');
   }
 
   /** Resolves when no operation of this connection runs against the device any more. */
@@ -264,6 +243,8 @@ export class Transmission implements OperationOwner {
   #pump(): void {
     this.#isBlocked = false;
     this.#isPumping = true;
+    this.#hasDroppedStale = false;
+    this.#fence.readsOn(this);
     try {
       while (this.#advance());
     } finally {
@@ -431,6 +412,7 @@ export class Transmission implements OperationOwner {
 
   #block(): false {
     this.#isBlocked = true;
+    this.#fence.stalls(this);
     return false;
   }
 
@@ -469,7 +451,12 @@ export class Transmission implements OperationOwner {
   }
 
   #submit(operation: Operation): void {
-    if (isOrdered(operation) && !this.#fence.admit(operation)) {
+    const isInOrder = isOrdered(operation);
+    if (isInOrder && !this.#hasDroppedStale) {
+      this.#hasDroppedStale = true;
+      this.#fence.dropStale(this);
+    }
+    if (isInOrder && !this.#fence.admit(operation)) {
       this.#goOn(operation);
       this.operationWaits(operation);
       return;
@@ -635,6 +622,7 @@ export class Transmission implements OperationOwner {
     this.#state = 'over';
     this.#reader.dropInput();
     this.#isBlocked = false;
+    this.#fence.readsOn(this);
     this.#port.finished();
   }
 
