@@ -3,8 +3,8 @@
  * published package type-checks against it in strict mode, runs, and serves a client that was not written
  * here; and every type that its interface mentions can be named.
  *
- * Method: the package as `npm pack` makes it, in a directory of its own, with all rooms removed that the
- * library does not need; the two examples of the room's README, taken from there, so that they stay true.
+ * Method: the package as `npm pack` makes it, in a directory of its own, with all rooms and all dependencies
+ * removed that the library does not need; the two examples of the room's README, taken from there, so that they stay true.
  */
 import {
   existsSync,
@@ -53,8 +53,9 @@ async function makeProject(t: Test): Promise<(name: string) => string> {
   for (const room of readdirSync(join(installed, 'dist'))) {
     if (!ROOMS.includes(room)) rmSync(join(installed, 'dist', room), { recursive: true });
   }
-  // What npm would install with it.
-  symlinkSync(join(ROOT, 'node_modules'), join(installed, 'node_modules'));
+  // Of what npm would install with it, all that it needs.
+  mkdirSync(join(installed, 'node_modules'));
+  symlinkSync(join(ROOT, 'node_modules/koffi'), join(installed, 'node_modules/koffi'));
   mkdirSync(at('node_modules/@types'));
   symlinkSync(join(ROOT, 'node_modules/@types/node'), at('node_modules/@types/node'));
   writeFileSync(at('package.json'), JSON.stringify({ type: 'module' }));

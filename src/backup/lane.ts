@@ -14,7 +14,8 @@
  * stop every track counts as changed, and few are.
  */
 
-import { digest, LIMITS } from '../base/index.ts';
+import { LIMITS } from '../base/index.ts';
+import { digest } from '../records/index.ts';
 import { type TrackRun, TrackSet } from '../tracks/index.ts';
 import type { DivertedTrack, Geometry, SessionPlan } from '../volume/index.ts';
 import { ZeroRuns } from './zero-runs.ts';

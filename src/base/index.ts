@@ -1,7 +1,6 @@
 export { assert, AssertionError, present, unreachable } from './assert.ts';
 export { type Clock, ManualClock, systemClock } from './clock.ts';
 export { type Deferred, deferred } from './deferred.ts';
-export { checksum, CHECKSUM_BYTES, digest, DIGEST_BYTES, digestOf } from './digest.ts';
 export { BlockError, CorruptionError, type CorruptionPlace, messageOf, systemCode } from './errors.ts';
 export { LIMITS } from './limits.ts';
 export {
@@ -30,16 +29,6 @@ export {
   tryLockRange,
   zeroRange,
 } from './native.ts';
-export {
-  type LmdbDatabaseView,
-  type LmdbEntry,
-  LmdbError,
-  type LmdbErrorDetails,
-  type LmdbFile,
-  type LmdbOptions,
-  type LmdbRange,
-  openLmdb,
-} from './lmdb.ts';
 export {
   decodeAttributes,
   encodeAttributes,

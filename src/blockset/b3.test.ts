@@ -10,7 +10,8 @@
  */
 
 import t from 'tap';
-import { CorruptionError, openLmdb } from '../base/index.ts';
+import { CorruptionError } from '../base/index.ts';
+import { openLmdb } from '../records/index.ts';
 import { labelled, labelOf, newSet, scratch, TRACK_BYTES, withoutSyncs } from './model.fixture.ts';
 import type { OrderingForm } from './ordering.ts';
 import { orderKey } from './set-format.ts';

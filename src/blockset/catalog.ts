@@ -10,7 +10,8 @@
  */
 
 import { existsSync, rmSync } from 'node:fs';
-import { CorruptionError, LmdbError, openLmdb } from '../base/index.ts';
+import { CorruptionError } from '../base/index.ts';
+import { LmdbError, openLmdb } from '../records/index.ts';
 import { decodeCounters, decodeHeader, encodeJson, type SetCounters, type SetHeader } from './set-format.ts';
 
 export interface CatalogEntry {

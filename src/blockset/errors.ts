@@ -1,6 +1,7 @@
 /** The operating errors of stores and block sets. */
 
-import { BlockError, LmdbError, messageOf, systemCode } from '../base/index.ts';
+import { BlockError, messageOf, systemCode } from '../base/index.ts';
+import { LmdbError } from '../records/index.ts';
 
 export interface StoreErrorDetails {
   /** The directory is no store, or does not exist. */

@@ -2,7 +2,8 @@
 
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { CorruptionError, digest, observeSyncs } from '../base/index.ts';
+import { CorruptionError, observeSyncs } from '../base/index.ts';
+import { digest } from '../records/index.ts';
 import { StoreError } from './errors.ts';
 import type { NewSet } from './store.ts';
 import { Store } from './store.ts';

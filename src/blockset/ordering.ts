@@ -17,7 +17,8 @@
  * in the track follow from the blocks of a track. Positions, addresses and arrivals count from 0.
  */
 
-import { assert, CorruptionError, type LmdbDatabaseView } from '../base/index.ts';
+import { assert, CorruptionError } from '../base/index.ts';
+import { type LmdbDatabaseView } from '../records/index.ts';
 
 /** `count` blocks of the object from `position` on are at `address` on the device. */
 export interface AddressRow {

@@ -5,7 +5,8 @@
  * big-endian, so that keys sort as numbers do.
  */
 
-import { assert, CorruptionError, DIGEST_BYTES, digestOf, type LmdbFile } from '../base/index.ts';
+import { assert, CorruptionError } from '../base/index.ts';
+import { DIGEST_BYTES, digestOf, type LmdbFile } from '../records/index.ts';
 import { StoreError } from './errors.ts';
 
 export const FORMAT_VERSION = 0;

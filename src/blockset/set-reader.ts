@@ -9,17 +9,15 @@
  * Buffers handed out are the caller's and are not changed afterwards.
  */
 
+import { assert, CorruptionError, present } from '../base/index.ts';
 import {
-  assert,
-  CorruptionError,
   digest,
   DIGEST_BYTES,
   type LmdbDatabaseView,
   LmdbError,
   type LmdbFile,
   openLmdb,
-  present,
-} from '../base/index.ts';
+} from '../records/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { asStoreErrors } from './errors.ts';
 import { unpackFrame } from './frame-codec.ts';

@@ -22,16 +22,8 @@
 
 import { closeSync, openSync, renameSync, rmSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
-import {
-  assert,
-  digest,
-  LIMITS,
-  type LmdbDatabaseView,
-  type LmdbFile,
-  openLmdb,
-  syncDirectory,
-  tryLock,
-} from '../base/index.ts';
+import { assert, LIMITS, syncDirectory, tryLock } from '../base/index.ts';
+import { digest, type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { asStoreErrors, asStoreErrorsLater } from './errors.ts';
 import { FrameCompressor } from './frame-codec.ts';

@@ -9,7 +9,8 @@
 import { copyFileSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import fc from 'fast-check';
 import t from 'tap';
-import { AssertionError, CorruptionError, digest, openLmdb } from '../base/index.ts';
+import { AssertionError, CorruptionError } from '../base/index.ts';
+import { digest, openLmdb } from '../records/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { labelled, labelOf, newSet, noise, scratch, TRACK_BYTES, withoutSyncs } from './model.fixture.ts';
 import { FRAME_HEADER_BYTES, GROUP_TRACKS, type SetHeader, u32Key } from './set-format.ts';

@@ -7,7 +7,8 @@
  * late. Adding a track twice is a programmer's error, found here.
  */
 
-import { assert, DIGEST_BYTES, type LmdbDatabaseView, present } from '../base/index.ts';
+import { assert, present } from '../base/index.ts';
+import { DIGEST_BYTES, type LmdbDatabaseView } from '../records/index.ts';
 import {
   decodeRuns,
   encodeRuns,

@@ -7,7 +7,7 @@
 import t from 'tap';
 import fc from 'fast-check';
 import { KIB, MIB, SeededRandom } from '../base/index.ts';
-import { conformance } from './conformance.ts';
+import { conformance } from './conformance.fixture.ts';
 import { FaultyDevice } from './faulty.ts';
 import { MemoryDevice } from './memory.ts';
 

@@ -31,7 +31,7 @@ import {
   type SyncEvent,
 } from '../base/index.ts';
 import type { BlockDevice } from './block-device.ts';
-import { conformance } from './conformance.ts';
+import { conformance } from './conformance.fixture.ts';
 import { createSparseFile } from './file-open.ts';
 import { type FileDeviceOptions, openFileDevice } from './file.ts';
 import { poolSlots } from './thread-pool.ts';

@@ -7,7 +7,6 @@ export {
   type WriteOptions,
   type ZeroOptions,
 } from './block-device.ts';
-export { conformance, type ConformanceOptions } from './conformance.ts';
 export { DeviceError, type DeviceErrorCode, type DeviceErrorDetails, deviceErrorFrom } from './errors.ts';
 export {
   FaultyDevice,

@@ -2,7 +2,7 @@
 
 import t from 'tap';
 import { AssertionError, KIB, MIB } from '../base/index.ts';
-import { conformance } from './conformance.ts';
+import { conformance } from './conformance.fixture.ts';
 import { MemoryDevice } from './memory.ts';
 
 t.test('conformance', (t) => conformance(t, async (sizeBytes) => new MemoryDevice({ sizeBytes })));

@@ -2,7 +2,7 @@
 
 import t from 'tap';
 import { MIB } from '../base/index.ts';
-import { conformance } from './conformance.ts';
+import { conformance } from './conformance.fixture.ts';
 import { MemoryDevice } from './memory.ts';
 import { PieceDevice } from './piece.ts';
 

@@ -20,15 +20,8 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import {
-  noteCommit,
-  openLmdb,
-  SeededRandom,
-  syncDirectory,
-  syncFile,
-  syncPath,
-  tryLock,
-} from '../base/index.ts';
+import { noteCommit, SeededRandom, syncDirectory, syncFile, syncPath, tryLock } from '../base/index.ts';
+import { openLmdb } from '../records/index.ts';
 import { LossyDisk, type LossyDiskOptions } from './lossy-disk.ts';
 
 interface World {

@@ -49,7 +49,7 @@ export interface LossyDiskOptions {
   /** Which files may also keep any page written since their last sync; none where left out. */
   readonly tear?: (relativePath: string) => boolean;
   /**
-   * Which LMDB files commit without syncing (`bulk` in `base/lmdb.ts`): of these too any page written since the
+   * Which LMDB files commit without syncing (`bulk` in `records/lmdb.ts`): of these too any page written since the
    * last sync may survive without the others.
    */
   readonly tearCommits?: (relativePath: string) => boolean;

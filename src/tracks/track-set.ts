@@ -9,7 +9,8 @@
  */
 
 import roaring, { type RoaringBitmap32 as Bitmap } from 'roaring';
-import { assert, checksum, CHECKSUM_BYTES, CorruptionError, LIMITS } from '../base/index.ts';
+import { assert, CorruptionError, LIMITS } from '../base/index.ts';
+import { checksum, CHECKSUM_BYTES } from '../records/index.ts';
 
 // The package is CommonJS whose names Node cannot see at import.
 const { RoaringBitmap32 } = roaring;

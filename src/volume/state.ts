@@ -8,7 +8,8 @@
  */
 
 import { stat } from 'node:fs/promises';
-import { CorruptionError, type LmdbDatabaseView, type LmdbFile, openLmdb } from '../base/index.ts';
+import { CorruptionError } from '../base/index.ts';
+import { type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
 import { TrackBits, TrackSet } from '../tracks/index.ts';
 import { type ClosedEpoch, EpochHistory } from './epoch-history.ts';
 

@@ -33,13 +33,20 @@ import { closeSync, existsSync, fstatSync, openSync, rmSync, statfsSync, statSyn
 import { ftruncateSync, linkSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { type Database as LmdbDatabase, open, type RootDatabase } from 'lmdb';
-import { assert } from './assert.ts';
+import {
+  assert,
+  BlockError,
+  CorruptionError,
+  LIMITS,
+  messageOf,
+  noteCommit,
+  randomId,
+  type SyncName,
+  syncPath,
+  systemCode,
+} from '../base/index.ts';
 import { checksum, CHECKSUM_BYTES } from './digest.ts';
-import { BlockError, CorruptionError, messageOf, systemCode } from './errors.ts';
-import { LIMITS } from './limits.ts';
 import { checkLmdbFile } from './lmdb-file.ts';
-import { randomId } from './rng.ts';
-import { noteCommit, type SyncName, syncPath } from './sync.ts';
 
 /** Codes: `missing` no file and not to be created; `no-space` the file system is full; `io` anything else that the system refused. */
 export interface LmdbErrorDetails {

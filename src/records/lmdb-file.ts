@@ -26,8 +26,7 @@
  */
 
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
-import { CorruptionError } from './errors.ts';
-import { LIMITS } from './limits.ts';
+import { CorruptionError, LIMITS } from '../base/index.ts';
 
 const HEADER_BYTES = 24;
 const META_BYTES = 144;

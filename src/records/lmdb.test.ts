@@ -31,11 +31,9 @@ import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import { AssertionError } from './assert.ts';
-import { CorruptionError } from './errors.ts';
+import { AssertionError, CorruptionError, observeSyncs, type SyncEvent } from '../base/index.ts';
 import { checkLmdbFile } from './lmdb-file.ts';
 import { LmdbError, openLmdb } from './lmdb.ts';
-import { observeSyncs, type SyncEvent } from './sync.ts';
 
 const SELF = fileURLToPath(import.meta.url);
 const PAGE = 4096;
