@@ -78,6 +78,8 @@ export const LIMITS = {
   nbdWaitingCountMax: 16_384,
   /** Reply bytes a slow client has not taken yet; beyond it its requests are not read. */
   nbdReplyBytesMax: 16 * MIB,
+  /** Replies wait for those of the same turn until they are this many bytes together; one of 64 KiB does not. */
+  nbdReplyBatchBytes: 48 * KIB,
   /** Large buffers that the process keeps for later requests. */
   nbdIdleBufferBytesMax: 64 * MIB,
   /** What a Unix socket may hold of replies, in the kernel: two of 1 MiB. */

@@ -23,6 +23,7 @@ import { type HandshakeView, type Negotiated, ServerHandshake } from './handshak
 import type { NbdLimits } from './limits.ts';
 import type { NbdLog } from './log.ts';
 import { descriptorOf, readInto, type SocketReader } from './socket-input.ts';
+import { sendAtOnce } from './socket-output.ts';
 import { acceptTls, type NbdListenerTls } from './tls-server.ts';
 import { Transmission } from './transmission.ts';
 import type { TransmissionPort, TransmissionTarget } from './transmission-port.ts';
@@ -53,6 +54,8 @@ export class ServerConnection implements TransmissionPort, SocketReader {
   #socket: Socket;
   /** That of the system, under TLS too. */
   readonly #descriptor: number | undefined;
+  /** The same while no TLS is between: replies may be written to it. */
+  #plain: number | undefined;
   readonly #handshake: ServerHandshake;
   #transmission: Transmission | undefined;
   #exportName: string | undefined;
@@ -72,6 +75,7 @@ export class ServerConnection implements TransmissionPort, SocketReader {
     const socket = readInto(accepted, this) ?? accepted;
     this.#socket = socket;
     this.#descriptor = descriptorOf(socket);
+    this.#plain = this.#descriptor;
     this.#closed = new Promise((resolve) => socket.once('close', () => resolve()));
     this.#listen();
     this.#destroyAfter(host.limits.handshakeMsMax, 'The handshake took too long');
@@ -107,9 +111,15 @@ export class ServerConnection implements TransmissionPort, SocketReader {
   send(buffers: readonly Buffer[]): void {
     const socket = this.#socket;
     if (this.isBroken()) return;
-    const last = buffers.length - 1;
+    const plain = socket.writableLength === 0 ? this.#plain : undefined;
+    const rest = plain === undefined ? buffers : sendAtOnce(plain, buffers);
+    if (rest.length === 0) {
+      this.#sent(buffers, undefined);
+      return;
+    }
+    const last = rest.length - 1;
     if (last > 0) socket.cork();
-    for (const [index, buffer] of buffers.entries()) {
+    for (const [index, buffer] of rest.entries()) {
       if (index === last) socket.write(buffer, (error) => this.#sent(buffers, error));
       else socket.write(buffer);
     }
@@ -248,6 +258,7 @@ export class ServerConnection implements TransmissionPort, SocketReader {
     const { tls } = this.#host;
     const plain = this.#socket;
     assert(tls !== undefined, 'TLS was agreed on and is not offered');
+    this.#plain = undefined;
     plain.off('data', this.#onData).off('end', this.#onEnd).pause();
     void acceptTls(plain, tls.credentials).then((outcome) => {
       if (outcome.kind === 'failed') {

@@ -6,7 +6,7 @@
  *
  * **Speed.** A request that is whole in a chunk is decoded in place, run at once, and its reply built in
  * place; nothing is allocated but a view of the bytes. Replies of all requests in a chunk, and of all
- * operations that finish in one loop turn, leave in one send.
+ * operations that finish in one loop turn, leave in one send, or a few where there is much in them.
  *
  * **Bounds (promise 9).** A request is admitted while the operations of this connection are within the limits
  * that `admission.ts` keeps, and the client takes its replies. Otherwise the transmission is blocked: it keeps
@@ -26,7 +26,7 @@
  * § Request message.
  */
 
-import { assert, AssertionError, type MaybePromise } from '../base/index.ts';
+import { assert, AssertionError, LIMITS, type MaybePromise } from '../base/index.ts';
 import type { BlockDevice } from '../device/index.ts';
 import { Admission, type MemoryShare } from './admission.ts';
 import { type BufferPool, sharedBuffers } from './buffer-pool.ts';
@@ -373,6 +373,8 @@ export class Transmission implements OperationOwner, StalledReader {
     }
     this.#state = 'header';
     this.#submit(this.#takeOperation(heldBytes));
+    // The client takes this while the next requests are served, and the bytes are still in the processor's cache.
+    if (this.#replies.queuedBytes >= LIMITS.nbdReplyBatchBytes) this.#sendReplies();
     return true;
   }
 
