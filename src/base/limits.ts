@@ -76,8 +76,11 @@ export const LIMITS = {
   nbdWaitingBytesMax: 64 * MIB,
   /** Requests of one connection that wait for a backup: zeroes and trims carry no bytes to count. */
   nbdWaitingCountMax: 16_384,
-  /** Reply bytes a slow client has not taken yet; beyond it its requests are not read. */
-  nbdReplyBytesMax: 16 * MIB,
+  /**
+   * Reply bytes a client has not taken yet, beside what its socket holds; beyond it its requests are not read. What is
+   * read from the device long before it can be sent has left the processor's cache by then.
+   */
+  nbdReplyBytesMax: MIB,
   /** Replies wait for those of the same turn until they are this many bytes together; one of 64 KiB does not. */
   nbdReplyBatchBytes: 48 * KIB,
   /** Large buffers that the process keeps for later requests. */
