@@ -154,7 +154,9 @@ t.test('close waits for orphans, whose connection is gone already', async (t) =>
 
 t.test('close does not wait for a client that takes no replies', async (t) => {
   const device = new TestDevice({ sizeBytes: 8 * 1024 * 1024 });
-  const { server, path } = await serve(t, [exportOf(device)], { limits: { closeMsMax: 20, replyBytesMax: 16 * 1024 * 1024 } });
+  const { server, path } = await serve(t, [exportOf(device)], {
+    limits: { closeMsMax: 20, replyBytesMax: 16 * 1024 * 1024 },
+  });
   const client = await RawClient.transmit({ path });
   client.socket.pause();
   client.socket.write(Buffer.concat([read(1, 0, 8 * 1024 * 1024), read(2, 0, 8 * 1024 * 1024)]));
