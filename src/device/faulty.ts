@@ -194,13 +194,18 @@ export class FaultyDevice implements BlockDevice {
     const cache = this.#cache;
     const mark = cache.mark();
     const operation = { kind: 'flush', offsetBytes: 0, lengthBytes: this.sizeBytes, fua: false } as const;
+    let isDurable = false;
     try {
-      await this.#perform(operation, () => this.#next.flush());
+      await this.#perform(operation, async () => {
+        await this.#next.flush();
+        // Here, and not when the caller hears of it: a power cut in between finds it durable.
+        isDurable = true;
+        cache.flushed(mark, true);
+      });
     } catch (error) {
-      cache.flushed(mark, false);
+      if (!isDurable) cache.flushed(mark, false);
       throw error;
     }
-    cache.flushed(mark, true);
   }
 
   async extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
