@@ -18,6 +18,13 @@ export const LIMITS = {
   /** Track numbers are uint32, in memory and on disk. */
   trackCountMax: 2 ** 32,
 
+  /** Tracks of one region, the unit in which the intent log knows what may have been written. */
+  intentRegionTracks: 128,
+  /** Regions that are logged together with one that follows a written one: a stream is told of in advance. */
+  intentAheadRegions: 4,
+  /** Regions of the epoch before that a new epoch's segment begins with, where there are no more than this. */
+  intentHotRegionsMax: 4_096,
+
   /** How long a freeze may wait for the gate to empty before it reopens it and fails. */
   freezeWaitMsMax: 5_000,
   /** Trims and zeroes are cut into pieces of this size, so that none holds a freeze for long. */

@@ -23,6 +23,7 @@ export type SyncName =
   | 'home-create'
   | 'volume-state'
   | 'volume-directory'
+  | 'intent-log'
   | 'set-data'
   | 'set-seal'
   | 'set-directory'

@@ -64,8 +64,13 @@ export class World {
   mayBeUnclean = false;
   backup: RunningBackup | undefined;
   isFreezing = false;
+  /** Regions that a change of this epoch has ended in: the intent log holds them. */
+  readonly #logged = new Set<number>();
+  /** Another number for each epoch, and for each freeze on the way to it. */
+  #epochSerial = 0;
   readonly #parent: string;
   readonly #freezeWaitMsMax: number | undefined;
+  readonly #intentRegionTracks: number;
   readonly #asyncHome: number;
   readonly #failures: unknown[] = [];
   readonly #lossy: LossyDisk;
@@ -86,6 +91,7 @@ export class World {
     this.disk = new MemoryDevice({ sizeBytes });
     this.#parent = parts.parent;
     this.#freezeWaitMsMax = parts.freezeWaitMsMax;
+    this.#intentRegionTracks = random.pick([1, 2, 4, 128]);
     this.hotTracks = random.pick([2, 2, 8, Number.POSITIVE_INFINITY]);
     this.#asyncHome = random.pick([0, 0.1, 0.5, 0.9]);
     if (random.chance(0.75)) this.#faulty = this.#makeFaulty();
@@ -162,17 +168,39 @@ export class World {
   async open(): Promise<void> {
     const home: BlockDevice = keptOpen(this.#faulty ?? this.disk);
     this.mayFail = false;
+    this.#newEpoch();
     this.#volume = await Volume.open(this.#directory, {
       registry: { open: async () => home },
       clock: this.clock,
       activity: 'modelling',
       ...(this.#freezeWaitMsMax === undefined ? {} : { freezeWaitMsMax: this.#freezeWaitMsMax }),
+      intentRegionTracks: this.#intentRegionTracks,
     });
+  }
+
+  #newEpoch(): void {
+    this.#epochSerial += 1;
+    this.#logged.clear();
+  }
+
+  /** Whether a change of these tracks need not wait for the intent log. */
+  isLogged(tracks: readonly number[]): boolean {
+    return tracks.every((track) => this.#logged.has(Math.floor(track / this.#intentRegionTracks)));
+  }
+
+  /** To be called when a change begins, and what it gives when the change has ended. */
+  noteLogged(tracks: readonly number[]): () => void {
+    const serial = this.#epochSerial;
+    return () => {
+      if (serial !== this.#epochSerial) return;
+      for (const track of tracks) this.#logged.add(Math.floor(track / this.#intentRegionTracks));
+    };
   }
 
   /** Takes the model's image at the instant at which the volume freezes. */
   async freeze<T extends { readonly plan: { readonly point: string } }>(begin: () => Promise<T>): Promise<T> {
     this.isFreezing = true;
+    this.#newEpoch();
     try {
       const session = await begin();
       this.images.set(session.plan.point, this.clock.image);
@@ -180,6 +208,7 @@ export class World {
       return session;
     } finally {
       this.isFreezing = false;
+      this.#newEpoch();
     }
   }
 

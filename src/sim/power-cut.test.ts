@@ -56,6 +56,7 @@ t.test(`without any one sync some cut breaks a promise, seed ${SEED}`, async (t)
     'home-create',
     'volume-state',
     'volume-directory',
+    'intent-log',
     'set-data',
     'set-seal',
     'set-directory',

@@ -124,9 +124,11 @@ class CutWorld {
     return join(this.#root, 'target.raw');
   }
 
-  /** Sets have names that differ from life to life. */
+  /** Sets have names that differ from life to life; segments of the intent log are all alike. */
   #labelOf(event: SyncEvent): string {
-    const path = relative(this.#root, event.path).replace(/[0-9A-Z]{26}-0/, '*');
+    const path = relative(this.#root, event.path)
+      .replace(/[0-9A-Z]{26}-0/, '*')
+      .replace(/intent-\d+/, 'intent-*');
     return event.kind === 'commit'
       ? `commit ${path}`
       : `${event.name} ${event.kind} ${path === '' ? '.' : path}`;
@@ -211,6 +213,7 @@ class CutWorld {
       registry: new DeviceRegistry(),
       clock: this.#clock,
       activity: 'being cut',
+      intentRegionTracks: 2,
     });
     this.#volume = volume;
     this.#event();
@@ -329,6 +332,7 @@ class CutWorld {
       registry: new DeviceRegistry(),
       clock: this.#clock,
       activity: 'being checked',
+      intentRegionTracks: 2,
     });
     return this.#volume;
   }

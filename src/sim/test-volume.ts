@@ -29,6 +29,8 @@ export interface TestVolumeOptions {
   readonly trackSizeBytes?: number;
   readonly sizeBytes?: number;
   readonly freezeWaitMsMax?: number;
+  /** 2 where left out. */
+  readonly intentRegionTracks?: number;
 }
 
 interface Teardown {
@@ -52,6 +54,7 @@ export async function makeTestVolume(t: Teardown, options: TestVolumeOptions): P
       clock,
       activity: 'testing',
       ...(options.freezeWaitMsMax === undefined ? {} : { freezeWaitMsMax: options.freezeWaitMsMax }),
+      intentRegionTracks: options.intentRegionTracks ?? 2,
     });
   const test = {
     directory,

@@ -78,6 +78,11 @@ export class EpochHistory {
     return this.#open.toTrackSet();
   }
 
+  /** The lowest track of the run that changed in the open epoch. */
+  firstOpenIn(run: TrackRun): number | undefined {
+    return this.#open.firstIn(run);
+  }
+
   /** The tracks of the run are about to be written. */
   mark(run: TrackRun): void {
     if (run.count === 1) this.#open.add(run.first);

@@ -11,4 +11,5 @@ export { VolumeError, type VolumeErrorCode, type VolumeErrorDetails } from './er
 export { Geometry } from './geometry.ts';
 export type { DivertedTrack } from './protection.ts';
 export { BackupSession, type SessionPlan, type SessionState, type SessionStatus } from './session.ts';
-export { type OpenVolumeOptions, type SessionRequest, Volume, type VolumeStatus } from './volume.ts';
+export type { OpenVolumeOptions } from './opening.ts';
+export { type SessionRequest, Volume, type VolumeStatus } from './volume.ts';

@@ -3,8 +3,8 @@
  * epochs' changed tracks, consumers, the clean mark and the poisoned state.
  *
  * Every change here is durable when its promise resolves, and each is one transaction, so that a crash leaves
- * the state before or after and nothing between. The open epoch is saved only at a clean stop; without the
- * clean mark it counts as everything.
+ * the state before or after and nothing between. The tracks of the open epoch are saved at an opening and at a clean
+ * stop; what was written between the two is told by the intent log.
  */
 
 import { stat } from 'node:fs/promises';
@@ -12,6 +12,7 @@ import { CorruptionError } from '../base/index.ts';
 import { type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
 import { TrackBits, TrackSet } from '../tracks/index.ts';
 import { type ClosedEpoch, EpochHistory } from './epoch-history.ts';
+import type { FoundSegment } from './intent-log.ts';
 
 const FORMAT_VERSION = 0;
 
@@ -56,6 +57,8 @@ export interface PoisonRecord {
 interface OpenRecord {
   readonly number: number;
   readonly isClean: boolean;
+  /** The epoch that `open-tracks` belongs to; `number` where it is missing. */
+  readonly tracksEpoch?: number;
   readonly stamp?: HomeStamp;
 }
 
@@ -134,12 +137,45 @@ export class VolumeState {
     return this.#file.close();
   }
 
-  /** The epochs as they were left. After an unclean stop every track is in the open one. */
-  load(trackCount: number): LoadedEpochs {
+  /**
+   * The epochs as they were left. After an unclean stop what the intent log tells is added to them, by whole
+   * regions; without it, every track is in the open one.
+   *
+   * @param segments of the intent log; looked at after an unclean stop only.
+   */
+  load(trackCount: number, segments: readonly FoundSegment[]): LoadedEpochs {
     const { path } = this.#file;
     const open = this.#open;
     if (open === undefined)
       throw new CorruptionError(`Record of the open epoch is missing in ${path}`, { where: path });
+    const closed = this.#loadClosed(trackCount);
+    const bytes = this.#state.get('open-tracks');
+    const saved =
+      bytes === undefined
+        ? TrackSet.all(trackCount)
+        : TrackSet.deserialize(bytes, `${path} open epoch`, trackCount);
+    // Numbers of segments are not used again: an old one must not be taken for a new epoch's.
+    const openNumber = Math.max(open.number, ...segments.map(({ epoch }) => epoch + 1));
+    if (open.isClean) {
+      const history = new EpochHistory({ trackCount, openNumber, open: bitsOf(saved, trackCount), closed });
+      return { history, isClean: true };
+    }
+    const isLogged = segments.some(({ epoch }) => epoch === open.number);
+    const loose: FoundSegment[] = [{ epoch: open.tracksEpoch ?? open.number, tracks: saved }, ...segments];
+    if (!isLogged) loose.push({ epoch: open.number, tracks: TrackSet.all(trackCount) });
+    const openTracks = TrackSet.empty();
+    for (const { epoch, tracks } of loose) fold(tracks, epoch, closed, openTracks);
+    const history = new EpochHistory({
+      trackCount,
+      openNumber,
+      open: bitsOf(openTracks, trackCount),
+      closed,
+    });
+    return { history, isClean: false };
+  }
+
+  #loadClosed(trackCount: number): ClosedEpoch[] {
+    const { path } = this.#file;
     const closed: ClosedEpoch[] = [];
     for (const { key, value } of this.#points.range()) {
       const { point, createdMs }: PointRecord = JSON.parse(value.toString());
@@ -147,33 +183,42 @@ export class VolumeState {
       const number = key.readUInt32BE(0);
       if (bytes === undefined)
         throw new CorruptionError(`Epoch ${number} is missing in ${path}`, { where: path });
-      closed.push({
-        number,
-        point,
-        createdMs,
-        tracks: TrackSet.deserialize(bytes, `${path} epoch ${number}`, trackCount),
-      });
+      const tracks = TrackSet.deserialize(bytes, `${path} epoch ${number}`, trackCount);
+      closed.push({ number, point, createdMs, tracks });
     }
-    const saved = this.#state.get('open-tracks');
-    const openBits =
-      open.isClean && saved !== undefined
-        ? TrackBits.from(TrackSet.deserialize(saved, `${path} open epoch`, trackCount), trackCount)
-        : TrackBits.all(trackCount);
-    const history = new EpochHistory({ trackCount, openNumber: open.number, open: openBits, closed });
-    return { history, isClean: open.isClean };
+    return closed;
   }
 
   get stamp(): HomeStamp | undefined {
     return this.#open?.stamp;
   }
 
-  /** Clears the clean mark: from now on a stop without `saveClean` is an unclean one. */
-  async saveOpened(openNumber: number): Promise<void> {
+  /**
+   * Clears the clean mark and records what counts as changed at this opening. The segment of the open epoch is there
+   * by then; segments of older epochs are needed no more.
+   */
+  async saveOpened({ history, isClean }: LoadedEpochs): Promise<void> {
+    const tracks = history.openTracks().serialize();
+    const closed = isClean ? [] : history.closed;
     await this.#commit(() => {
-      const open: OpenRecord = { number: openNumber, isClean: false };
-      this.#put('open', open);
-      this.#state.remove('open-tracks');
+      this.#putOpen(history.openNumber, tracks);
+      for (const epoch of closed) this.#epochs.put(keyOf(epoch.number), epoch.tracks.serialize());
     });
+  }
+
+  /** Every track counts as changed from now on, and the volume is poisoned no more. */
+  async saveChecked(history: EpochHistory): Promise<void> {
+    const tracks = history.openTracks().serialize();
+    await this.#commit(() => {
+      this.#putOpen(history.openNumber, tracks);
+      this.#state.remove('poison');
+    });
+  }
+
+  #putOpen(number: number, tracks: Buffer): void {
+    const open: OpenRecord = { number, isClean: false, tracksEpoch: number };
+    this.#put('open', open);
+    this.#state.put('open-tracks', tracks);
   }
 
   /**
@@ -182,10 +227,14 @@ export class VolumeState {
    */
   async savePoint(closed: ClosedEpoch, dropped: readonly ClosedEpoch[]): Promise<void> {
     const record: PointRecord = { point: closed.point, createdMs: closed.createdMs };
-    const number = Math.max(closed.number + 1, this.#open?.number ?? 0);
-    const open: OpenRecord = { number, isClean: false };
+    const before = this.#open;
+    const number = Math.max(closed.number + 1, before?.number ?? 0);
+    const tracksEpoch = before?.tracksEpoch ?? before?.number ?? number;
+    const open: OpenRecord = { number, isClean: false, tracksEpoch };
     const tracks = closed.tracks.serialize();
     await this.#commit(() => {
+      // They are part of what the epoch closed with.
+      if (tracksEpoch === closed.number) this.#state.put('open-tracks', TrackSet.empty().serialize());
       this.#points.put(keyOf(closed.number), json(record));
       this.#epochs.put(keyOf(closed.number), tracks);
       this.#put('open', open);
@@ -224,11 +273,8 @@ export class VolumeState {
     return bytes === undefined ? undefined : JSON.parse(bytes.toString());
   }
 
-  async savePoison(poison: PoisonRecord | undefined): Promise<void> {
-    await this.#commit(() => {
-      if (poison === undefined) this.#state.remove('poison');
-      else this.#put('poison', poison);
-    });
+  async savePoison(poison: PoisonRecord): Promise<void> {
+    await this.#commit(() => this.#put('poison', poison));
   }
 
   /** The volume under a new identity: no point of the old one is known any more. */
@@ -270,6 +316,22 @@ export async function homeStamp(path: string): Promise<HomeStamp | undefined> {
   const found = await stat(path, { bigint: true });
   if (!found.isFile()) return undefined;
   return { sizeBytes: String(found.size), inode: String(found.ino), modifiedNs: String(found.mtimeNs) };
+}
+
+/**
+ * Adds tracks to the first recorded point's epoch at or after theirs, else to the open epoch. Where the point of their
+ * epoch was recorded, that has them exactly.
+ */
+function fold(tracks: TrackSet, epoch: number, closed: ClosedEpoch[], open: TrackSet): void {
+  const place = closed.findIndex(({ number }) => number >= epoch);
+  const target = closed[place];
+  if (target === undefined) open.addAll(tracks);
+  else if (target.number !== epoch)
+    closed[place] = { ...target, tracks: TrackSet.union([target.tracks, tracks]) };
+}
+
+function bitsOf(tracks: TrackSet, trackCount: number): TrackBits {
+  return TrackBits.from(tracks, trackCount);
 }
 
 function keyOf(number: number): Buffer {

@@ -4,10 +4,12 @@
  * the test holds, fails and cuts; the order of events comes from gates, never from time.
  */
 
+import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { rename } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import t from 'tap';
-import { deferred } from '../base/index.ts';
+import { deferred, observeSyncs } from '../base/index.ts';
 import { DeviceError } from '../device/index.ts';
 import { labelled, labelsOf, makeTestVolume, TEST_TRACK_BYTES, writeLabel } from '../sim/index.ts';
 import { createVolume, MemoryArea, readVolumeIdentity, Volume, VolumeError } from './index.ts';
@@ -49,18 +51,90 @@ t.test('a point and its changes survive a clean stop exactly', async (t) => {
   t.match(volume.status().consumers, [{ name: 'store', point, set: 'set', changedTracks: 1 }]);
 });
 
-t.test('after an unclean stop every track counts as changed, for every point', async (t) => {
-  const test = await makeTestVolume(t, { trackCount: 8 });
-  const session = await test.volume.beginSession({ ...FULL, areas: [] });
-  session.confirm([{ first: 0, count: 8 }]);
+/** A complete backup of everything. @returns its point. */
+async function backUp(volume: Volume): Promise<string> {
+  const session = await volume.beginSession({ ...FULL, areas: [] });
+  session.confirm([{ first: 0, count: volume.geometry.trackCount }]);
   await session.mayComplete();
   await session.complete('set');
+  return session.plan.point;
+}
+
+t.test('after an unclean stop the regions that were written count as changed, and no others', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 32 });
+  await writeLabel(test.volume, 30, 'before');
+  const first = await backUp(test.volume);
+  await writeLabel(test.volume, 4, 'between');
+  const second = await backUp(test.volume);
+  await writeLabel(test.volume, 21, 'after');
   // A failed flush at the stop is as unclean as a kill, and needs no second process.
   test.home.fail({ kind: 'flush', nth: 1 });
   await t.rejects(test.volume.close());
   const reopened = await test.reopen();
   t.notOk(reopened.startedClean);
-  t.equal(reopened.changedSince(session.plan.point).size, 8);
+  // Regions of two tracks; that of track 4 was written in the epoch before, so the last one began with it.
+  t.same(reopened.changedSince(second).toArray(), [4, 5, 20, 21]);
+  t.same(reopened.changedSince(first).toArray(), [4, 5, 20, 21]);
+  t.equal(reopened.changedSince('unknown').size, 32);
+});
+
+t.test('an unclean stop after another one still counts what the first one left', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 32 });
+  const point = await backUp(test.volume);
+  for (const track of [3, 17]) {
+    await writeLabel(test.volume, track, 'x');
+    test.home.fail({ kind: 'flush', nth: 1 });
+    await t.rejects(test.volume.close());
+    const volume = await test.reopen();
+    await volume.check();
+    t.equal(volume.changedSince(point).size, 32, 'a check of a poisoned volume trusts nothing');
+    await test.reopen();
+    t.ok(test.volume.startedClean);
+    t.equal(test.volume.changedSince(point).size, 32);
+  }
+});
+
+t.test('a missing or damaged intent log means that everything changed', async (t) => {
+  for (const harm of ['remove', 'damage'] as const) {
+    const test = await makeTestVolume(t, { trackCount: 32 });
+    const point = await backUp(test.volume);
+    for (const track of [2, 9, 30]) await writeLabel(test.volume, track, 'x');
+    test.home.fail({ kind: 'flush', nth: 1 });
+    await t.rejects(test.volume.close());
+    for (const name of readdirSync(test.directory).filter((found) => found.startsWith('intent-'))) {
+      const path = join(test.directory, name);
+      if (harm === 'remove') rmSync(path);
+      else writeFileSync(path, readFileSync(path).fill(0, 0, 512));
+    }
+    const reopened = await test.reopen();
+    t.equal(reopened.changedSince(point).size, 32, harm);
+  }
+});
+
+t.test('a clean stop leaves no intent log, and an opening one empty one', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 32 });
+  const logs = (): string[] => readdirSync(test.directory).filter((name) => name.startsWith('intent-'));
+  await writeLabel(test.volume, 1, 'x');
+  await backUp(test.volume);
+  t.equal(logs().length, 1, 'that of the open epoch');
+  await test.volume.close();
+  t.same(logs(), []);
+  await test.reopen();
+  t.equal(logs().length, 1);
+});
+
+t.test('a write that cannot be logged fails, and the home is not touched', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 32 });
+  observeSyncs({
+    before: ({ kind }) => {
+      if (kind === 'file') throw Object.assign(new Error('EIO: injected'), { code: 'EIO' });
+      return 'perform';
+    },
+  });
+  await t.rejects(Promise.resolve(writeLabel(test.volume, 8, 'x')), /injected/);
+  observeSyncs(undefined);
+  t.equal(test.home.operations.filter(({ kind }) => kind === 'write').length, 0);
+  t.match(test.volume.status().poisoned, { reason: /injected/ });
 });
 
 t.test('a flush that fails at the stop poisons the volume, as any other does', async (t) => {
@@ -102,7 +176,7 @@ t.test('points that are recorded out of order leave a volume that opens', async 
   home.fail({ kind: 'flush', nth: 1 });
   await t.rejects(volume.close(), 'an unclean stop leaves what the points have recorded');
   const reopened = await test.reopen();
-  t.equal(reopened.status().epoch, 3);
+  t.equal(reopened.status().epoch, 4, 'the number of the last intent log is not used again');
   t.equal(reopened.status().points, 2);
 });
 
@@ -111,7 +185,12 @@ t.test('a write waits while the gate is closed and belongs to the next epoch', a
   const held = home.hold({ kind: 'write', nth: 1 });
   const inside = writeLabel(volume, 0, 'inside');
   await held.arrived(1);
+  const prepared = deferred();
+  observeSyncs({ after: ({ kind }) => (kind === 'directory' ? prepared.resolve() : undefined) });
   const freezing = volume.beginSession({ ...FULL, areas: [memory(4)] });
+  // The next epoch's log is there; then the gate closes.
+  await prepared.promise;
+  observeSyncs(undefined);
   await turn();
   await turn();
   const outside = Promise.resolve(writeLabel(volume, 1, 'outside'));

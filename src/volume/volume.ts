@@ -19,32 +19,20 @@ import {
   type BlockDevice,
   type DeviceCapabilities,
   type DeviceExtent,
-  type DeviceRegistry,
   type WriteOptions,
   type ZeroOptions,
 } from '../device/index.ts';
 import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
-import { homePathOf, identityOf, lockVolume, openState, type VolumeIdentity } from './directory.ts';
+import { homePathOf, lockVolume, openState, type VolumeIdentity } from './directory.ts';
 import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
+import { IntentLog, type IntentPlace, regionOf, removeSegments } from './intent-log.ts';
+import { intentPlaceOf, openParts, type OpenParts, type OpenVolumeOptions } from './opening.ts';
 import { Protection } from './protection.ts';
 import { BackupSession, type SessionPlan, type SessionStatus } from './session.ts';
-import { type Consumer, directoryIdentity, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
+import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
 import { WritePath } from './write-path.ts';
-
-export interface OpenVolumeOptions {
-  /** Opens the home. */
-  readonly registry: Pick<DeviceRegistry, 'open'>;
-  readonly readOnly?: boolean;
-  readonly clock?: Clock;
-  /** What the owner does with the volume, told to whoever is refused: `serving`. */
-  readonly activity: string;
-  /** The directory was moved, not copied: it keeps its id and its points. */
-  readonly moved?: boolean;
-  /** How long a freeze may wait for the gate; LIMITS.freezeWaitMsMax where left out. */
-  readonly freezeWaitMsMax?: number;
-}
 
 export interface SessionRequest {
   /** The consumer: the store's id. */
@@ -87,6 +75,9 @@ export class Volume implements BlockDevice {
   readonly #home: BlockDevice;
   readonly #epochs: EpochHistory;
   readonly #writePath: WritePath;
+  /** The intent log of the open epoch, and the next one's where a freeze has prepared it. */
+  #intents: IntentLog | undefined;
+  #nextIntents: IntentLog | undefined;
   #session: BackupSession | undefined;
   #freezing: Promise<BackupSession> | undefined;
   /** From its beginning no session begins any more. */
@@ -106,6 +97,7 @@ export class Volume implements BlockDevice {
     this.#state = parts.state;
     this.#home = parts.home;
     this.#epochs = parts.epochs;
+    this.#intents = parts.intents;
     this.#poison = parts.state.poison;
     this.identity = parts.identity;
     this.geometry = parts.geometry;
@@ -118,6 +110,7 @@ export class Volume implements BlockDevice {
       geometry: parts.geometry,
       home: parts.home,
       epochs: parts.epochs,
+      intents: parts.intents,
       refuse: () => this.#refuse(),
       onHomeFailed: (error) => this.#poisonBy(error),
     });
@@ -255,7 +248,7 @@ export class Volume implements BlockDevice {
     await this.#poisoning;
     if (this.#poison === undefined) return;
     this.#epochs.markAll();
-    await this.#state.savePoison(undefined);
+    await this.#state.saveChecked(this.#epochs);
     this.#poison = undefined;
   }
 
@@ -287,6 +280,8 @@ export class Volume implements BlockDevice {
       }
     } finally {
       await this.#poisoning;
+      await this.#intents?.close();
+      await this.#nextIntents?.close();
       await this.#home.close();
       await this.#state.close();
       await this.#lock.close();
@@ -307,6 +302,45 @@ export class Volume implements BlockDevice {
     }
     const path = homePathOf(this.identity.directory, this.identity.home);
     await this.#state.saveClean(this.#epochs, path === undefined ? undefined : await homeStamp(path));
+    await removeSegments(this.identity.directory, () => true);
+  }
+
+  get #intentPlace(): IntentPlace {
+    return intentPlaceOf(this.identity, this.geometry, this.#options);
+  }
+
+  /** The next epoch's log, made while writes go on. It begins with the regions that are written now. */
+  async #prepareIntents(): Promise<IntentLog> {
+    this.#nextIntents ??= await IntentLog.create(
+      this.#intentPlace,
+      this.#epochs.openNumber + 1,
+      this.#hotRegions(),
+    );
+    return this.#nextIntents;
+  }
+
+  #hotRegions(): number[] {
+    const { trackCount, regionTracks } = this.#intentPlace;
+    const regions: number[] = [];
+    for (let first = 0; first < trackCount;) {
+      const track = this.#epochs.firstOpenIn({ first, count: trackCount - first });
+      if (track === undefined) break;
+      if (regions.length === LIMITS.intentHotRegionsMax) return [];
+      const region = regionOf(track, regionTracks);
+      regions.push(region);
+      first = (region + 1) * regionTracks;
+    }
+    return regions;
+  }
+
+  /** Called with the gate closed. */
+  #switchIntents(next: IntentLog): void {
+    const last = this.#writePath.switchIntents(next);
+    this.#intents = next;
+    this.#nextIntents = undefined;
+    // Its regions are on the disk; whoever still waits for it finds the next one then.
+    const closing = last?.close().finally(() => this.#recording.delete(closing)) ?? Promise.resolve();
+    this.#recording.add(closing);
   }
 
   /** After a failed writeback the page cache shows what the disk does not have. */
@@ -330,6 +364,7 @@ export class Volume implements BlockDevice {
       base === undefined
         ? TrackBits.all(trackCount)
         : TrackBits.from(this.#epochs.closedSince(base), trackCount);
+    const nextIntents = await this.#prepareIntents();
     const closedAtMs = this.#clock.monotonicMs();
     await this.#closeGate();
     // The gate is closed and empty: what is switched here is switched at one instant.
@@ -339,6 +374,7 @@ export class Volume implements BlockDevice {
       this.#refuse();
       this.#refuseClosing();
       closed = this.#epochs.close(randomId(), this.#clock.now(), planned);
+      this.#switchIntents(nextIntents);
       protection = this.#protect(planned, container);
     } finally {
       this.#writePath.gate.reopen();
@@ -427,6 +463,7 @@ export class Volume implements BlockDevice {
     try {
       await this.flush();
       await this.#state.savePoint(closed, this.#epochs.drop(LIMITS.pointCountMax));
+      await removeSegments(this.identity.directory, (epoch) => epoch === closed.number);
     } catch (error) {
       // The closed epoch's tracks are in memory only: after a stop everything must count as changed.
       this.#mayStopClean = false;
@@ -483,75 +520,4 @@ export class Volume implements BlockDevice {
       this.#mayStopClean = false;
     }
   }
-}
-
-interface OpenParts {
-  readonly lock: FileHandle;
-  readonly state: VolumeState;
-  readonly home: BlockDevice;
-  readonly epochs: EpochHistory;
-  readonly identity: VolumeIdentity;
-  readonly geometry: Geometry;
-  readonly startedClean: boolean;
-}
-
-async function openParts(
-  directory: string,
-  lock: FileHandle,
-  state: VolumeState,
-  options: OpenVolumeOptions,
-): Promise<OpenParts> {
-  const readOnly = options.readOnly ?? false;
-  if (!readOnly) await settleIdentity(directory, state, options.moved ?? false);
-  const identity = identityOf(directory, state);
-  const geometry = new Geometry(identity.sizeBytes, identity.trackSizeBytes);
-  const home = await openHome(identity, readOnly, options);
-  try {
-    const { history, isClean } = state.load(geometry.trackCount);
-    const isUntouched = await looksUntouched(identity, state);
-    if (isClean && !isUntouched) history.markAll();
-    if (!readOnly) await state.saveOpened(history.openNumber);
-    return { lock, state, home, epochs: history, identity, geometry, startedClean: isClean && isUntouched };
-  } catch (error) {
-    await home.close();
-    throw error;
-  }
-}
-
-/** A directory that is not where it was is a copy, with an id of its own, unless it is said to be moved. */
-async function settleIdentity(directory: string, state: VolumeState, moved: boolean): Promise<void> {
-  const now = await directoryIdentity(directory);
-  const before = state.record.directory;
-  if (now.device === before.device && now.inode === before.inode) return;
-  await state.saveIdentity(moved ? state.record.volumeId : randomId(), now);
-}
-
-async function openHome(
-  identity: VolumeIdentity,
-  readOnly: boolean,
-  options: OpenVolumeOptions,
-): Promise<BlockDevice> {
-  const home = await options.registry.open(identity.home, {
-    readOnly,
-    syncName: 'home',
-    lock: readOnly ? 'shared' : 'exclusive',
-  });
-  if (home.sizeBytes >= identity.sizeBytes) return home;
-  await home.close();
-  throw new VolumeError(
-    'home-unusable',
-    `Home ${identity.home} of volume ${identity.name} has ${home.sizeBytes} bytes, wanted ${identity.sizeBytes}`,
-    { home: identity.home },
-  );
-}
-
-/** Whether the home looks as it did at the clean stop. A home that cannot be watched is believed. */
-async function looksUntouched(identity: VolumeIdentity, state: VolumeState): Promise<boolean> {
-  const before = state.stamp;
-  const path = homePathOf(identity.directory, identity.home);
-  if (before === undefined || path === undefined) return true;
-  const now = await homeStamp(path);
-  return (
-    now?.sizeBytes === before.sizeBytes && now.inode === before.inode && now.modifiedNs === before.modifiedNs
-  );
 }

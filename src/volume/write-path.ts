@@ -2,10 +2,11 @@
  * What every change of a volume's bytes passes: order, protection, gate, mark, home (DESIGN section 4, "The
  * gate and the freeze").
  *
- *     outside the gate   wait for earlier overlapping pieces; have protected content saved
+ *     outside the gate   wait for earlier overlapping pieces; have the regions in the epoch's intent log, durably;
+ *                        have protected content saved
  *     inside the gate    mark the tracks in the open epoch, write the home, leave
  *
- * The short way: where the gate is open, nothing protected is hit and nothing overlapping is in flight, the
+ * The short way: where the gate is open, the regions are logged, nothing protected is hit and nothing overlapping is in flight, the
  * call goes straight through and finishes at once if the home does. The long way cuts the range into pieces
  * and takes them one by one. Between a piece's last check and its entering the gate nothing is awaited, so
  * what was checked still holds.
@@ -14,7 +15,7 @@
  * the home refused because they would not be fast.
  */
 
-import { LIMITS, type MaybePromise, systemCode } from '../base/index.ts';
+import { assert, LIMITS, type MaybePromise, systemCode } from '../base/index.ts';
 import type { BlockDevice, WriteOptions } from '../device/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
 import { DeferredTrims } from './deferred-trims.ts';
@@ -22,6 +23,7 @@ import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Gate } from './gate.ts';
 import type { Geometry } from './geometry.ts';
+import type { IntentLog } from './intent-log.ts';
 import type { Protection } from './protection.ts';
 import { RangeOrder } from './range-order.ts';
 
@@ -34,6 +36,8 @@ export interface WritePathOptions {
   readonly geometry: Geometry;
   readonly home: BlockDevice;
   readonly epochs: EpochHistory;
+  /** The open epoch's; undefined where nothing is ever written. */
+  readonly intents: IntentLog | undefined;
   /** Throws where the volume refuses writes now. */
   readonly refuse: () => void;
   /** A write or flush of the home failed. */
@@ -48,9 +52,11 @@ export class WritePath {
   readonly #trims = new DeferredTrims(LIMITS.deferredTrimCountMax);
   readonly #trimming = new Set<Promise<void>>();
   #waitingCount = 0;
+  #intents: IntentLog | undefined;
 
   constructor(options: WritePathOptions) {
     this.#options = options;
+    this.#intents = options.intents;
   }
 
   /** Calls that wait for a backup at this moment. */
@@ -61,6 +67,13 @@ export class WritePath {
   /** Trims that were dropped because too many were put off. */
   get forgottenTrimCount(): number {
     return this.#trims.forgottenCount;
+  }
+
+  /** The next epoch begins. Called with the gate closed. @returns the log of the last one. */
+  switchIntents(next: IntentLog): IntentLog | undefined {
+    const last = this.#intents;
+    this.#intents = next;
+    return last;
   }
 
   /** From now on no write passes a protected track unsaved. Called with the gate closed. */
@@ -135,8 +148,23 @@ export class WritePath {
     if (!this.gate.isOpen) return false;
     if (change.kind !== 'write' && lengthBytes > LIMITS.zeroPieceBytesMax) return false;
     if (this.#order.size > 0 && this.#order.conflicts(offsetBytes, offsetBytes + lengthBytes)) return false;
-    if (this.#protections.size === 0) return true;
-    return this.#hit(this.#options.geometry.tracksOf(offsetBytes, lengthBytes)) === undefined;
+    const run = this.#options.geometry.tracksOf(offsetBytes, lengthBytes);
+    if (!this.#isLogged(run)) return false;
+    return this.#protections.size === 0 || this.#hit(run) === undefined;
+  }
+
+  #isLogged(run: TrackRun): boolean {
+    return this.#intents?.covers(run) === true;
+  }
+
+  /** @throws where the log cannot be written: then neither may the home be. */
+  async #log(run: TrackRun): Promise<void> {
+    assert(this.#intents !== undefined, 'A volume without an intent log is written to');
+    try {
+      await this.#intents.cover(run);
+    } catch (error) {
+      throw this.#failed(error);
+    }
   }
 
   /**
@@ -289,12 +317,13 @@ export class WritePath {
           continue;
         }
         const hit = this.#hit(run);
-        if (hit === undefined) break;
-        if (change.kind === 'trim') {
+        if (hit !== undefined && change.kind === 'trim') {
           this.#putOff(run, offsetBytes, lengthBytes);
           return;
         }
-        await hit.protection.save(hit.track, onWaiting);
+        if (hit !== undefined) await hit.protection.save(hit.track, onWaiting);
+        else if (this.#isLogged(run)) break;
+        else await this.#log(run);
       }
       // Nothing is awaited between the last check and the gate.
       await this.#pass(change, offsetBytes, lengthBytes);

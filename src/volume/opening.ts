@@ -1,0 +1,131 @@
+/**
+ * How a volume is opened for its owner: who it is, its home, what changed since its points, and the intent log of
+ * the epoch that begins. Nothing may be written before all of this is durable.
+ */
+
+import type { FileHandle } from 'node:fs/promises';
+import { type Clock, LIMITS, randomId } from '../base/index.ts';
+import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
+import { homePathOf, identityOf, type VolumeIdentity } from './directory.ts';
+import type { EpochHistory } from './epoch-history.ts';
+import { VolumeError } from './errors.ts';
+import { Geometry } from './geometry.ts';
+import { findSegments, IntentLog, type IntentPlace, removeSegments } from './intent-log.ts';
+import { directoryIdentity, homeStamp, type LoadedEpochs, type VolumeState } from './state.ts';
+
+export interface OpenVolumeOptions {
+  /** Opens the home. */
+  readonly registry: Pick<DeviceRegistry, 'open'>;
+  readonly readOnly?: boolean;
+  readonly clock?: Clock;
+  /** What the owner does with the volume, told to whoever is refused: `serving`. */
+  readonly activity: string;
+  /** The directory was moved, not copied: it keeps its id and its points. */
+  readonly moved?: boolean;
+  /** How long a freeze may wait for the gate; LIMITS.freezeWaitMsMax where left out. */
+  readonly freezeWaitMsMax?: number;
+  /** Tracks of one region of the intent log; LIMITS.intentRegionTracks where left out. */
+  readonly intentRegionTracks?: number;
+}
+
+export interface OpenParts {
+  readonly lock: FileHandle;
+  readonly state: VolumeState;
+  readonly home: BlockDevice;
+  readonly epochs: EpochHistory;
+  readonly intents: IntentLog | undefined;
+  readonly identity: VolumeIdentity;
+  readonly geometry: Geometry;
+  readonly startedClean: boolean;
+}
+
+export async function openParts(
+  directory: string,
+  lock: FileHandle,
+  state: VolumeState,
+  options: OpenVolumeOptions,
+): Promise<OpenParts> {
+  const readOnly = options.readOnly ?? false;
+  if (!readOnly) await settleIdentity(directory, state, options.moved ?? false);
+  const identity = identityOf(directory, state);
+  const geometry = new Geometry(identity.sizeBytes, identity.trackSizeBytes);
+  const home = await openHome(identity, readOnly, options);
+  try {
+    const place = intentPlaceOf(identity, geometry, options);
+    const loaded = state.load(geometry.trackCount, await findSegments(place));
+    const { history, isClean } = loaded;
+    const isUntouched = await looksUntouched(identity, state);
+    if (isClean && !isUntouched) history.markAll();
+    const intents = readOnly ? undefined : await beginWriting(place, state, loaded);
+    const startedClean = isClean && isUntouched;
+    return { lock, state, home, epochs: history, intents, identity, geometry, startedClean };
+  } catch (error) {
+    await home.close();
+    throw error;
+  }
+}
+
+export function intentPlaceOf(
+  { directory, volumeId }: VolumeIdentity,
+  { trackCount }: Geometry,
+  options: OpenVolumeOptions,
+): IntentPlace {
+  const regionTracks = options.intentRegionTracks ?? LIMITS.intentRegionTracks;
+  return { directory, volumeId, trackCount, regionTracks };
+}
+
+/** What the last owner's segments told is recorded before they go; the new one is there before that. */
+async function beginWriting(
+  place: IntentPlace,
+  state: VolumeState,
+  loaded: LoadedEpochs,
+): Promise<IntentLog> {
+  const { openNumber } = loaded.history;
+  const intents = await IntentLog.create(place, openNumber, []);
+  try {
+    await state.saveOpened(loaded);
+    await removeSegments(place.directory, (epoch) => epoch < openNumber);
+    return intents;
+  } catch (error) {
+    await intents.close();
+    throw error;
+  }
+}
+
+/** A directory that is not where it was is a copy, with an id of its own, unless it is said to be moved. */
+async function settleIdentity(directory: string, state: VolumeState, moved: boolean): Promise<void> {
+  const now = await directoryIdentity(directory);
+  const before = state.record.directory;
+  if (now.device === before.device && now.inode === before.inode) return;
+  await state.saveIdentity(moved ? state.record.volumeId : randomId(), now);
+}
+
+async function openHome(
+  identity: VolumeIdentity,
+  readOnly: boolean,
+  options: OpenVolumeOptions,
+): Promise<BlockDevice> {
+  const home = await options.registry.open(identity.home, {
+    readOnly,
+    syncName: 'home',
+    lock: readOnly ? 'shared' : 'exclusive',
+  });
+  if (home.sizeBytes >= identity.sizeBytes) return home;
+  await home.close();
+  throw new VolumeError(
+    'home-unusable',
+    `Home ${identity.home} of volume ${identity.name} has ${home.sizeBytes} bytes, wanted ${identity.sizeBytes}`,
+    { home: identity.home },
+  );
+}
+
+/** Whether the home looks as it did at the clean stop. A home that cannot be watched is believed. */
+async function looksUntouched(identity: VolumeIdentity, state: VolumeState): Promise<boolean> {
+  const before = state.stamp;
+  const path = homePathOf(identity.directory, identity.home);
+  if (before === undefined || path === undefined) return true;
+  const now = await homeStamp(path);
+  return (
+    now?.sizeBytes === before.sizeBytes && now.inode === before.inode && now.modifiedNs === before.modifiedNs
+  );
+}
