@@ -45,7 +45,8 @@ export async function runModel(options: ModelRunOptions): Promise<Tally> {
 }
 
 async function afterCommand(world: World): Promise<void> {
-  await turns(world.random.pick([0, 0, 1, 3]));
+  // The many are time for the files of the volume, whose writes go on beside the model.
+  await turns(world.random.pick([0, 0, 1, 3, 150]));
   if (world.volume.status().poisoned !== undefined) await recoverFromPoison(world);
   world.checkDisk();
   if (world.random.chance(0.2)) world.checkChanges();

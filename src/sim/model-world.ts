@@ -65,7 +65,11 @@ export class World {
   backup: RunningBackup | undefined;
   isFreezing = false;
   /** Regions that a change of this epoch has ended in: the intent log holds them. */
-  readonly #logged = new Set<number>();
+  #written = new Set<number>();
+  /** Those of the epoch before, with which the log of this one began. */
+  #hot: ReadonlySet<number> = new Set();
+  /** A freeze failed after it may have made the next epoch's log, from what was written by then. */
+  #isNextLogOld = false;
   /** Another number for each epoch, and for each freeze on the way to it. */
   #epochSerial = 0;
   readonly #parent: string;
@@ -169,6 +173,7 @@ export class World {
     const home: BlockDevice = keptOpen(this.#faulty ?? this.disk);
     this.mayFail = false;
     this.#newEpoch();
+    this.#isNextLogOld = false;
     this.#volume = await Volume.open(this.#directory, {
       registry: { open: async () => home },
       clock: this.clock,
@@ -180,12 +185,15 @@ export class World {
 
   #newEpoch(): void {
     this.#epochSerial += 1;
-    this.#logged.clear();
+    this.#written = new Set();
+    this.#hot = new Set();
   }
 
   /** Whether a change of these tracks need not wait for the intent log. */
   isLogged(tracks: readonly number[]): boolean {
-    return tracks.every((track) => this.#logged.has(Math.floor(track / this.#intentRegionTracks)));
+    return tracks
+      .map((track) => Math.floor(track / this.#intentRegionTracks))
+      .every((region) => this.#written.has(region) || this.#hot.has(region));
   }
 
   /** To be called when a change begins, and what it gives when the change has ended. */
@@ -193,22 +201,26 @@ export class World {
     const serial = this.#epochSerial;
     return () => {
       if (serial !== this.#epochSerial) return;
-      for (const track of tracks) this.#logged.add(Math.floor(track / this.#intentRegionTracks));
+      for (const track of tracks) this.#written.add(Math.floor(track / this.#intentRegionTracks));
     };
   }
 
   /** Takes the model's image at the instant at which the volume freezes. */
   async freeze<T extends { readonly plan: { readonly point: string } }>(begin: () => Promise<T>): Promise<T> {
     this.isFreezing = true;
+    const written = this.#isNextLogOld ? new Set<number>() : this.#written;
     this.#newEpoch();
+    this.#isNextLogOld = true;
     try {
       const session = await begin();
+      this.#isNextLogOld = false;
       this.images.set(session.plan.point, this.clock.image);
       this.count('freezes');
       return session;
     } finally {
       this.isFreezing = false;
       this.#newEpoch();
+      if (!this.#isNextLogOld) this.#hot = written;
     }
   }
 
