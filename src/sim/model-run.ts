@@ -46,7 +46,7 @@ export async function runModel(options: ModelRunOptions): Promise<Tally> {
 
 async function afterCommand(world: World): Promise<void> {
   // The many are time for the files of the volume, whose writes go on beside the model.
-  await turns(world.random.pick([0, 0, 1, 3, 150]));
+  await turns(world.random.pick([0, 0, 1, 3, 150, 400]));
   if (world.volume.status().poisoned !== undefined) await recoverFromPoison(world);
   world.checkDisk();
   if (world.random.chance(0.2)) world.checkChanges();

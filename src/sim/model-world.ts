@@ -64,14 +64,6 @@ export class World {
   mayBeUnclean = false;
   backup: RunningBackup | undefined;
   isFreezing = false;
-  /** Regions that a change of this epoch has ended in: the intent log holds them. */
-  #written = new Set<number>();
-  /** Those of the epoch before, with which the log of this one began. */
-  #hot: ReadonlySet<number> = new Set();
-  /** A freeze failed after it may have made the next epoch's log, from what was written by then. */
-  #isNextLogOld = false;
-  /** Another number for each epoch, and for each freeze on the way to it. */
-  #epochSerial = 0;
   readonly #parent: string;
   readonly #freezeWaitMsMax: number | undefined;
   readonly #intentRegionTracks: number;
@@ -172,8 +164,6 @@ export class World {
   async open(): Promise<void> {
     const home: BlockDevice = keptOpen(this.#faulty ?? this.disk);
     this.mayFail = false;
-    this.#newEpoch();
-    this.#isNextLogOld = false;
     this.#volume = await Volume.open(this.#directory, {
       registry: { open: async () => home },
       clock: this.clock,
@@ -183,44 +173,16 @@ export class World {
     });
   }
 
-  #newEpoch(): void {
-    this.#epochSerial += 1;
-    this.#written = new Set();
-    this.#hot = new Set();
-  }
-
-  /** Whether a change of these tracks need not wait for the intent log. */
-  isLogged(tracks: readonly number[]): boolean {
-    return tracks
-      .map((track) => Math.floor(track / this.#intentRegionTracks))
-      .every((region) => this.#written.has(region) || this.#hot.has(region));
-  }
-
-  /** To be called when a change begins, and what it gives when the change has ended. */
-  noteLogged(tracks: readonly number[]): () => void {
-    const serial = this.#epochSerial;
-    return () => {
-      if (serial !== this.#epochSerial) return;
-      for (const track of tracks) this.#written.add(Math.floor(track / this.#intentRegionTracks));
-    };
-  }
-
   /** Takes the model's image at the instant at which the volume freezes. */
   async freeze<T extends { readonly plan: { readonly point: string } }>(begin: () => Promise<T>): Promise<T> {
     this.isFreezing = true;
-    const written = this.#isNextLogOld ? new Set<number>() : this.#written;
-    this.#newEpoch();
-    this.#isNextLogOld = true;
     try {
       const session = await begin();
-      this.#isNextLogOld = false;
       this.images.set(session.plan.point, this.clock.image);
       this.count('freezes');
       return session;
     } finally {
       this.isFreezing = false;
-      this.#newEpoch();
-      if (!this.#isNextLogOld) this.#hot = written;
     }
   }
 

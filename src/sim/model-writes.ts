@@ -37,8 +37,6 @@ export function issueChange(world: World, kind: Kind): void {
   const fua = random.chance(0.15);
   const values = kind === 'write' ? someValues(world, range) : Array.from({ length: range.count }, () => 0);
   const isFree = kind !== 'trim' && mustNotWait(world, range);
-  // A trim may have been put off, and then nothing was logged.
-  const noteLogged = world.noteLogged(kind === 'trim' ? [] : tracksOf(world, range));
   const change = model.begin(range.first, values, { isTrim: kind === 'trim', isFua: fua });
   if (world.isFreezing) world.count('changes during a freeze');
   const offsetBytes = range.first * SECTOR_BYTES;
@@ -73,13 +71,12 @@ export function issueChange(world: World, kind: Kind): void {
   const session = kind !== 'trim' && world.backup?.hasSession === true ? world.backup.saved : undefined;
   const tracks = tracksOf(world, range);
   const note = (): void => tracks.forEach((track) => session?.add(track));
-  world.follow(done.then((hasChanged) => (hasChanged ? noteLogged() : undefined)).then(note));
+  world.follow(done.then(note));
   if (kind === 'trim') for (const track of tracks) world.backup?.trimmed.add(track);
   world.count(kind);
 }
 
-/** @returns whether the change was carried out. */
-async function follow(world: World, change: ModelChange, done: Promise<void>): Promise<boolean> {
+async function follow(world: World, change: ModelChange, done: Promise<void>): Promise<void> {
   try {
     await done;
   } catch (error) {
@@ -88,10 +85,9 @@ async function follow(world: World, change: ModelChange, done: Promise<void>): P
     const isFine = code === 'closed' || (world.mayFail && (code === 'poisoned' || isInjected(error)));
     if (!isFine) throw error;
     world.count('changes failed');
-    return false;
+    return;
   }
   world.model.finish(change);
-  return true;
 }
 
 /** Whether nothing of a backup stands in the way of a change here: each track saved, nothing under way. */
@@ -101,7 +97,8 @@ function mustNotWait(world: World, range: Range): boolean {
   if (volume.status().poisoned !== undefined || model.isBusy(range.first, range.count)) return false;
   const tracks = tracksOf(world, range);
   return (
-    world.isLogged(tracks) && tracks.every((track) => backup.saved.has(track) && !backup.trimmed.has(track))
+    tracks.every((track) => volume.isLogged({ first: track, count: 1 })) &&
+    tracks.every((track) => backup.saved.has(track) && !backup.trimmed.has(track))
   );
 }
 

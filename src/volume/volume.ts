@@ -185,6 +185,11 @@ export class Volume implements BlockDevice {
     return this.#epochs.changedIn(point, run);
   }
 
+  /** Whether a change of these tracks need not wait for the intent log. */
+  isLogged(run: TrackRun): boolean {
+    return this.#intents?.covers(run) === true;
+  }
+
   /** Who keeps a point of this volume as what was last backed up. */
   consumers(): readonly Consumer[] {
     return this.#state.consumers();
