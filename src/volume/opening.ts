@@ -33,12 +33,19 @@ export interface OpenParts {
   readonly state: VolumeState;
   readonly home: BlockDevice;
   readonly epochs: EpochHistory;
+  readonly intentPlace: IntentPlace;
+  /** The open epoch's; undefined where the volume is open for reading only. */
   readonly intents: IntentLog | undefined;
   readonly identity: VolumeIdentity;
   readonly geometry: Geometry;
   readonly startedClean: boolean;
 }
 
+/**
+ * Opens what a volume consists of. The lock is held and the state is open; both are the caller's to close on failure.
+ *
+ * @throws {VolumeError} `home-unusable`
+ */
 export async function openParts(
   directory: string,
   lock: FileHandle,
@@ -51,21 +58,21 @@ export async function openParts(
   const geometry = new Geometry(identity.sizeBytes, identity.trackSizeBytes);
   const home = await openHome(identity, readOnly, options);
   try {
-    const place = intentPlaceOf(identity, geometry, options);
-    const loaded = state.load(geometry.trackCount, await findSegments(place));
+    const intentPlace = intentPlaceOf(identity, geometry, options);
+    const loaded = state.load(geometry.trackCount, await findSegments(intentPlace));
     const { history, isClean } = loaded;
     const isUntouched = await looksUntouched(identity, state);
     if (isClean && !isUntouched) history.markAll();
-    const intents = readOnly ? undefined : await beginWriting(place, state, loaded);
+    const intents = readOnly ? undefined : await beginWriting(intentPlace, state, loaded);
     const startedClean = isClean && isUntouched;
-    return { lock, state, home, epochs: history, intents, identity, geometry, startedClean };
+    return { lock, state, home, epochs: history, intentPlace, intents, identity, geometry, startedClean };
   } catch (error) {
     await home.close();
     throw error;
   }
 }
 
-export function intentPlaceOf(
+function intentPlaceOf(
   { directory, volumeId }: VolumeIdentity,
   { trackCount }: Geometry,
   options: OpenVolumeOptions,

@@ -156,22 +156,16 @@ export class VolumeState {
         : TrackSet.deserialize(bytes, `${path} open epoch`, trackCount);
     // Numbers of segments are not used again: an old one must not be taken for a new epoch's.
     const openNumber = Math.max(open.number, ...segments.map(({ epoch }) => epoch + 1));
-    if (open.isClean) {
-      const history = new EpochHistory({ trackCount, openNumber, open: bitsOf(saved, trackCount), closed });
-      return { history, isClean: true };
+    const openTracks = open.isClean ? saved : TrackSet.empty();
+    if (!open.isClean) {
+      const isLogged = segments.some(({ epoch }) => epoch === open.number);
+      const loose: FoundSegment[] = [{ epoch: open.tracksEpoch ?? open.number, tracks: saved }, ...segments];
+      if (!isLogged) loose.push({ epoch: open.number, tracks: TrackSet.all(trackCount) });
+      for (const { epoch, tracks } of loose) fold(tracks, epoch, closed, openTracks);
     }
-    const isLogged = segments.some(({ epoch }) => epoch === open.number);
-    const loose: FoundSegment[] = [{ epoch: open.tracksEpoch ?? open.number, tracks: saved }, ...segments];
-    if (!isLogged) loose.push({ epoch: open.number, tracks: TrackSet.all(trackCount) });
-    const openTracks = TrackSet.empty();
-    for (const { epoch, tracks } of loose) fold(tracks, epoch, closed, openTracks);
-    const history = new EpochHistory({
-      trackCount,
-      openNumber,
-      open: bitsOf(openTracks, trackCount),
-      closed,
-    });
-    return { history, isClean: false };
+    const openBits = TrackBits.from(openTracks, trackCount);
+    const history = new EpochHistory({ trackCount, openNumber, open: openBits, closed });
+    return { history, isClean: open.isClean };
   }
 
   #loadClosed(trackCount: number): ClosedEpoch[] {
@@ -328,10 +322,6 @@ function fold(tracks: TrackSet, epoch: number, closed: ClosedEpoch[], open: Trac
   if (target === undefined) open.addAll(tracks);
   else if (target.number !== epoch)
     closed[place] = { ...target, tracks: TrackSet.union([target.tracks, tracks]) };
-}
-
-function bitsOf(tracks: TrackSet, trackCount: number): TrackBits {
-  return TrackBits.from(tracks, trackCount);
 }
 
 function keyOf(number: number): Buffer {

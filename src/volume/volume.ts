@@ -28,7 +28,7 @@ import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
 import { IntentLog, type IntentPlace, regionOf, removeSegments } from './intent-log.ts';
-import { intentPlaceOf, openParts, type OpenParts, type OpenVolumeOptions } from './opening.ts';
+import { openParts, type OpenParts, type OpenVolumeOptions } from './opening.ts';
 import { Protection } from './protection.ts';
 import { BackupSession, type SessionPlan, type SessionStatus } from './session.ts';
 import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
@@ -75,8 +75,8 @@ export class Volume implements BlockDevice {
   readonly #home: BlockDevice;
   readonly #epochs: EpochHistory;
   readonly #writePath: WritePath;
-  /** The intent log of the open epoch, and the next one's where a freeze has prepared it. */
-  #intents: IntentLog | undefined;
+  readonly #intentPlace: IntentPlace;
+  /** The next epoch's intent log, where a freeze has prepared it. */
   #nextIntents: IntentLog | undefined;
   #session: BackupSession | undefined;
   #freezing: Promise<BackupSession> | undefined;
@@ -97,7 +97,7 @@ export class Volume implements BlockDevice {
     this.#state = parts.state;
     this.#home = parts.home;
     this.#epochs = parts.epochs;
-    this.#intents = parts.intents;
+    this.#intentPlace = parts.intentPlace;
     this.#poison = parts.state.poison;
     this.identity = parts.identity;
     this.geometry = parts.geometry;
@@ -187,7 +187,7 @@ export class Volume implements BlockDevice {
 
   /** Whether a change of these tracks need not wait for the intent log. */
   isLogged(run: TrackRun): boolean {
-    return this.#intents?.covers(run) === true;
+    return this.#writePath.isLogged(run);
   }
 
   /** Who keeps a point of this volume as what was last backed up. */
@@ -285,7 +285,7 @@ export class Volume implements BlockDevice {
       }
     } finally {
       await this.#poisoning;
-      await this.#intents?.close();
+      await this.#writePath.intents?.close();
       await this.#nextIntents?.close();
       await this.#home.close();
       await this.#state.close();
@@ -308,10 +308,6 @@ export class Volume implements BlockDevice {
     const path = homePathOf(this.identity.directory, this.identity.home);
     await this.#state.saveClean(this.#epochs, path === undefined ? undefined : await homeStamp(path));
     await removeSegments(this.identity.directory, () => true);
-  }
-
-  get #intentPlace(): IntentPlace {
-    return intentPlaceOf(this.identity, this.geometry, this.#options);
   }
 
   /** The next epoch's log, made while writes go on. It begins with the regions that are written now. */
@@ -340,8 +336,8 @@ export class Volume implements BlockDevice {
 
   /** Called with the gate closed. */
   #switchIntents(next: IntentLog): void {
-    const last = this.#writePath.switchIntents(next);
-    this.#intents = next;
+    const last = this.#writePath.intents;
+    this.#writePath.switchIntents(next);
     this.#nextIntents = undefined;
     // Its regions are on the disk; whoever still waits for it finds the next one then.
     const closing = last?.close().finally(() => this.#recording.delete(closing)) ?? Promise.resolve();

@@ -6,9 +6,9 @@
  *                        have protected content saved
  *     inside the gate    mark the tracks in the open epoch, write the home, leave
  *
- * The short way: where the gate is open, the regions are logged, nothing protected is hit and nothing overlapping is in flight, the
- * call goes straight through and finishes at once if the home does. The long way cuts the range into pieces
- * and takes them one by one. Between a piece's last check and its entering the gate nothing is awaited, so
+ * The short way: where the gate is open, the regions are logged, nothing protected is hit and nothing overlapping
+ * is in flight, the call goes straight through and finishes at once if the home does. The long way cuts the range
+ * into pieces and takes them one by one. Between a piece's last check and its entering the gate nothing is awaited, so
  * what was checked still holds.
  *
  * A failed home write or flush poisons the volume (promise 10); ENOSPC from a write does not, nor do zeroes that
@@ -47,12 +47,13 @@ export interface WritePathOptions {
 export class WritePath {
   readonly gate = new Gate();
   readonly #options: WritePathOptions;
+  /** That of the open epoch. */
+  #intents: IntentLog | undefined;
   readonly #order = new RangeOrder();
   readonly #protections = new Set<Protection>();
   readonly #trims = new DeferredTrims(LIMITS.deferredTrimCountMax);
   readonly #trimming = new Set<Promise<void>>();
   #waitingCount = 0;
-  #intents: IntentLog | undefined;
 
   constructor(options: WritePathOptions) {
     this.#options = options;
@@ -69,11 +70,19 @@ export class WritePath {
     return this.#trims.forgottenCount;
   }
 
-  /** The next epoch begins. Called with the gate closed. @returns the log of the last one. */
-  switchIntents(next: IntentLog): IntentLog | undefined {
-    const last = this.#intents;
+  /** The log of the open epoch. */
+  get intents(): IntentLog | undefined {
+    return this.#intents;
+  }
+
+  /** The next epoch begins. Called with the gate closed. */
+  switchIntents(next: IntentLog): void {
     this.#intents = next;
-    return last;
+  }
+
+  /** Whether a change of these tracks need not wait for the intent log. */
+  isLogged(run: TrackRun): boolean {
+    return this.#intents?.covers(run) === true;
   }
 
   /** From now on no write passes a protected track unsaved. Called with the gate closed. */
@@ -123,9 +132,10 @@ export class WritePath {
     options?: WriteOptions,
   ): MaybePromise<void> {
     this.#options.refuse();
-    if (change.kind === 'zeroes' && change.fast) this.#refuseCopies(offsetBytes, lengthBytes);
-    const done = this.#mayPass(change, offsetBytes, lengthBytes)
-      ? this.#passAtOnce(change, offsetBytes, lengthBytes)
+    const run = this.#options.geometry.tracksOf(offsetBytes, lengthBytes);
+    if (change.kind === 'zeroes' && change.fast) this.#refuseCopies(run, offsetBytes, lengthBytes);
+    const done = this.#mayPass(change, run, offsetBytes, lengthBytes)
+      ? this.#passAtOnce(change, run, offsetBytes, lengthBytes)
       : this.#passInPieces(change, offsetBytes, lengthBytes, options);
     if (options?.fua !== true) return done;
     return done === undefined ? this.flush() : done.then(() => this.flush());
@@ -144,17 +154,12 @@ export class WritePath {
     this.#options.refuse();
   }
 
-  #mayPass(change: Change, offsetBytes: number, lengthBytes: number): boolean {
+  #mayPass(change: Change, run: TrackRun, offsetBytes: number, lengthBytes: number): boolean {
     if (!this.gate.isOpen) return false;
     if (change.kind !== 'write' && lengthBytes > LIMITS.zeroPieceBytesMax) return false;
     if (this.#order.size > 0 && this.#order.conflicts(offsetBytes, offsetBytes + lengthBytes)) return false;
-    const run = this.#options.geometry.tracksOf(offsetBytes, lengthBytes);
-    if (!this.#isLogged(run)) return false;
+    if (!this.isLogged(run)) return false;
     return this.#protections.size === 0 || this.#hit(run) === undefined;
-  }
-
-  #isLogged(run: TrackRun): boolean {
-    return this.#intents?.covers(run) === true;
   }
 
   /** @throws where the log cannot be written: then neither may the home be. */
@@ -173,8 +178,8 @@ export class WritePath {
    * volume before filling it, and that would pour all of it into the container.) Decided once, at the start: a
    * freeze that comes while a long range is on its way does not stop it halfway.
    */
-  #refuseCopies(offsetBytes: number, lengthBytes: number): void {
-    const hit = this.#hit(this.#options.geometry.tracksOf(offsetBytes, lengthBytes));
+  #refuseCopies(run: TrackRun, offsetBytes: number, lengthBytes: number): void {
+    const hit = this.#hit(run);
     if (hit === undefined) return;
     const { track } = hit;
     const message = `Zeroing of ${lengthBytes} bytes at ${offsetBytes} cannot be fast: track ${track} is not backed up yet`;
@@ -190,26 +195,21 @@ export class WritePath {
     return undefined;
   }
 
-  #passAtOnce(change: Change, offsetBytes: number, lengthBytes: number): MaybePromise<void> {
+  #passAtOnce(change: Change, run: TrackRun, offsetBytes: number, lengthBytes: number): MaybePromise<void> {
     const end = offsetBytes + lengthBytes;
-    if (change.kind !== 'trim') {
-      this.#trims.overwritten(this.#options.geometry.tracksOf(offsetBytes, lengthBytes), {
-        start: offsetBytes,
-        end,
-      });
-    }
-    const done = this.#pass(change, offsetBytes, lengthBytes);
+    if (change.kind !== 'trim') this.#trims.overwritten(run, { start: offsetBytes, end });
+    const done = this.#pass(change, run, offsetBytes, lengthBytes);
     if (done === undefined) return undefined;
     const turn = this.#order.acquire(offsetBytes, end);
     return done.finally(turn.release);
   }
 
   /** Inside the gate: marks and writes. Everything was checked in the same breath. */
-  #pass(change: Change, offsetBytes: number, lengthBytes: number): MaybePromise<void> {
+  #pass(change: Change, run: TrackRun, offsetBytes: number, lengthBytes: number): MaybePromise<void> {
     this.gate.enter();
     let done: MaybePromise<void>;
     try {
-      this.#options.epochs.mark(this.#options.geometry.tracksOf(offsetBytes, lengthBytes));
+      this.#options.epochs.mark(run);
       done = this.#perform(change, offsetBytes, lengthBytes);
     } catch (error) {
       this.gate.leave();
@@ -322,11 +322,11 @@ export class WritePath {
           return;
         }
         if (hit !== undefined) await hit.protection.save(hit.track, onWaiting);
-        else if (this.#isLogged(run)) break;
+        else if (this.isLogged(run)) break;
         else await this.#log(run);
       }
       // Nothing is awaited between the last check and the gate.
-      await this.#pass(change, offsetBytes, lengthBytes);
+      await this.#pass(change, run, offsetBytes, lengthBytes);
     } finally {
       turn.release();
     }
