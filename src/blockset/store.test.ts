@@ -12,18 +12,16 @@ import { on, once } from 'node:events';
 import {
   existsSync,
   mkdirSync,
-  mkdtempSync,
   readdirSync,
   readFileSync,
-  rmdirSync,
   rmSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import t, { type Test } from 'tap';
-import { observeSyncs, type SyncName } from '../base/index.ts';
+import t from 'tap';
+import { MIB, observeSyncs, type SyncName } from '../base/index.ts';
+import { mountTmpfs } from '../sim/index.ts';
 import {
   addTracks,
   codeOf,
@@ -40,6 +38,7 @@ import { Store } from './store.ts';
 import { verify, type VerifiedSet } from './verify.ts';
 
 const SELF = fileURLToPath(import.meta.url);
+const TMPFS_BYTES = 8 * MIB;
 
 /** The steps of a session at which a child is killed; each names what has just been done. */
 const CUTS = ['begun', 'added', 'finished', 'set-seal', 'set-directory', 'catalog'] as const;
@@ -203,7 +202,7 @@ function writeTests(): void {
   });
 
   t.test('a full file system fails the session cleanly, and what is there stays', async (t) => {
-    const path = mountTmpfs(t);
+    const path = mountTmpfs(t, TMPFS_BYTES);
     if (path === undefined) return;
     const store = await Store.init(`${path}/store`);
     await saveSet(store, { point: 'p1', sizeBytes: 2 ** 24 }, [[2, 'old']]);
@@ -224,7 +223,7 @@ function writeTests(): void {
   });
 
   t.test('a store on a read-only file system can be read and verified', async (t) => {
-    const path = mountTmpfs(t);
+    const path = mountTmpfs(t, TMPFS_BYTES);
     if (path === undefined) return;
     await saveSet(await Store.init(`${path}/store`), { point: 'p1' }, [[2, 'old']]);
     execFileSync('mount', ['-o', 'remount,ro', path]);
@@ -234,21 +233,6 @@ function writeTests(): void {
     t.equal(await codeOf(() => store.createSet(newSet())), 'read-only');
     t.equal(await codeOf(() => Store.open(`${path}/store`)), 'io');
   });
-}
-
-function mountTmpfs(t: Test): string | undefined {
-  const directory = mkdtempSync(`${tmpdir()}/cowbell-blockset-`);
-  try {
-    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', directory], { stdio: 'ignore' });
-  } catch {
-    t.comment('SKIPPED: mounting a tmpfs needs root');
-    return undefined;
-  }
-  t.teardown(() => {
-    execFileSync('umount', ['-l', directory]);
-    rmdirSync(directory);
-  });
-  return directory;
 }
 
 function damageTests(): void {

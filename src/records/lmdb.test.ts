@@ -9,35 +9,32 @@
 import { execFileSync, fork } from 'node:child_process';
 import { once } from 'node:events';
 import {
+  closeSync,
   copyFileSync,
   existsSync,
   mkdirSync,
   openSync,
-  readFileSync,
-  writeFileSync,
-  writeSync,
-} from 'node:fs';
-import {
-  closeSync,
-  mkdtempSync,
   readdirSync,
-  rmdirSync,
+  readFileSync,
   rmSync,
   statfsSync,
   statSync,
   truncateSync,
+  writeFileSync,
+  writeSync,
 } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
-import t, { type Test } from 'tap';
-import { AssertionError, CorruptionError, observeSyncs, type SyncEvent } from '../base/index.ts';
+import t from 'tap';
+import { AssertionError, CorruptionError, MIB, observeSyncs, type SyncEvent } from '../base/index.ts';
+import { mountTmpfs } from '../sim/index.ts';
 import { checkLmdbFile } from './lmdb-file.ts';
 import { LmdbError, openLmdb } from './lmdb.ts';
 
 const SELF = fileURLToPath(import.meta.url);
 const PAGE = 4096;
 const FLIPS = 250;
+const TMPFS_BYTES = 2 * MIB;
 
 function key(number: number): Buffer {
   const bytes = Buffer.alloc(4);
@@ -161,22 +158,6 @@ if (process.argv[2] === 'child') {
   runTests();
 }
 
-/** A file system of 2 MiB, or undefined, said loudly, where it cannot be mounted. */
-function mountTmpfs(t: Test): string | undefined {
-  const directory = mkdtempSync(`${tmpdir()}/cowbell-lmdb-`);
-  try {
-    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', directory], { stdio: 'ignore' });
-  } catch {
-    t.comment('SKIPPED: mounting a tmpfs needs root');
-    return undefined;
-  }
-  t.teardown(() => {
-    execFileSync('umount', ['-l', directory]);
-    rmdirSync(directory);
-  });
-  return directory;
-}
-
 function runTests(): void {
   t.test('what was stored comes back, in order, and buffers belong to the caller', async (t) => {
     const path = `${t.testdir()}/state`;
@@ -264,7 +245,7 @@ function runTests(): void {
   });
 
   t.test('a full file system is one clean error, and the file goes on as it was', async (t) => {
-    const directory = mountTmpfs(t);
+    const directory = mountTmpfs(t, TMPFS_BYTES);
     if (directory === undefined) return;
     const file = openLmdb(`${directory}/state`, { create: true, bulk: true });
     const rows = file.database('rows');
@@ -289,7 +270,7 @@ function runTests(): void {
   });
 
   t.test('opening on a file system without a free block is an error, not a signal', async (t) => {
-    const directory = mountTmpfs(t);
+    const directory = mountTmpfs(t, TMPFS_BYTES);
     if (directory === undefined) return;
     await makeFile(`${directory}/state`);
     const { bavail, bsize } = statfsSync(directory);
@@ -315,7 +296,7 @@ function runTests(): void {
   });
 
   t.test('reads from a file system mounted read-only', async (t) => {
-    const directory = mountTmpfs(t);
+    const directory = mountTmpfs(t, TMPFS_BYTES);
     if (directory === undefined) return;
     await makeFile(`${directory}/state`);
     execFileSync('mount', ['-o', 'remount,ro', directory]);

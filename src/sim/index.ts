@@ -9,3 +9,4 @@ export {
   type TestVolumeOptions,
   writeLabel,
 } from './test-volume.ts';
+export { mountTmpfs } from './tmpfs.ts';
