@@ -10,9 +10,9 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { TestAuthority, writeKeyFile } from '../src/nbd/test-certificates.ts';
 import { cowbell, must, run, temporaryDirectory } from './support/process.ts';
 import { type Served, serveVolume } from './support/served.ts';
+import { makeCredentials } from './support/tls.ts';
 import { requireTools } from './support/tools.ts';
 
 const MIB = 1_048_576;
@@ -20,17 +20,6 @@ const SIZE_BYTES = 24 * MIB;
 
 const directory = temporaryDirectory(t);
 const at = (name: string): string => join(directory, name);
-
-function makeCredentials(): void {
-  const authority = new TestAuthority(at('authority'));
-  authority.issue(at('server'), 'server');
-  authority.issue(at('client'), 'client');
-  authority.trustIn(at('anonymous'));
-  writeKeyFile(at('server/keys.psk'), ['alice']);
-  writeKeyFile(at('other.psk'), ['mallory']);
-  const stranger = new TestAuthority(at('stranger'));
-  stranger.issue(at('other'), 'client');
-}
 
 interface SecureServer {
   readonly served: Served;
@@ -51,7 +40,7 @@ async function start(
 
 t.test('libnbd, with certificates and with a key', async (t) => {
   if (!requireTools(t, ['openssl', 'nbdinfo', 'nbdcopy'])) return;
-  makeCredentials();
+  makeCredentials(directory);
   const { served, socket, port } = await start(t);
   const certificates = `tls-certificates=${at('client')}`;
   const uris = [
@@ -74,7 +63,7 @@ t.test('libnbd, with certificates and with a key', async (t) => {
 
 t.test('libnbd, where it has the wrong things', async (t) => {
   if (!requireTools(t, ['openssl', 'nbdinfo'])) return;
-  makeCredentials();
+  makeCredentials(directory);
   const { served, socket, port } = await start(t);
   const refused: [string, RegExp][] = [
     [`nbd+unix:///vol?socket=${socket}`, /requires TLS/],
@@ -95,7 +84,7 @@ t.test('libnbd, where it has the wrong things', async (t) => {
 
 t.test('optional TLS, and certificates that are not looked at', async (t) => {
   if (!requireTools(t, ['openssl', 'nbdinfo'])) return;
-  makeCredentials();
+  makeCredentials(directory);
   const { socket } = await start(t, ['--tls-mode', 'optional', '--tls-verify-peer', 'no']);
   const anonymous = `nbds+unix:///vol?socket=${socket}&tls-certificates=${at('anonymous')}`;
   t.match(await must('nbdinfo', [anonymous]), /with TLS/);
@@ -104,7 +93,7 @@ t.test('optional TLS, and certificates that are not looked at', async (t) => {
 
 t.test('QEMU, with certificates and with a key', async (t) => {
   if (!requireTools(t, ['openssl', 'qemu-img'])) return;
-  makeCredentials();
+  makeCredentials(directory);
   const { served, socket, port } = await start(t);
   const secret = 'id=tls,endpoint=client';
   const ways: [string, string][] = [
@@ -133,7 +122,7 @@ t.test('QEMU, with certificates and with a key', async (t) => {
 
 t.test('serve says at once what is wrong with the files', async (t) => {
   if (!requireTools(t, ['openssl'])) return;
-  makeCredentials();
+  makeCredentials(directory);
   await must('mkdir', ['-p', at('empty')]);
   const { served } = await start(t);
   await served.server.stop();

@@ -12,9 +12,9 @@ import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { NbdClient, openNbdDevice } from '../src/nbd/index.ts';
-import { TestAuthority, writeKeyFile } from '../src/nbd/test-certificates.ts';
 import { mustCowbell, Running, temporaryDirectory } from './support/process.ts';
 import { backUp, serveVolume } from './support/served.ts';
+import { makeCredentials } from './support/tls.ts';
 import { requireTools } from './support/tools.ts';
 
 const MIB = 1_048_576;
@@ -23,14 +23,8 @@ const SIZE_BYTES = 8 * MIB;
 const directory = temporaryDirectory(t);
 const at = (name: string): string => join(directory, name);
 
-function makeCredentials(): void {
-  const authority = new TestAuthority(at('authority'));
-  authority.issue(at('server'), 'server');
-  authority.issue(at('client'), 'client');
-  authority.trustIn(at('anonymous'));
-  new TestAuthority(at('stranger')).issue(at('other'), 'client');
-  writeKeyFile(at('keys.psk'), ['alice']);
-}
+/** nbdkit's words for certificates on both sides. */
+const CERTIFICATES = ['--tls=require', `--tls-certificates=${at('server')}`, '--tls-verify-peer'];
 
 interface Peer {
   /** The file that is served. */
@@ -66,6 +60,11 @@ function accepts(socket: string): Promise<boolean> {
   });
 }
 
+/** nbdkit over a file, with these words about TLS. */
+async function startNbdkit(t: Test, tls: readonly string[]): Promise<Peer> {
+  return await startPeer(t, 'nbdkit', (socket, path) => ['-f', '-U', socket, ...tls, 'file', path]);
+}
+
 /** Writes through the device, and reads all of it back. */
 async function exercise(t: Test, uri: string, path: string): Promise<void> {
   const device = await openNbdDevice(uri);
@@ -82,11 +81,8 @@ async function exercise(t: Test, uri: string, path: string): Promise<void> {
 
 t.test('nbdkit with certificates', async (t) => {
   if (!requireTools(t, ['openssl', 'nbdkit'])) return;
-  makeCredentials();
-  const { socket, path } = await startPeer(t, 'nbdkit', (socket, path) => {
-    const tls = ['--tls=require', `--tls-certificates=${at('server')}`, '--tls-verify-peer'];
-    return ['-f', '-U', socket, ...tls, 'file', path];
-  });
+  makeCredentials(directory);
+  const { socket, path } = await startNbdkit(t, CERTIFICATES);
   const target = `?socket=${socket}`;
   await exercise(t, `nbds+unix:///${target}&tls-certificates=${at('client')}`, path);
   await exercise(t, `nbds+unix:///${target}&tls-certificates=${at('client')}&tls-hostname=localhost`, path);
@@ -103,12 +99,9 @@ t.test('nbdkit with certificates', async (t) => {
 
 t.test('nbdkit with a pre-shared key', async (t) => {
   if (!requireTools(t, ['openssl', 'nbdkit'])) return;
-  makeCredentials();
-  const { socket, path } = await startPeer(t, 'nbdkit', (socket, path) => {
-    return ['-f', '-U', socket, '--tls=require', `--tls-psk=${at('keys.psk')}`, 'file', path];
-  });
-  await exercise(t, `nbds+unix://alice@/?socket=${socket}&tls-psk-file=${at('keys.psk')}`, path);
-  writeKeyFile(at('other.psk'), ['alice', 'mallory']);
+  makeCredentials(directory);
+  const { socket, path } = await startNbdkit(t, ['--tls=require', `--tls-psk=${at('server/keys.psk')}`]);
+  await exercise(t, `nbds+unix://alice@/?socket=${socket}&tls-psk-file=${at('server/keys.psk')}`, path);
   for (const user of ['alice', 'mallory']) {
     const uri = `nbds+unix://${user}@/?socket=${socket}&tls-psk-file=${at('other.psk')}`;
     await t.rejects(NbdClient.connect(uri), { code: 'tls-failed' }, user);
@@ -117,15 +110,15 @@ t.test('nbdkit with a pre-shared key', async (t) => {
 
 t.test('nbdkit without TLS', async (t) => {
   if (!requireTools(t, ['openssl', 'nbdkit'])) return;
-  makeCredentials();
-  const { socket } = await startPeer(t, 'nbdkit', (socket, path) => ['-f', '-U', socket, 'file', path]);
+  makeCredentials(directory);
+  const { socket } = await startNbdkit(t, []);
   const uri = `nbds+unix:///?socket=${socket}&tls-certificates=${at('client')}`;
   await t.rejects(NbdClient.connect(uri), { code: 'tls-refused' });
 });
 
 t.test('qemu-nbd with certificates', async (t) => {
   if (!requireTools(t, ['openssl', 'qemu-nbd'])) return;
-  makeCredentials();
+  makeCredentials(directory);
   const { socket, path } = await startPeer(t, 'qemu-nbd', (socket, path) => {
     const object = `tls-creds-x509,id=tls,endpoint=server,dir=${at('server')},verify-peer=on`;
     const tls = ['--object', object, '--tls-creds', 'tls'];
@@ -139,11 +132,8 @@ t.test('qemu-nbd with certificates', async (t) => {
 
 t.test('a volume is restored into an encrypted export', async (t) => {
   if (!requireTools(t, ['openssl', 'nbdkit'])) return;
-  makeCredentials();
-  const { socket, path } = await startPeer(t, 'nbdkit', (socket, path) => {
-    const tls = ['--tls=require', `--tls-certificates=${at('server')}`, '--tls-verify-peer'];
-    return ['-f', '-U', socket, ...tls, 'file', path];
-  });
+  makeCredentials(directory);
+  const { socket, path } = await startNbdkit(t, CERTIFICATES);
   const served = await serveVolume(t, { size: String(SIZE_BYTES) });
   const client = await NbdClient.connect(served.uri);
   await client.write(randomBytes(5 * MIB), MIB);
