@@ -6,11 +6,10 @@
  * has: structured replies, no extended headers.
  */
 import { closeSync, ftruncateSync, openSync } from 'node:fs';
-import { createConnection } from 'node:net';
 import { join } from 'node:path';
-import { setTimeout as wait } from 'node:timers/promises';
 import t from 'tap';
 import { NbdClient, openNbdDevice } from '../src/nbd/index.ts';
+import { listening } from './support/listening.ts';
 import { Running, temporaryDirectory } from './support/process.ts';
 import { requireTools } from './support/tools.ts';
 
@@ -66,23 +65,5 @@ for (const [tool, words] of Object.entries(SERVERS)) {
       ],
     );
     await device.close();
-  });
-}
-
-/** Neither server says when it listens. */
-async function listening(socket: string, server: Running): Promise<void> {
-  for (let attempt = 0; attempt < 200 && !(await accepts(socket)); attempt += 1) {
-    if (server.ended !== undefined) throw new Error(`The server ended: ${server.ended.stderr}`);
-    await wait(50);
-  }
-}
-
-function accepts(socket: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const connection = createConnection(socket, () => {
-      connection.destroy();
-      resolve(true);
-    });
-    connection.on('error', () => resolve(false));
   });
 }

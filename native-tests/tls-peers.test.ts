@@ -7,11 +7,10 @@
  */
 import { randomBytes } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
-import { createConnection } from 'node:net';
 import { join } from 'node:path';
-import { setTimeout as wait } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { NbdClient, openNbdDevice } from '../src/nbd/index.ts';
+import { listening } from './support/listening.ts';
 import { mustCowbell, Running, temporaryDirectory } from './support/process.ts';
 import { backUp, serveVolume } from './support/served.ts';
 import { makeCredentials } from './support/tls.ts';
@@ -42,22 +41,8 @@ async function startPeer(
   writeFileSync(path, randomBytes(SIZE_BYTES));
   const server = new Running(tool, words(socket, path));
   t.teardown(() => server.stop('SIGKILL'));
-  // Neither server says when it listens.
-  for (let attempt = 0; attempt < 200 && !(await accepts(socket)); attempt += 1) {
-    if (server.ended !== undefined) throw new Error(`The server ended: ${server.ended.stderr}`);
-    await wait(50);
-  }
+  await listening(socket, server);
   return { socket, path };
-}
-
-function accepts(socket: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const connection = createConnection(socket, () => {
-      connection.destroy();
-      resolve(true);
-    });
-    connection.on('error', () => resolve(false));
-  });
 }
 
 /** nbdkit over a file, with these words about TLS. */
