@@ -4,8 +4,8 @@ export { type Deferred, deferred } from './deferred.ts';
 export { BlockError, CorruptionError, type CorruptionPlace, messageOf, systemCode } from './errors.ts';
 export { LIMITS } from './limits.ts';
 export {
-  bytesToPage,
   blockDeviceSize,
+  bytesToPage,
   dropCache,
   forcePlainNode,
   getAttribute,

@@ -13,9 +13,13 @@ import {
   bytesToPage,
   dropCache,
   forcePlainNode,
+  hasPeerClosed,
   hasSparseFiles,
-  punchHole,
   NO_WAIT,
+  openSocket,
+  POLL,
+  pollDescriptors,
+  punchHole,
   readNoWait,
   seekData,
   seekHole,
@@ -188,6 +192,35 @@ t.test('without koffi everything is data, zeroes must be written and locks are r
   t.throws(() => blockDeviceSize(descriptor), { code: 'ENOTTY' });
   forcePlainNode(false);
   t.equal(hasSparseFiles(), true);
+});
+
+/** A Unix socket that nobody is connected to: the kernel calls it hung up if its kind knows connections. */
+function openUnixSocket(t: Test, type: 'stream' | 'datagram'): number {
+  const descriptor = openSocket({ domain: 1, type: type === 'stream' ? 1 : 2, protocol: 0 });
+  t.teardown(() => closeSync(descriptor));
+  return descriptor;
+}
+
+t.test('a socket that has hung up is known, one that is idle is not', (t) => {
+  t.equal(hasPeerClosed(openUnixSocket(t, 'stream')), true);
+  t.equal(hasPeerClosed(openUnixSocket(t, 'datagram')), false);
+  t.throws(() => hasPeerClosed(-1), AssertionError);
+  t.end();
+});
+
+t.test('each descriptor of a poll is told what happened to it', async (t) => {
+  const { descriptor: file } = openFresh(t);
+  const events = POLL.readable;
+  const watched = [openUnixSocket(t, 'datagram'), file, openUnixSocket(t, 'stream'), 4000];
+  t.same(
+    await pollDescriptors(
+      watched.map((descriptor) => ({ descriptor, events })),
+      1000,
+    ),
+    [0, POLL.readable, POLL.hangUp, POLL.invalid],
+  );
+  await t.rejects(pollDescriptors([], 0.5), AssertionError);
+  await t.rejects(pollDescriptors([{ descriptor: -1, events }], 0), AssertionError);
 });
 
 t.test('the size of the thread pool is known', (t) => {

@@ -495,13 +495,32 @@ export function getSocketOption(
   return value.subarray(0, length.readUInt32LE());
 }
 
-/** One descriptor to watch, with the events of poll(2); hang-up and errors are always reported. */
+/** The events of poll(2). `peerClosed` is POLLRDHUP; hang-up and errors are reported unasked. */
+export const POLL = { readable: 0x01, error: 0x08, hangUp: 0x10, invalid: 0x20, peerClosed: 0x2000 } as const;
+
+/** One descriptor to watch, with the events that matter: some of `POLL`, added up. */
 export interface PollRequest {
   readonly descriptor: number;
   readonly events: number;
 }
 
-const POLL_PEER_CLOSED = 0x2000;
+/** `struct pollfd`: int descriptor, short events, short what happened. */
+const POLL_STRUCT_BYTES = 8;
+
+function encodePollTable(requests: readonly PollRequest[]): Buffer {
+  const table = Buffer.alloc(POLL_STRUCT_BYTES * requests.length);
+  for (const [index, { descriptor, events }] of requests.entries()) {
+    assertDescriptor(descriptor);
+    table.writeInt32LE(descriptor, index * POLL_STRUCT_BYTES);
+    table.writeInt16LE(events, index * POLL_STRUCT_BYTES + 4);
+  }
+  return table;
+}
+
+/** What the kernel wrote into the table for the request of that index. */
+function happenedTo(table: Buffer, index: number): number {
+  return table.readInt16LE(index * POLL_STRUCT_BYTES + 6);
+}
 
 /**
  * Whether the other side of a socket has closed it, or its sending direction, as far as the kernel has heard, however
@@ -509,23 +528,15 @@ const POLL_PEER_CLOSED = 0x2000;
  * @throws {NativeError}
  */
 export function hasPeerClosed(descriptor: number): boolean {
-  assertDescriptor(descriptor);
+  const table = encodePollTable([{ descriptor, events: POLL.peerClosed }]);
   const native = load();
   if (native?.poll === undefined) return false;
-  const table = Buffer.alloc(POLL_STRUCT_BYTES);
-  table.writeInt32LE(descriptor, 0);
-  table.writeInt16LE(POLL_PEER_CLOSED, 4);
   if (native.poll(table, 1, 0) >= 0)
-    return (table.readInt16LE(6) & (POLL_PEER_CLOSED | POLL.hangUp | POLL.error)) !== 0;
+    return (happenedTo(table, 0) & (POLL.peerClosed | POLL.hangUp | POLL.error)) !== 0;
   const errno = native.errno();
   if (errno === EINTR) return false;
   throw new NativeError('poll', errno, `of descriptor ${descriptor}`);
 }
-
-export const POLL = { readable: 0x01, error: 0x08, hangUp: 0x10, invalid: 0x20 } as const;
-
-/** `struct pollfd`: int descriptor, short events, short what happened. */
-const POLL_STRUCT_BYTES = 8;
 
 /**
  * Waits until something happens on one of the descriptors or the time is over (poll). A wait holds a thread of
@@ -541,12 +552,7 @@ export async function pollDescriptors(
   const { poll, errno } = load() ?? {};
   if (poll === undefined || errno === undefined) throw withoutFallback('poll');
   assert(Number.isInteger(timeoutMs) && timeoutMs >= 0, `A wait of ${timeoutMs} ms is no whole time`);
-  const table = Buffer.alloc(POLL_STRUCT_BYTES * requests.length);
-  for (const [index, { descriptor, events }] of requests.entries()) {
-    assertDescriptor(descriptor);
-    table.writeInt32LE(descriptor, index * POLL_STRUCT_BYTES);
-    table.writeInt16LE(events, index * POLL_STRUCT_BYTES + 4);
-  }
+  const table = encodePollTable(requests);
   await asynchronous.run(
     () =>
       new Promise<void>((resolve, reject) => {
@@ -560,5 +566,5 @@ export async function pollDescriptors(
         });
       }),
   );
-  return requests.map((_, index) => table.readInt16LE(index * POLL_STRUCT_BYTES + 6));
+  return requests.map((_, index) => happenedTo(table, index));
 }

@@ -15,10 +15,10 @@
  */
 
 import type { Socket } from 'node:net';
-import { type AssertionError, assert, hasPeerClosed, KIB, LIMITS } from '../base/index.ts';
+import { assert, type AssertionError, hasPeerClosed, KIB, LIMITS } from '../base/index.ts';
 import type { MemoryShare } from './admission.ts';
-import { busyPoll } from './busy-poll.ts';
 import { sharedBuffers } from './buffer-pool.ts';
+import { busyPoll } from './busy-poll.ts';
 import { type HandshakeView, type Negotiated, ServerHandshake } from './handshake.ts';
 import type { NbdLimits } from './limits.ts';
 import type { NbdLog } from './log.ts';
