@@ -7,28 +7,28 @@ export {
   blockDeviceSize,
   bytesToPage,
   dropCache,
-  forcePlainNode,
   getAttribute,
-  getSocketOption,
-  hasPeerClosed,
   hasSparseFiles,
   type LockMode,
-  NativeError,
   NO_WAIT,
-  POLL,
-  pollDescriptors,
-  type PollRequest,
   punchHole,
   readNoWait,
   seekData,
   seekHole,
   setAttribute,
-  setSocketOption,
-  threadPoolSize,
   tryLock,
   tryLockRange,
   zeroRange,
-} from './native.ts';
+} from './native-files.ts';
+export {
+  getSocketOption,
+  hasPeerClosed,
+  POLL,
+  pollDescriptors,
+  type PollRequest,
+  setSocketOption,
+} from './native-sockets.ts';
+export { forcePlainNode, NativeError, threadPoolSize } from './native.ts';
 export {
   decodeAttributes,
   encodeAttributes,

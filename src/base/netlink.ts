@@ -20,7 +20,8 @@ import { closeSync, readSync, write } from 'node:fs';
 import { promisify } from 'node:util';
 import { assert } from './assert.ts';
 import { systemCode } from './errors.ts';
-import { NativeError, openSocket, setSocketOption } from './native.ts';
+import { openSocket, setSocketOption } from './native-sockets.ts';
+import { NativeError } from './native.ts';
 
 /** The value of an attribute: an integer of a width, bytes, or attributes inside it. */
 export type NetlinkValue =
