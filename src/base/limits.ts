@@ -25,6 +25,17 @@ export const LIMITS = {
   /** Regions of the epoch before that a new epoch's segment begins with, where there are no more than this. */
   intentHotRegionsMax: 4_096,
 
+  /** Snapshots of one volume: each one not saved yet costs a look at every read of the ones before it. */
+  snapshotCountMax: 256,
+  /** Characters of a snapshot's name. */
+  snapshotNameLengthMax: 64,
+  /** Tracks that one sync of a snapshot's store covers at most. */
+  snapshotBatchTracksMax: 64,
+  /** Copies for snapshots under way beyond which none is begun ahead of its write. */
+  snapshotCopiesAheadMax: 64,
+  /** Tracks on their way from a snapshot that is being deleted to the older one, or back to the home. */
+  snapshotMoveTracksMax: 32,
+
   /** How long a freeze may wait for the gate to empty before it reopens it and fails. */
   freezeWaitMsMax: 5_000,
   /** Trims and zeroes are cut into pieces of this size, so that none holds a freeze for long. */

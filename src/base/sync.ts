@@ -24,6 +24,8 @@ export type SyncName =
   | 'volume-state'
   | 'volume-directory'
   | 'intent-log'
+  | 'snapshot-store'
+  | 'snapshot-directory'
   | 'set-data'
   | 'set-seal'
   | 'set-directory'

@@ -24,6 +24,26 @@ export interface VolumeErrorDetails {
   'session-ended': { readonly session: string; readonly reason: string };
   /** Zeroes were to be fast, and `track` has to be copied for a backup first. Nothing has changed. */
   'not-fast': { readonly track: number };
+  /** A name that no snapshot may have. */
+  'invalid-name': { readonly name: string };
+  'snapshot-exists': { readonly name: string };
+  /** No snapshot has the name. */
+  'unknown-snapshot': { readonly name: string };
+  /** No room for the old content of a track; the write that would have replaced it is refused (ENOSPC). */
+  'snapshot-full': { readonly path: string };
+  /** Old content cannot be kept for another reason; the write is refused (EIO). */
+  'snapshot-failed': { readonly path: string };
+  /** The snapshot was deleted, or dropped for want of space, while it was read. */
+  'snapshot-gone': { readonly name: string };
+  /** The snapshot is not what it was, for the reason given; it can only be deleted. */
+  'snapshot-damaged': { readonly name: string; readonly reason: string };
+  /** The store that it was to be saved to has a set of a later point, or of the same one. */
+  'snapshot-behind': { readonly name: string };
+  /** Somebody reads the snapshot. */
+  'snapshot-in-use': { readonly name: string };
+  /** A rollback was interrupted, and opening the volume could not finish it. */
+  'rollback-unfinished': { readonly directory: string };
+  'too-many-snapshots': { readonly count: number };
   closed: { readonly directory: string };
 }
 
