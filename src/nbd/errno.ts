@@ -28,6 +28,9 @@ const VALUE_BY_CODE: ReadonlyMap<string, number> = new Map([
   ['ESHUTDOWN', NBD_ERROR.ESHUTDOWN],
 
   ['no-space', NBD_ERROR.ENOSPC],
+  ['snapshot-full', NBD_ERROR.ENOSPC],
+  ['snapshot-failed', NBD_ERROR.EIO],
+  ['snapshot-gone', NBD_ERROR.EIO],
   ['read-only', NBD_ERROR.EPERM],
   ['poisoned', NBD_ERROR.EIO],
   ['io', NBD_ERROR.EIO],

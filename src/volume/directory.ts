@@ -4,6 +4,7 @@
  *     <volume>/lock        flock of the owner; holds its pid and what it is doing
  *     <volume>/state.mdb   identity, points, changed tracks (state.ts, FORMAT.md)
  *     <volume>/home.raw    the home, unless it was put elsewhere
+ *     <volume>/snapshots/  what snapshots keep (snapshots.ts)
  *     <volume>/*.sock      sockets of the serving process
  *
  * Ownership is the flock and nothing else: it dies with its process, so a left-over file means nothing.
@@ -26,6 +27,7 @@ import {
 import { createSparseFile, parseDeviceAddress } from '../device/index.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
+import type { FullPolicy } from './snapshots.ts';
 import { directoryIdentity, VolumeState } from './state.ts';
 
 export const STATE_FILE = 'state.mdb';
@@ -44,6 +46,8 @@ export interface VolumeIdentity {
   /** An absolute path or a URI. */
   readonly home: string;
   readonly createdMs: number;
+  /** What happens to a write that needs its track's old content kept when there is no room. */
+  readonly snapshotFull: FullPolicy;
 }
 
 export interface CreateOptions {
@@ -51,6 +55,8 @@ export interface CreateOptions {
   readonly trackSizeBytes: number;
   /** Path or URI; a file in the volume's directory where left out. A missing file is made, sparse. */
   readonly home?: string;
+  /** `refuse` where left out. */
+  readonly snapshotFull?: FullPolicy;
   readonly clock?: Clock;
 }
 
@@ -76,6 +82,7 @@ export async function createVolume(path: string, options: CreateOptions): Promis
       home,
       createdMs: (options.clock ?? systemClock).now(),
       directory: await directoryIdentity(directory),
+      ...(options.snapshotFull === undefined ? {} : { snapshotFull: options.snapshotFull }),
     });
     if (homePath !== undefined) setAttribute(homePath, HOME_ATTRIBUTE, volumeId);
     if (makesHome) await syncDirectory('volume-directory', dirname(homePath));
@@ -133,7 +140,7 @@ export async function openState(
 }
 
 export function identityOf(directory: string, state: VolumeState): VolumeIdentity {
-  const { volumeId, sizeBytes, trackSizeBytes, home, createdMs } = state.record;
+  const { volumeId, sizeBytes, trackSizeBytes, home, createdMs, snapshotFull = 'refuse' } = state.record;
   return {
     volumeId,
     name: basename(directory),
@@ -142,6 +149,7 @@ export function identityOf(directory: string, state: VolumeState): VolumeIdentit
     trackSizeBytes,
     home: homePathOf(directory, home) ?? home,
     createdMs,
+    snapshotFull,
   };
 }
 

@@ -98,6 +98,12 @@ export class EpochHistory {
     return this.#closed.some((epoch) => epoch.point === point);
   }
 
+  /** Whether one known point is older than another. */
+  isBefore(point: string, other: string): boolean {
+    const place = (one: string): number => this.#closed.findIndex((epoch) => epoch.point === one);
+    return place(point) < place(other);
+  }
+
   /**
    * Fixes a point: the open epoch is closed by it and the next one begins, empty. Called with the gate closed,
    * so it does no work that grows with the volume.
@@ -118,6 +124,19 @@ export class EpochHistory {
     const place = this.#closed.findIndex((epoch) => epoch.point === point);
     if (place < 0) return TrackSet.all(this.trackCount);
     return TrackSet.union(this.#closed.slice(place + 1).map((epoch) => epoch.tracks));
+  }
+
+  /**
+   * The tracks that changed between two points; for an older point that is unknown, every track.
+   *
+   * @param to a known point, after `from`.
+   */
+  changedBetween(from: string, to: string): TrackSet {
+    const last = this.#closed.findIndex((epoch) => epoch.point === to);
+    assert(last >= 0, `Point ${to} is unknown`);
+    const first = this.#closed.findIndex((epoch) => epoch.point === from);
+    if (first < 0) return TrackSet.all(this.trackCount);
+    return TrackSet.union(this.#closed.slice(first + 1, last + 1).map((epoch) => epoch.tracks));
   }
 
   /** Drops the oldest boundaries beyond `countMax`: their points become unknown. @returns what was dropped. */

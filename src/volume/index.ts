@@ -8,8 +8,12 @@ export {
   type VolumeIdentity,
 } from './directory.ts';
 export { VolumeError, type VolumeErrorCode, type VolumeErrorDetails } from './errors.ts';
+export { beginSessions, createSnapshots } from './group.ts';
 export { Geometry } from './geometry.ts';
 export type { DivertedTrack } from './protection.ts';
 export { BackupSession, type SessionPlan, type SessionState, type SessionStatus } from './session.ts';
 export type { OpenVolumeOptions } from './opening.ts';
-export { type SessionRequest, Volume, type VolumeStatus } from './volume.ts';
+export type { SessionRequest } from './sessions.ts';
+export type { SnapshotDevice } from './snapshot-device.ts';
+export { FULL_POLICIES, type FullPolicy, type SnapshotInfo } from './snapshots.ts';
+export { type CreatedSnapshot, Volume, type VolumeStatus } from './volume.ts';

@@ -22,6 +22,8 @@ export interface OpenVolumeOptions {
   readonly activity: string;
   /** The directory was moved, not copied: it keeps its id and its points. */
   readonly moved?: boolean;
+  /** Is told what no caller can be told, a sentence each: a snapshot was dropped for want of room. */
+  readonly onWarning?: (sentence: string) => void;
   /** How long a freeze may wait for the gate; LIMITS.freezeWaitMsMax where left out. */
   readonly freezeWaitMsMax?: number;
   /** Tracks of one region of the intent log; LIMITS.intentRegionTracks where left out. */
@@ -39,6 +41,8 @@ export interface OpenParts {
   readonly identity: VolumeIdentity;
   readonly geometry: Geometry;
   readonly startedClean: boolean;
+  /** Why the home may not hold what it did at the last stop; undefined where it does. */
+  readonly homeDamage: string | undefined;
 }
 
 /**
@@ -65,7 +69,19 @@ export async function openParts(
     if (isClean && !isUntouched) history.markAll();
     const intents = readOnly ? undefined : await beginWriting(intentPlace, state, loaded);
     const startedClean = isClean && isUntouched;
-    return { lock, state, home, epochs: history, intentPlace, intents, identity, geometry, startedClean };
+    const homeDamage = isUntouched ? undefined : 'its home was changed while no process served the volume';
+    return {
+      lock,
+      state,
+      home,
+      epochs: history,
+      intentPlace,
+      intents,
+      identity,
+      geometry,
+      startedClean,
+      homeDamage,
+    };
   } catch (error) {
     await home.close();
     throw error;

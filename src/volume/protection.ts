@@ -19,6 +19,8 @@ import { assert, type Deferred, deferred } from '../base/index.ts';
 import type { IntermediateContainer, SlotWaiter } from '../container/index.ts';
 import { TrackBits, type TrackRun } from '../tracks/index.ts';
 import type { Geometry } from './geometry.ts';
+import type { SessionTracks } from './session.ts';
+import type { Protector } from './write-path.ts';
 
 /** Old content on its way to the lane. */
 export interface DivertedTrack {
@@ -52,7 +54,7 @@ export interface ProtectionOptions {
   readonly onFailed: (error: unknown) => void;
 }
 
-export class Protection {
+export class Protection implements Protector, SessionTracks {
   readonly #options: ProtectionOptions;
   #protected: TrackBits;
   readonly #copies = new Map<number, Copy>();

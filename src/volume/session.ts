@@ -13,7 +13,7 @@
 
 import type { TrackRun, TrackSet } from '../tracks/index.ts';
 import { VolumeError } from './errors.ts';
-import type { DivertedTrack, Protection } from './protection.ts';
+import type { DivertedTrack } from './protection.ts';
 
 export type SessionState = 'running' | 'completing' | 'done' | 'failed';
 
@@ -46,9 +46,23 @@ export interface SessionStatus {
   readonly writesWaiting: number;
 }
 
+/** What a session saves, and what of it has been replaced meanwhile: `Protection`, or a snapshot's tracks. */
+export interface SessionTracks {
+  /** Tracks that are not saved yet. */
+  readonly protectedCount: number;
+  /** Tracks whose content did not come from the home. */
+  readonly divertedCount: number;
+  /** Writers' tracks that wait for the session. */
+  readonly waitingCount: number;
+  confirm(runs: readonly TrackRun[]): number[];
+  take(countMax: number): Promise<DivertedTrack[]>;
+  acknowledge(ids: readonly number[]): void;
+  end(): Promise<void>;
+}
+
 export interface BackupSessionOptions {
   readonly plan: SessionPlan;
-  readonly protection: Protection;
+  readonly tracks: SessionTracks;
   /** Settles when the point, and everything it closed, is durable. */
   readonly durable: Promise<void>;
   readonly container: { readonly entryCount: number; readonly entryCountMax: number };
@@ -83,18 +97,18 @@ export class BackupSession {
   }
 
   status(): SessionStatus {
-    const { protection, container } = this.#options;
+    const { tracks, container } = this.#options;
     return {
       session: this.plan.session,
       state: this.#state,
       level: this.plan.level,
       point: this.plan.point,
       tracks: this.plan.tracks.size,
-      tracksLeft: protection.protectedCount,
-      diverted: protection.divertedCount,
+      tracksLeft: tracks.protectedCount,
+      diverted: tracks.divertedCount,
       containerEntries: container.entryCount,
       containerEntriesMax: container.entryCountMax,
-      writesWaiting: protection.waitingCount,
+      writesWaiting: tracks.waitingCount,
     };
   }
 
@@ -105,20 +119,20 @@ export class BackupSession {
    */
   confirm(runs: readonly TrackRun[]): number[] {
     this.#assertRunning();
-    return this.#options.protection.confirm(runs);
+    return this.#options.tracks.confirm(runs);
   }
 
   /** See `Protection.take`. */
   async take(countMax: number): Promise<DivertedTrack[]> {
     this.#assertRunning();
-    const taken = await this.#options.protection.take(countMax);
+    const taken = await this.#options.tracks.take(countMax);
     this.#assertRunning();
     return taken;
   }
 
   acknowledge(ids: readonly number[]): void {
     this.#assertRunning();
-    this.#options.protection.acknowledge(ids);
+    this.#options.tracks.acknowledge(ids);
   }
 
   /**
@@ -127,8 +141,8 @@ export class BackupSession {
    */
   async mayComplete(): Promise<void> {
     this.#assertRunning();
-    const { protection, durable } = this.#options;
-    const left = protection.protectedCount;
+    const { tracks, durable } = this.#options;
+    const left = tracks.protectedCount;
     if (left > 0) throw this.#ended(`${left} tracks are not saved yet`);
     await durable;
     this.#assertRunning();
@@ -159,7 +173,7 @@ export class BackupSession {
 
   #end(): Promise<void> {
     this.#options.onEnded();
-    this.#ending ??= this.#options.protection.end();
+    this.#ending ??= this.#options.tracks.end();
     return this.#ending;
   }
 

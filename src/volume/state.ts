@@ -31,6 +31,8 @@ export interface VolumeRecord {
   readonly home: string;
   readonly createdMs: number;
   readonly directory: DirectoryIdentity;
+  /** What is done when a snapshot has no room; `refuse` where left out. */
+  readonly snapshotFull?: 'refuse' | 'drop';
 }
 
 /** How the home looked at the clean stop; a home that looks different was changed behind our back. */
@@ -52,6 +54,27 @@ export interface Consumer {
 export interface PoisonRecord {
   readonly reason: string;
   readonly atMs: number;
+}
+
+/** What is known of a snapshot besides its content. */
+export interface SnapshotRecord {
+  /** Counts from 1 in the order of their points; not used again while one with a higher number is there. */
+  readonly number: number;
+  readonly name: string;
+  /** Names its file. */
+  readonly storeId: string;
+  /** Empty until it is fixed. */
+  readonly point: string;
+  readonly createdMs: number;
+  /**
+   * `creating` and `deleting`: no longer, or not yet, anybody's; an older snapshot may need what its store holds.
+   * `damaged`: no reader gets anything of it, and nothing is kept for it any more.
+   */
+  readonly state: 'creating' | 'ready' | 'deleting' | 'damaged';
+  /** How long its store was, durably, when it was last closed: it never gets shorter. */
+  readonly endBytes?: number;
+  /** Why it is damaged. */
+  readonly reason?: string;
 }
 
 interface OpenRecord {
@@ -79,6 +102,7 @@ export class VolumeState {
   readonly #points: LmdbDatabaseView;
   readonly #epochs: LmdbDatabaseView;
   readonly #consumers: LmdbDatabaseView;
+  readonly #snapshots: LmdbDatabaseView;
   #record: VolumeRecord;
 
   private constructor(file: LmdbFile, record: VolumeRecord) {
@@ -87,6 +111,7 @@ export class VolumeState {
     this.#points = file.database('points');
     this.#epochs = file.database('epochs');
     this.#consumers = file.database('consumers');
+    this.#snapshots = file.database('snapshots');
     this.#record = record;
   }
 
@@ -260,6 +285,34 @@ export class VolumeState {
   /** Moves a consumer's point; only after its set is sealed and catalogued (promise 4). */
   async saveConsumer(consumer: Consumer): Promise<void> {
     await this.#commit(() => this.#consumers.put(consumer.name, json(consumer)));
+  }
+
+  /** Oldest first. */
+  snapshots(): SnapshotRecord[] {
+    return [...this.#snapshots.range()].map(({ value }): SnapshotRecord => JSON.parse(value.toString()));
+  }
+
+  async saveSnapshot(record: SnapshotRecord): Promise<void> {
+    await this.#commit(() => this.#snapshots.put(keyOf(record.number), json(record)));
+  }
+
+  async removeSnapshot(number: number): Promise<void> {
+    await this.#commit(() => {
+      this.#snapshots.remove(keyOf(number));
+    });
+  }
+
+  /** The number of the snapshot that the volume is being rolled back to. */
+  get rollback(): number | undefined {
+    return this.#state.get('rollback')?.readUInt32BE(0);
+  }
+
+  /** Durable before the first write of a rollback, and taken back after its last one is. */
+  async saveRollback(number: number | undefined): Promise<void> {
+    await this.#commit(() => {
+      if (number === undefined) this.#state.remove('rollback');
+      else this.#state.put('rollback', keyOf(number));
+    });
   }
 
   get poison(): PoisonRecord | undefined {

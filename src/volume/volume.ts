@@ -11,8 +11,7 @@
 
 import { type FileHandle, open } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { type Clock, dropCache, LIMITS, messageOf, randomId, systemClock } from '../base/index.ts';
-import { type ContainerArea, IntermediateContainer } from '../container/index.ts';
+import { type Clock, dropCache, LIMITS, messageOf, present, Slots, systemClock } from '../base/index.ts';
 import {
   assertRange,
   assertZeroOptions,
@@ -22,28 +21,31 @@ import {
   type WriteOptions,
   type ZeroOptions,
 } from '../device/index.ts';
-import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
+import { type TrackRun, TrackSet } from '../tracks/index.ts';
 import { homePathOf, lockVolume, openState, type VolumeIdentity } from './directory.ts';
 import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
-import { IntentLog, type IntentPlace, regionOf, removeSegments } from './intent-log.ts';
+import type { FreezePart, PointUse } from './freeze.ts';
+import { beginSessions, createSnapshots } from './group.ts';
+import { removeSegments } from './intent-log.ts';
 import { openParts, type OpenParts, type OpenVolumeOptions } from './opening.ts';
-import { Protection } from './protection.ts';
-import { BackupSession, type SessionPlan, type SessionStatus } from './session.ts';
+import { Points } from './points.ts';
+import type { BackupSession, SessionStatus } from './session.ts';
+import { type SessionRequest, Sessions } from './sessions.ts';
 import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
+import { rollBack } from './rollback.ts';
+import { SnapshotDevice } from './snapshot-device.ts';
+import { type PreparedSnapshot, type SnapshotInfo, Snapshots } from './snapshots.ts';
 import { WritePath } from './write-path.ts';
 
-export interface SessionRequest {
-  /** The consumer: the store's id. */
-  readonly consumer: string;
-  readonly level: 'auto' | 'full' | 'incremental';
-  /** Points the consumer has complete sets of, the best base first. */
-  readonly candidates: readonly string[];
-  /** Why no candidate could be used, where the consumer knows. */
-  readonly reason?: string;
-  /** Room for diverted content; none at all is allowed. The session closes the areas. */
-  readonly areas: readonly ContainerArea[];
+/** A snapshot that was just made. */
+export interface CreatedSnapshot {
+  readonly name: string;
+  readonly point: string;
+  readonly createdMs: number;
+  /** For how long writes were held up. */
+  readonly freezeMs: number;
 }
 
 export interface VolumeStatus extends VolumeIdentity {
@@ -58,6 +60,8 @@ export interface VolumeStatus extends VolumeIdentity {
   readonly writesWaiting: number;
   readonly trimsForgotten: number;
   readonly session: SessionStatus | undefined;
+  /** Oldest first. */
+  readonly snapshots: readonly SnapshotInfo[];
 }
 
 export class Volume implements BlockDevice {
@@ -75,29 +79,29 @@ export class Volume implements BlockDevice {
   readonly #home: BlockDevice;
   readonly #epochs: EpochHistory;
   readonly #writePath: WritePath;
-  readonly #intentPlace: IntentPlace;
-  /** The next epoch's intent log, where a freeze has prepared it. */
-  #nextIntents: IntentLog | undefined;
-  #session: BackupSession | undefined;
-  #freezing: Promise<BackupSession> | undefined;
+  readonly #points: Points;
+  readonly #snapshots: Snapshots;
+  /** One freeze at a time. */
+  readonly #freezeTurn = new Slots(1);
+  readonly #sessions: Sessions;
+  /** Snapshots whose point is on its way to the disk. */
+  readonly #finishing = new Set<Promise<CreatedSnapshot>>();
   /** From its beginning no session begins any more. */
   #closing: Promise<void> | undefined;
   #poison: PoisonRecord | undefined;
   #poisoning: Promise<void> | undefined;
-  /** Points on their way to the disk. */
-  readonly #recording = new Set<Promise<void>>();
   /** False once something that a clean stop would have to know was not recorded. */
   #mayStopClean = true;
   #isClosed = false;
 
-  private constructor(parts: OpenParts, options: OpenVolumeOptions) {
+  private constructor(parts: OpenParts, snapshots: Snapshots, options: OpenVolumeOptions) {
     this.#options = options;
+    this.#snapshots = snapshots;
     this.#clock = options.clock ?? systemClock;
     this.#lock = parts.lock;
     this.#state = parts.state;
     this.#home = parts.home;
     this.#epochs = parts.epochs;
-    this.#intentPlace = parts.intentPlace;
     this.#poison = parts.state.poison;
     this.identity = parts.identity;
     this.geometry = parts.geometry;
@@ -114,6 +118,21 @@ export class Volume implements BlockDevice {
       refuse: () => this.#refuse(),
       onHomeFailed: (error) => this.#poisonBy(error),
     });
+    // First: a copy that is durable is made before a container's slot is taken.
+    this.#writePath.protect(snapshots);
+    const { epochs, state, intentPlace } = parts;
+    this.#points = new Points({ epochs, state, writePath: this.#writePath, intentPlace, clock: this.#clock });
+    this.#sessions = new Sessions({
+      ...parts,
+      snapshots,
+      writePath: this.#writePath,
+      points: this.#points,
+      clock: this.#clock,
+      refuse: () => {
+        this.#refuse();
+        this.#refuseClosing();
+      },
+    });
   }
 
   /**
@@ -128,10 +147,44 @@ export class Volume implements BlockDevice {
     let state: VolumeState | undefined;
     try {
       state = await openState(directory, { readOnly: false });
-      return new Volume(await openParts(directory, lock, state, options), options);
+      const parts = await openParts(directory, lock, state, options);
+      return await Volume.#assemble(parts, options);
     } catch (error) {
       await state?.close();
       await lock.close();
+      throw error;
+    }
+  }
+
+  static async #assemble(parts: OpenParts, options: OpenVolumeOptions): Promise<Volume> {
+    let volume: Volume | undefined;
+    const { identity, geometry, state, home } = parts;
+    const readOnly = options.readOnly ?? false;
+    const warn = (sentence: string): void => options.onWarning?.(sentence);
+    try {
+      const snapshots = await Snapshots.open(
+        {
+          directory: identity.directory,
+          geometry,
+          state,
+          whenFull: identity.snapshotFull,
+          readOnly,
+          readHome: (target, offsetBytes) => home.read(target, offsetBytes),
+          onReleased: (run) => {
+            if (volume !== undefined) volume.#writePath.released(run);
+          },
+          onDropped: (name, reason) => warn(`Snapshot ${name} of ${identity.name} was dropped: ${reason}`),
+        },
+        parts.homeDamage,
+      );
+      volume = new Volume(parts, snapshots, options);
+      if (readOnly) return volume;
+      await volume.#finishRollback();
+      snapshots.resume().catch((error: unknown) => warn(messageOf(error)));
+      return volume;
+    } catch (error) {
+      await parts.intents?.close();
+      await home.close();
       throw error;
     }
   }
@@ -141,7 +194,7 @@ export class Volume implements BlockDevice {
   }
 
   get session(): BackupSession | undefined {
-    return this.#session;
+    return this.#sessions.running;
   }
 
   read(target: Buffer, offsetBytes: number): void | Promise<void> {
@@ -209,29 +262,171 @@ export class Volume implements BlockDevice {
       poisoned: this.#poison,
       writesWaiting: this.#writePath.waitingCount,
       trimsForgotten: this.#writePath.forgottenTrimCount,
-      session: this.#session?.status(),
+      session: this.#sessions.running?.status(),
+      snapshots: this.#snapshots.list(),
     };
   }
 
   /**
    * Freezes the volume and begins a backup session of the new point: from the instant of the freeze every
-   * track of the plan is protected.
+   * track of the plan is protected. A session of a snapshot needs no freeze and protects nothing.
    *
-   * @throws {VolumeError} `session-running`, `freeze-timeout`, `poisoned`, `read-only`
+   * @throws {VolumeError} `session-running`, `freeze-timeout`, `poisoned`, `read-only`; of a snapshot also
+   *   `unknown-snapshot`, `snapshot-damaged`, `snapshot-behind`
    */
   async beginSession(request: SessionRequest): Promise<BackupSession> {
-    const container = new IntermediateContainer(request.areas);
+    if (request.snapshot !== undefined) return this.#sessions.beginOfSnapshot(request.snapshot, request);
+    const [session] = await beginSessions([{ volume: this, request }]);
+    return present(session, 'A freeze of one session began none');
+  }
+
+  /** This volume's part in `beginSessions`, which is what to call. */
+  sessionPart(request: SessionRequest): FreezePart<BackupSession> {
+    return this.#freezePart(this.#sessions.prepare(request));
+  }
+
+  // --- Snapshots ---
+
+  /**
+   * Freezes the volume and keeps its content as it is at that instant, under a name; durable when the promise
+   * resolves.
+   *
+   * @throws {VolumeError} `invalid-name`, `snapshot-exists`, `too-many-snapshots`, `freeze-timeout`, `poisoned`,
+   *   `read-only`
+   */
+  async createSnapshot(name: string): Promise<CreatedSnapshot> {
+    const [created] = await createSnapshots(name, [this]);
+    return present(created, 'A freeze of one volume made no snapshot');
+  }
+
+  /** This volume's part in `createSnapshots`, which is what to call. */
+  snapshotPart(name: string): FreezePart<Promise<CreatedSnapshot>> {
+    let prepared: PreparedSnapshot | undefined;
+    let closed: ClosedEpoch | undefined;
+    return this.#freezePart({
+      prepare: async () => {
+        prepared = await this.#snapshots.prepare(name, this.#clock.now());
+      },
+      fix: () => {
+        closed = this.#points.fix();
+        this.#snapshots.fix(present(prepared, 'A snapshot was not prepared'), closed.point);
+      },
+      abandon: async () => {
+        if (prepared !== undefined) await this.#snapshots.abandon(prepared);
+      },
+      begin: (freezeMs) => {
+        const finished = this.#finishSnapshot(
+          present(prepared, 'A snapshot was not prepared'),
+          present(closed, 'A snapshot was not fixed'),
+          freezeMs,
+        ).finally(() => this.#finishing.delete(finished));
+        this.#finishing.add(finished);
+        return finished;
+      },
+    });
+  }
+
+  async #finishSnapshot(
+    prepared: PreparedSnapshot,
+    closed: ClosedEpoch,
+    freezeMs: number,
+  ): Promise<CreatedSnapshot> {
     try {
-      this.#refuse();
-      this.#refuseClosing();
-      this.#refuseSecondSession();
-      this.#freezing = this.#freezeInto(request, container);
-      return await this.#freezing.finally(() => {
-        this.#freezing = undefined;
-      });
+      await this.#points.makeDurable(closed);
+      await this.#snapshots.finish(prepared);
     } catch (error) {
-      await container.close();
+      await this.#snapshots.abandon(prepared);
       throw error;
+    }
+    return { name: prepared.record.name, point: closed.point, createdMs: closed.createdMs, freezeMs };
+  }
+
+  /** Oldest first. */
+  snapshots(): readonly SnapshotInfo[] {
+    return this.#snapshots.list();
+  }
+
+  /**
+   * A snapshot as a read-only device, which holds it until it is closed.
+   *
+   * @throws {VolumeError} `unknown-snapshot`, `snapshot-damaged`
+   */
+  openSnapshot(name: string): SnapshotDevice {
+    return new SnapshotDevice({
+      snapshots: this.#snapshots,
+      name,
+      geometry: this.geometry,
+      home: this.#home,
+      volumeName: this.identity.name,
+    });
+  }
+
+  /** See `Snapshots.delete`. */
+  async deleteSnapshot(name: string): Promise<void> {
+    this.#refuseReadOnly();
+    this.#refuseClosing();
+    await this.#snapshots.delete(name);
+  }
+
+  /** Every track that may differ between two snapshots; between one and the volume as it is where `to` is left out. */
+  changedSinceSnapshot(from: string, to?: string): TrackSet {
+    const older = this.#snapshots.find(from);
+    if (to === undefined) return this.#epochs.changedSince(older.point);
+    const newer = this.#snapshots.find(to);
+    if (newer.number < older.number) return this.changedSinceSnapshot(to, from);
+    if (newer.number === older.number) return TrackSet.empty();
+    return this.#epochs.changedBetween(older.point, newer.point);
+  }
+
+  /**
+   * Makes the volume what the snapshot holds. These are writes like any other, tracked, and kept for newer snapshots;
+   * a crash in between is made good at the next opening. Nobody else may be writing.
+   *
+   * @param onProgress called with the tracks looked at so far, and their number.
+   * @returns how many tracks were written.
+   * @throws {VolumeError} `unknown-snapshot`, `snapshot-damaged`, `poisoned`, `read-only`, `snapshot-full`
+   */
+  async rollBack(name: string, onProgress?: (done: number, total: number) => void): Promise<number> {
+    this.#refuse();
+    const { number, point } = this.#snapshots.find(name);
+    await this.#state.saveRollback(number);
+    return this.#rollBackTo(name, point, onProgress);
+  }
+
+  async #rollBackTo(
+    name: string,
+    point: string,
+    onProgress?: (done: number, total: number) => void,
+  ): Promise<number> {
+    const { snapshot, release } = this.#snapshots.hold(name);
+    try {
+      const written = await rollBack({
+        snapshots: this.#snapshots,
+        snapshot,
+        geometry: this.geometry,
+        tracks: this.#epochs.changedSince(point),
+        write: (content, offsetBytes) => this.write(content, offsetBytes),
+        onProgress: onProgress ?? (() => undefined),
+      });
+      await this.flush();
+      await this.#state.saveRollback(undefined);
+      return written;
+    } finally {
+      release();
+    }
+  }
+
+  /** A rollback that was interrupted is finished before anybody reads the volume. */
+  async #finishRollback(): Promise<void> {
+    const number = this.#state.rollback;
+    if (number === undefined) return;
+    const snapshot = this.#snapshots.list().find((one) => one.number === number);
+    try {
+      if (snapshot === undefined) throw new Error(`there is no snapshot number ${number}`);
+      await this.#rollBackTo(snapshot.name, snapshot.point);
+    } catch (error) {
+      const message = `Volume ${this.identity.name} was being rolled back, and that cannot be finished: ${messageOf(error)}`;
+      throw new VolumeError('rollback-unfinished', message, this.#place, { cause: error });
     }
   }
 
@@ -271,22 +466,29 @@ export class Volume implements BlockDevice {
   }
 
   async #close(): Promise<void> {
-    await Promise.allSettled([this.#freezing]);
-    this.#session?.fail(
-      new VolumeError('closed', `Volume ${this.identity.name} is being closed`, this.#place),
-    );
-    await this.#session?.whenEnded();
+    // A freeze that is under way ends first; the next one is refused.
+    await this.#freezeTurn.run(async () => undefined);
+    const session = this.#sessions.running;
+    session?.fail(new VolumeError('closed', `Volume ${this.identity.name} is being closed`, this.#place));
+    await session?.whenEnded();
+    await Promise.allSettled(this.#finishing);
     await this.#writePath.whenIdle();
-    await Promise.allSettled(this.#recording);
+    await this.#points.whenRecorded();
+    await this.#snapshots.close();
     this.#isClosed = true;
     try {
-      if (!this.capabilities.readOnly && this.#poison === undefined && this.#mayStopClean) {
+      if (
+        !this.capabilities.readOnly &&
+        this.#poison === undefined &&
+        this.#mayStopClean &&
+        this.#points.isRecorded
+      ) {
         await this.#saveClean();
       }
     } finally {
       await this.#poisoning;
       await this.#writePath.intents?.close();
-      await this.#nextIntents?.close();
+      await this.#points.close();
       await this.#home.close();
       await this.#state.close();
       await this.#lock.close();
@@ -310,40 +512,6 @@ export class Volume implements BlockDevice {
     await removeSegments(this.identity.directory, () => true);
   }
 
-  /** The next epoch's log, made while writes go on. It begins with the regions that are written now. */
-  async #prepareIntents(): Promise<IntentLog> {
-    this.#nextIntents ??= await IntentLog.create(
-      this.#intentPlace,
-      this.#epochs.openNumber + 1,
-      this.#hotRegions(),
-    );
-    return this.#nextIntents;
-  }
-
-  #hotRegions(): number[] {
-    const { trackCount, regionTracks } = this.#intentPlace;
-    const regions: number[] = [];
-    for (let first = 0; first < trackCount;) {
-      const track = this.#epochs.firstOpenIn({ first, count: trackCount - first });
-      if (track === undefined) break;
-      if (regions.length === LIMITS.intentHotRegionsMax) return [];
-      const region = regionOf(track, regionTracks);
-      regions.push(region);
-      first = (region + 1) * regionTracks;
-    }
-    return regions;
-  }
-
-  /** Called with the gate closed. */
-  #switchIntents(next: IntentLog): void {
-    const last = this.#writePath.intents;
-    this.#writePath.switchIntents(next);
-    this.#nextIntents = undefined;
-    // Its regions are on the disk; whoever still waits for it finds the next one then.
-    const closing = last?.close().finally(() => this.#recording.delete(closing)) ?? Promise.resolve();
-    this.#recording.add(closing);
-  }
-
   /** After a failed writeback the page cache shows what the disk does not have. */
   async #dropHomeCache(): Promise<void> {
     const path = homePathOf(this.identity.directory, this.identity.home);
@@ -356,37 +524,26 @@ export class Volume implements BlockDevice {
     }
   }
 
-  /** DESIGN section 4, "The gate and the freeze". What can be prepared is, before the gate closes. */
-  async #freezeInto(request: SessionRequest, container: IntermediateContainer): Promise<BackupSession> {
-    await this.flush();
-    const { trackCount } = this.geometry;
-    const { base, reason } = this.#chooseBase(request);
-    const planned =
-      base === undefined
-        ? TrackBits.all(trackCount)
-        : TrackBits.from(this.#epochs.closedSince(base), trackCount);
-    const nextIntents = await this.#prepareIntents();
-    const closedAtMs = this.#clock.monotonicMs();
-    await this.#closeGate();
-    // The gate is closed and empty: what is switched here is switched at one instant.
-    let closed: ClosedEpoch;
-    let protection: Protection;
-    try {
-      this.#refuse();
-      this.#refuseClosing();
-      closed = this.#epochs.close(randomId(), this.#clock.now(), planned);
-      this.#switchIntents(nextIntents);
-      protection = this.#protect(planned, container);
-    } finally {
-      this.#writePath.gate.reopen();
-    }
-    const freezeMs = this.#clock.monotonicMs() - closedAtMs;
-    // Taken before anything can be saved: nothing was awaited since the switch.
-    const tracks = base === undefined ? TrackSet.all(trackCount) : planned.toTrackSet();
-    const { point } = closed;
-    const level = base === undefined ? 'full' : 'incremental';
-    const plan = { session: randomId().slice(0, 8), level, point, base, reason, tracks, freezeMs } as const;
-    return this.#begin(plan, request.consumer, protection, container, closed);
+  /** This volume's part in a freeze, around what the point is for. */
+  #freezePart<T>(use: PointUse<T>): FreezePart<T> {
+    return {
+      ...use,
+      key: this.identity.directory,
+      turn: this.#freezeTurn,
+      prepare: async () => {
+        this.#refuse();
+        this.#refuseClosing();
+        await use.prepare();
+        await this.flush();
+        await this.#points.prepare();
+      },
+      closeGate: () => this.#closeGate(),
+      assertMayFix: () => {
+        this.#refuse();
+        this.#refuseClosing();
+      },
+      reopenGate: () => this.#writePath.gate.reopen(),
+    };
   }
 
   async #closeGate(): Promise<void> {
@@ -399,101 +556,23 @@ export class Volume implements BlockDevice {
     );
   }
 
-  /** From here on no write passes one of these tracks unsaved. */
-  #protect(tracks: TrackBits, container: IntermediateContainer): Protection {
-    const protection = new Protection({
-      geometry: this.geometry,
-      tracks,
-      container,
-      readHome: (target, track) => this.#home.read(target, this.geometry.offsetOf(track)),
-      onReleased: (run: TrackRun) => this.#writePath.released(run),
-      onFailed: (error) => this.#session?.fail(error),
-    });
-    this.#writePath.protect(protection);
-    return protection;
-  }
-
-  #begin(
-    plan: SessionPlan,
-    consumer: string,
-    protection: Protection,
-    container: IntermediateContainer,
-    closed: ClosedEpoch,
-  ): BackupSession {
-    const { point } = plan;
-    const session: BackupSession = new BackupSession({
-      plan,
-      protection,
-      container,
-      durable: this.#makeDurable(closed),
-      saveConsumer: (set) =>
-        this.#state.saveConsumer({ name: consumer, point, set, atMs: this.#clock.now() }),
-      onEnded: () => {
-        this.#writePath.unprotect(protection);
-        if (this.#session === session) this.#session = undefined;
-      },
-    });
-    this.#session = session;
-    return session;
-  }
-
-  #chooseBase(request: SessionRequest): {
-    readonly base: string | undefined;
-    readonly reason: string | undefined;
-  } {
-    if (request.level === 'full') return { base: undefined, reason: undefined };
-    const base = request.candidates.find((point) => this.#epochs.knows(point));
-    if (base !== undefined) return { base, reason: undefined };
-    const isFirst = request.candidates.length === 0;
-    const reason =
-      request.reason ??
-      (isFirst
-        ? 'the store has no set of this volume yet'
-        : 'the volume knows no point that the store has a set of');
-    return { base: undefined, reason };
-  }
-
-  /** The second flush, begun after the switch, and the durable record of the point. */
-  #makeDurable(closed: ClosedEpoch): Promise<void> {
-    const recording = this.#record(closed).finally(() => this.#recording.delete(recording));
-    this.#recording.add(recording);
-    return recording;
-  }
-
-  async #record(closed: ClosedEpoch): Promise<void> {
-    try {
-      await this.flush();
-      await this.#state.savePoint(closed, this.#epochs.drop(LIMITS.pointCountMax));
-      await removeSegments(this.identity.directory, (epoch) => epoch === closed.number);
-    } catch (error) {
-      // The closed epoch's tracks are in memory only: after a stop everything must count as changed.
-      this.#mayStopClean = false;
-      throw error;
-    }
-  }
-
-  #refuseSecondSession(): void {
-    if (this.#session === undefined && this.#freezing === undefined) return;
-    const session = this.#session?.plan.session ?? 'starting';
-    throw new VolumeError(
-      'session-running',
-      `Volume ${this.identity.name} has session ${session} running; one at a time, cancel it or wait`,
-      { session },
-    );
-  }
-
   #refuseClosing(): void {
     if (this.#closing !== undefined) {
       throw new VolumeError('closed', `Volume ${this.identity.name} is being closed`, this.#place);
     }
   }
 
-  #refuse(): void {
+  #refuseReadOnly(): void {
     const { name } = this.identity;
-    if (this.#isClosed) throw new VolumeError('closed', `Volume ${name} is closed`, this.#place);
     if (this.capabilities.readOnly) {
       throw new VolumeError('read-only', `Volume ${name} is open for reading only`, this.#place);
     }
+  }
+
+  #refuse(): void {
+    const { name } = this.identity;
+    if (this.#isClosed) throw new VolumeError('closed', `Volume ${name} is closed`, this.#place);
+    this.#refuseReadOnly();
     if (this.#poison !== undefined) {
       const { reason } = this.#poison;
       throw new VolumeError(
@@ -509,7 +588,7 @@ export class Volume implements BlockDevice {
     if (this.#poison !== undefined) return;
     const poison: PoisonRecord = { reason: messageOf(error), atMs: this.#clock.now() };
     this.#poison = poison;
-    this.#session?.fail(error);
+    this.#sessions.running?.fail(error);
     // Where it cannot be recorded the process stays poisoned, and the next opening is an unclean one.
     this.#poisoning = this.#recordPoison(poison);
   }

@@ -24,7 +24,6 @@ import { VolumeError } from './errors.ts';
 import { Gate } from './gate.ts';
 import type { Geometry } from './geometry.ts';
 import type { IntentLog } from './intent-log.ts';
-import type { Protection } from './protection.ts';
 import { RangeOrder } from './range-order.ts';
 
 export type Change =
@@ -44,13 +43,28 @@ export interface WritePathOptions {
   readonly onHomeFailed: (error: unknown) => void;
 }
 
+/** What keeps the old content of tracks: a session, or the snapshots. */
+export interface Protector {
+  /** The lowest track of the run that no write may touch yet. */
+  firstProtected(run: TrackRun): number | undefined;
+  /**
+   * Keeps a track's content, so that a write may go on.
+   *
+   * @param onWaiting called where the write must wait for a backup.
+   * @throws where the content cannot be kept: the write must not be done.
+   */
+  save(track: number, onWaiting: () => void): Promise<void>;
+  /** A write of the run is on its way: what it will need kept may be begun already. */
+  saveAhead?(run: TrackRun): void;
+}
+
 export class WritePath {
   readonly gate = new Gate();
   readonly #options: WritePathOptions;
   /** That of the open epoch. */
   #intents: IntentLog | undefined;
   readonly #order = new RangeOrder();
-  readonly #protections = new Set<Protection>();
+  readonly #protectors = new Set<Protector>();
   readonly #trims = new DeferredTrims(LIMITS.deferredTrimCountMax);
   readonly #trimming = new Set<Promise<void>>();
   #waitingCount = 0;
@@ -86,12 +100,12 @@ export class WritePath {
   }
 
   /** From now on no write passes a protected track unsaved. Called with the gate closed. */
-  protect(protection: Protection): void {
-    this.#protections.add(protection);
+  protect(protector: Protector): void {
+    this.#protectors.add(protector);
   }
 
-  unprotect(protection: Protection): void {
-    this.#protections.delete(protection);
+  unprotect(protector: Protector): void {
+    this.#protectors.delete(protector);
   }
 
   /**
@@ -159,7 +173,7 @@ export class WritePath {
     if (change.kind !== 'write' && lengthBytes > LIMITS.zeroPieceBytesMax) return false;
     if (this.#order.size > 0 && this.#order.conflicts(offsetBytes, offsetBytes + lengthBytes)) return false;
     if (!this.isLogged(run)) return false;
-    return this.#protections.size === 0 || this.#hit(run) === undefined;
+    return this.#protectors.size === 0 || this.#hit(run) === undefined;
   }
 
   /** @throws where the log cannot be written: then neither may the home be. */
@@ -182,15 +196,15 @@ export class WritePath {
     const hit = this.#hit(run);
     if (hit === undefined) return;
     const { track } = hit;
-    const message = `Zeroing of ${lengthBytes} bytes at ${offsetBytes} cannot be fast: track ${track} is not backed up yet`;
+    const message = `Zeroing of ${lengthBytes} bytes at ${offsetBytes} cannot be fast: the content of track ${track} must be kept`;
     throw new VolumeError('not-fast', message, { track });
   }
 
-  /** The first track of the run that some point protects, with that protection. */
-  #hit(run: TrackRun): { readonly track: number; readonly protection: Protection } | undefined {
-    for (const protection of this.#protections) {
-      const track = protection.firstProtected(run);
-      if (track !== undefined) return { track, protection };
+  /** The first track of the run that some point protects, with who does. */
+  #hit(run: TrackRun): { readonly track: number; readonly protector: Protector } | undefined {
+    for (const protector of this.#protectors) {
+      const track = protector.firstProtected(run);
+      if (track !== undefined) return { track, protector };
     }
     return undefined;
   }
@@ -261,6 +275,7 @@ export class WritePath {
       options?.onWaiting?.();
     };
     try {
+      if (change.kind !== 'trim') this.#saveAhead(offsetBytes, lengthBytes);
       const end = offsetBytes + lengthBytes;
       for (let start = offsetBytes; start < end;) {
         const pieceBytes = this.#pieceBytes(change, start, end);
@@ -280,14 +295,20 @@ export class WritePath {
     }
   }
 
+  /** The copies that the pieces will need share a sync, where they would come one after the other. */
+  #saveAhead(offsetBytes: number, lengthBytes: number): void {
+    const run = this.#options.geometry.tracksOf(offsetBytes, lengthBytes);
+    for (const protector of this.#protectors) protector.saveAhead?.(run);
+  }
+
   /** Up to the next track boundary where the track is protected, else as far as nothing is. */
   #pieceBytes(change: Change, start: number, end: number): number {
     const { geometry } = this.#options;
     const lengthMax = change.kind === 'write' ? end - start : Math.min(end - start, LIMITS.zeroPieceBytesMax);
     const run = geometry.tracksOf(start, lengthMax);
     let stop = start + lengthMax;
-    for (const protection of this.#protections) {
-      const track = protection.firstProtected(run);
+    for (const protector of this.#protectors) {
+      const track = protector.firstProtected(run);
       if (track === undefined) continue;
       const boundary = geometry.offsetOf(track === run.first ? track + 1 : track);
       stop = Math.min(stop, boundary);
@@ -321,7 +342,7 @@ export class WritePath {
           this.#putOff(run, offsetBytes, lengthBytes);
           return;
         }
-        if (hit !== undefined) await hit.protection.save(hit.track, onWaiting);
+        if (hit !== undefined) await hit.protector.save(hit.track, onWaiting);
         else if (this.isLogged(run)) break;
         else await this.#log(run);
       }

@@ -1,0 +1,84 @@
+/**
+ * A freeze: one instant of one or several volumes (DESIGN section 4, "The gate and the freeze").
+ *
+ *     prepare all    flush the homes, make what the next epochs need; the gates are open
+ *     close all      writes wait outside; those inside finish
+ *     fix all        nothing is awaited: the same instant for all volumes
+ *     reopen all
+ *     begin all      what the points are for
+ *
+ * All or none: where one part cannot, every gate opens again and nothing was fixed. The gates of all volumes are
+ * closed before the first is fixed, so that a write which a client sent to one volume after another volume had
+ * acknowledged its last one is never there without that last one.
+ */
+
+import { type MaybePromise, type Slots, systemClock } from '../base/index.ts';
+
+/** What a point is fixed for. */
+export interface PointUse<T> {
+  /** Everything that takes time. Writes go on. */
+  prepare(): MaybePromise<void>;
+  /** Called with every gate closed and empty. Neither waits nor throws. */
+  fix(): void;
+  /** Called right after the gates were opened again. Does not throw. */
+  begin(freezeMs: number): T;
+  /** The freeze failed: gives up what `prepare` made. Called also where `prepare` failed or did not begin. */
+  abandon(): Promise<void>;
+}
+
+/** One volume's part in a freeze. */
+export interface FreezePart<T> extends PointUse<T> {
+  /** Orders the parts of a freeze, so that two freezes of the same volumes cannot wait for each other. */
+  readonly key: string;
+  /** One freeze at a time for each volume. */
+  readonly turn: Slots;
+  /** @throws {VolumeError} `freeze-timeout`; the gate is then open. */
+  closeGate(): Promise<void>;
+  /** Asked of all parts before the first is fixed. @throws where it may not be. */
+  assertMayFix(): void;
+  reopenGate(): void;
+}
+
+/** @returns what the parts began, in their order. */
+export function freezeTogether<T>(parts: readonly FreezePart<T>[]): Promise<readonly T[]> {
+  const inOrder = parts.toSorted((a, b) => (a.key < b.key ? -1 : 1));
+  const freeze = inOrder.reduceRight(
+    (next: () => Promise<readonly T[]>, { turn }) =>
+      () =>
+        turn.run(next),
+    () => freezeInTurn(parts),
+  );
+  return freeze();
+}
+
+async function freezeInTurn<T>(parts: readonly FreezePart<T>[]): Promise<readonly T[]> {
+  let freezeMs: number;
+  try {
+    await allOf(parts.map(async (part) => part.prepare()));
+    freezeMs = await fixAll(parts);
+  } catch (error) {
+    await Promise.allSettled(parts.map((part) => part.abandon()));
+    throw error;
+  }
+  return parts.map((part) => part.begin(freezeMs));
+}
+
+/** @returns for how long writes were held up, in milliseconds. */
+async function fixAll(parts: readonly FreezePart<unknown>[]): Promise<number> {
+  const closedAtMs = systemClock.monotonicMs();
+  const closed: FreezePart<unknown>[] = [];
+  try {
+    await allOf(parts.map((part) => part.closeGate().then(() => closed.push(part))));
+    for (const part of parts) part.assertMayFix();
+    for (const part of parts) part.fix();
+  } finally {
+    for (const part of closed) part.reopenGate();
+  }
+  return systemClock.monotonicMs() - closedAtMs;
+}
+
+/** Waits for all, also where one fails, and then fails with the first failure. */
+async function allOf(promises: readonly Promise<unknown>[]): Promise<void> {
+  const outcomes = await Promise.allSettled(promises);
+  for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+}

@@ -1,0 +1,228 @@
+/**
+ * How backup sessions begin: the choice of the base, the plan, what is protected; of a freeze, or of a snapshot.
+ *
+ * One session at a time for each volume. What a session does once it has begun is `session.ts`.
+ */
+
+import { assert, type Clock, present, randomId } from '../base/index.ts';
+import { type ContainerArea, IntermediateContainer } from '../container/index.ts';
+import type { BlockDevice } from '../device/index.ts';
+import { TrackBits, TrackSet } from '../tracks/index.ts';
+import type { VolumeIdentity } from './directory.ts';
+import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
+import { VolumeError } from './errors.ts';
+import type { PointUse } from './freeze.ts';
+import type { Geometry } from './geometry.ts';
+import type { Points } from './points.ts';
+import { Protection } from './protection.ts';
+import { BackupSession, type BackupSessionOptions, type SessionPlan } from './session.ts';
+import { SnapshotTracks } from './snapshot-tracks.ts';
+import type { Snapshot, Snapshots } from './snapshots.ts';
+import type { VolumeState } from './state.ts';
+import type { WritePath } from './write-path.ts';
+
+export interface SessionRequest {
+  /** The consumer: the store's id. */
+  readonly consumer: string;
+  readonly level: 'auto' | 'full' | 'incremental';
+  /** Points the consumer has complete sets of, the best base first. */
+  readonly candidates: readonly string[];
+  /** Why no candidate could be used, where the consumer knows. */
+  readonly reason?: string;
+  /** Room for diverted content; none at all is allowed. The session closes the areas. */
+  readonly areas: readonly ContainerArea[];
+  /** Saves this snapshot's content instead of that of a freeze. */
+  readonly snapshot?: string;
+}
+
+/** What a session is to build on. */
+interface ChosenBase {
+  readonly base: string | undefined;
+  /** Why there is none, where one could have been. */
+  readonly reason: string | undefined;
+}
+
+/** What a session is made of. */
+interface SessionParts extends Omit<BackupSessionOptions, 'saveConsumer'> {
+  readonly consumer: string;
+}
+
+export interface SessionsOptions {
+  readonly identity: VolumeIdentity;
+  readonly geometry: Geometry;
+  readonly home: BlockDevice;
+  readonly state: VolumeState;
+  readonly epochs: EpochHistory;
+  readonly snapshots: Snapshots;
+  readonly writePath: WritePath;
+  readonly points: Points;
+  readonly clock: Clock;
+  /** Throws where no session may begin. */
+  readonly refuse: () => void;
+}
+
+export class Sessions {
+  readonly #options: SessionsOptions;
+  #running: BackupSession | undefined;
+  /** Whose freeze is under way. */
+  #starting: SessionRequest | undefined;
+
+  constructor(options: SessionsOptions) {
+    this.#options = options;
+  }
+
+  get running(): BackupSession | undefined {
+    return this.#running;
+  }
+
+  /** What a freeze does for a session; it has the areas from now on. */
+  prepare(request: SessionRequest): PointUse<BackupSession> {
+    const { points, writePath } = this.#options;
+    const container = new IntermediateContainer(request.areas);
+    let chosen: ChosenBase | undefined;
+    let planned: TrackBits | undefined;
+    let fixed: { readonly closed: ClosedEpoch; readonly protection: Protection } | undefined;
+    return {
+      prepare: () => {
+        this.#refuseSecond();
+        this.#starting = request;
+        chosen = this.#chooseBase(request);
+        planned = this.#planSince(chosen.base);
+      },
+      fix: () => {
+        const tracks = present(planned, 'A session was not prepared');
+        const closed = points.fix(tracks);
+        fixed = { closed, protection: this.#protect(tracks, container) };
+      },
+      abandon: async () => {
+        if (this.#starting === request) this.#starting = undefined;
+        await container.close();
+      },
+      begin: (freezeMs) => {
+        assert(chosen !== undefined && fixed !== undefined, 'A session was not fixed');
+        const { closed, protection } = fixed;
+        this.#starting = undefined;
+        return this.#begin({
+          plan: this.#planOf(closed.point, chosen, freezeMs),
+          consumer: request.consumer,
+          tracks: protection,
+          container,
+          durable: points.makeDurable(closed),
+          onEnded: () => writePath.unprotect(protection),
+        });
+      },
+    };
+  }
+
+  /** See `Volume.beginSession`. */
+  async beginOfSnapshot(name: string, request: SessionRequest): Promise<BackupSession> {
+    // Nothing is diverted: the snapshot keeps it.
+    for (const area of request.areas) await area.close();
+    // From here on nothing is awaited, so that no other session can begin in between.
+    const { snapshots, geometry, refuse } = this.#options;
+    refuse();
+    this.#refuseSecond();
+    const { snapshot, release } = snapshots.hold(name);
+    try {
+      this.#refuseBehind(request, snapshot);
+      const plan = this.#planOf(snapshot.point, this.#chooseBase(request), 0);
+      const tracks = TrackBits.from(plan.tracks, geometry.trackCount);
+      return this.#begin({
+        plan,
+        consumer: request.consumer,
+        tracks: new SnapshotTracks({ snapshots, snapshot, geometry, tracks, release }),
+        container: { entryCount: 0, entryCountMax: 0 },
+        durable: Promise.resolve(),
+        onEnded: () => undefined,
+      });
+    } catch (error) {
+      release();
+      throw error;
+    }
+  }
+
+  #begin({ plan, consumer, onEnded, ...parts }: SessionParts): BackupSession {
+    const { state, clock } = this.#options;
+    const { point } = plan;
+    const session: BackupSession = new BackupSession({
+      ...parts,
+      plan,
+      saveConsumer: (set) => state.saveConsumer({ name: consumer, point, set, atMs: clock.now() }),
+      onEnded: () => {
+        onEnded();
+        if (this.#running === session) this.#running = undefined;
+      },
+    });
+    this.#running = session;
+    return session;
+  }
+
+  /** From here on no write passes one of these tracks unsaved. */
+  #protect(tracks: TrackBits, container: IntermediateContainer): Protection {
+    const { geometry, home, writePath } = this.#options;
+    const protection = new Protection({
+      geometry,
+      tracks,
+      container,
+      readHome: (target, track) => home.read(target, geometry.offsetOf(track)),
+      onReleased: (run) => writePath.released(run),
+      onFailed: (error) => this.#running?.fail(error),
+    });
+    writePath.protect(protection);
+    return protection;
+  }
+
+  /** The tracks that a session since `base` saves, but for those of the epoch that its freeze closes. */
+  #planSince(base: string | undefined): TrackBits {
+    const { geometry, epochs } = this.#options;
+    return base === undefined
+      ? TrackBits.all(geometry.trackCount)
+      : TrackBits.from(epochs.closedSince(base), geometry.trackCount);
+  }
+
+  #planOf(point: string, { base, reason }: ChosenBase, freezeMs: number): SessionPlan {
+    const { geometry, epochs } = this.#options;
+    const session = randomId().slice(0, 8);
+    if (base === undefined) {
+      const tracks = TrackSet.all(geometry.trackCount);
+      return { session, level: 'full', point, base, reason, tracks, freezeMs };
+    }
+    const tracks = epochs.changedBetween(base, point);
+    return { session, level: 'incremental', point, base, reason, tracks, freezeMs };
+  }
+
+  #chooseBase({ level, candidates, reason }: SessionRequest): ChosenBase {
+    if (level === 'full') return { base: undefined, reason: undefined };
+    const base = candidates.find((point) => this.#options.epochs.knows(point));
+    if (base !== undefined) return { base, reason: undefined };
+    const why =
+      candidates.length === 0
+        ? 'the store has no set of this volume yet'
+        : 'the volume knows no point that the store has a set of';
+    return { base: undefined, reason: reason ?? why };
+  }
+
+  /** A store's sets go forward in time: `latest` must not become older than it is. */
+  #refuseBehind({ candidates }: SessionRequest, { name, point }: Snapshot): void {
+    const { epochs, identity } = this.#options;
+    const later = candidates.find(
+      (candidate) => candidate === point || (epochs.knows(candidate) && !epochs.isBefore(candidate, point)),
+    );
+    if (later === undefined) return;
+    const message =
+      later === point
+        ? `The store has a set of snapshot ${name} of volume ${identity.name} already`
+        : `The store has a set of volume ${identity.name} that is later than its snapshot ${name}`;
+    throw new VolumeError('snapshot-behind', message, { name });
+  }
+
+  #refuseSecond(): void {
+    if (this.#running === undefined && this.#starting === undefined) return;
+    const session = this.#running?.plan.session ?? 'starting';
+    throw new VolumeError(
+      'session-running',
+      `Volume ${this.#options.identity.name} has session ${session} running; one at a time, cancel it or wait`,
+      { session },
+    );
+  }
+}

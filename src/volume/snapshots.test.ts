@@ -1,0 +1,293 @@
+/**
+ * Goal: a snapshot is exact for ever, whatever is written, in whatever order others are made and deleted, and however
+ * the volume is stopped and opened again.
+ *
+ * Method: labelled tracks on a real volume; a model keeps the labels of each snapshot. Random runs of writes, trims,
+ * zeroes, snapshots, deletions, rollbacks and reopenings; after each step every snapshot must read as the model says.
+ */
+
+import { readdirSync, truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import t from 'tap';
+import {
+  labelOf,
+  labelsOf,
+  makeTestVolume,
+  TEST_TRACK_BYTES,
+  type TestVolume,
+  writeLabel,
+} from '../sim/index.ts';
+import { observeSyncs } from '../base/index.ts';
+import { openState } from './directory.ts';
+import { createSnapshots, type Volume } from './index.ts';
+
+const TRACKS = 8;
+
+async function labelsIn(volume: Volume, name: string): Promise<string[]> {
+  const device = volume.openSnapshot(name);
+  try {
+    const whole = Buffer.alloc(device.sizeBytes);
+    await device.read(whole, 0);
+    return Array.from({ length: TRACKS }, (_, track) =>
+      labelOf(whole.subarray(track * TEST_TRACK_BYTES, (track + 1) * TEST_TRACK_BYTES)),
+    );
+  } finally {
+    await device.close();
+  }
+}
+
+async function fill(volume: Volume, prefix: string): Promise<void> {
+  for (let track = 0; track < TRACKS; track += 1) await writeLabel(volume, track, `${prefix}${track}`);
+}
+
+t.test('a snapshot keeps what is overwritten, trimmed and zeroed, and no more', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: TRACKS });
+  const { volume } = test;
+  await fill(volume, 'a');
+  const { point } = await volume.createSnapshot('one');
+  t.same(await labelsIn(volume, 'one'), await labelsOf(volume));
+  await writeLabel(volume, 2, 'b2');
+  await writeLabel(volume, 2, 'c2');
+  await volume.writeZeroes(5 * TEST_TRACK_BYTES, 2 * TEST_TRACK_BYTES);
+  t.same(await labelsIn(volume, 'one'), ['a0', 'a1', 'a2', 'a3', 'a4', 'a5', 'a6', 'a7']);
+  t.same(await labelsOf(volume), ['a0', 'a1', 'c2', 'a3', 'a4', '0', '0', 'a7']);
+  t.match(volume.snapshots(), [{ name: 'one', state: 'ready', tracks: 3, readers: 0, point }]);
+  t.same(volume.changedSinceSnapshot('one').toArray(), [2, 5, 6]);
+  const reopened = await test.reopen();
+  t.same(await labelsIn(reopened, 'one'), ['a0', 'a1', 'a2', 'a3', 'a4', 'a5', 'a6', 'a7']);
+  await reopened.deleteSnapshot('one');
+  t.same(reopened.snapshots(), []);
+  t.same(readdirSync(join(test.directory, 'snapshots')), []);
+});
+
+t.test('a part of a track is kept with the rest of it', async (t) => {
+  const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
+  await fill(volume, 'a');
+  await volume.createSnapshot('one');
+  await volume.write(Buffer.alloc(512, 'x'), 3 * TEST_TRACK_BYTES + 512);
+  t.equal((await labelsIn(volume, 'one'))[3], 'a3');
+  const device = volume.openSnapshot('one');
+  const middle = Buffer.alloc(1024);
+  await device.read(middle, 3 * TEST_TRACK_BYTES);
+  t.match(middle.toString(), /^a3;/);
+  await device.close();
+});
+
+t.test('old content is durable before it is overwritten', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: TRACKS });
+  const { volume, home } = test;
+  await fill(volume, 'a');
+  await volume.createSnapshot('one');
+  let seen: string | undefined;
+  observeSyncs({
+    after: (event) => {
+      if (event.kind !== 'file' || event.name !== 'snapshot-store') return;
+      const content = Buffer.alloc(TEST_TRACK_BYTES);
+      void home.read(content, 0);
+      seen = labelOf(content);
+    },
+  });
+  t.teardown(() => observeSyncs(undefined));
+  await writeLabel(volume, 0, 'b0');
+  observeSyncs(undefined);
+  t.equal(seen, 'a0');
+});
+
+t.test('writers of many tracks share syncs', async (t) => {
+  const { volume } = await makeTestVolume(t, { trackCount: 64 });
+  await volume.createSnapshot('one');
+  let syncCount = 0;
+  observeSyncs({
+    after: (event) => {
+      if (event.kind === 'file' && event.name === 'snapshot-store') syncCount += 1;
+    },
+  });
+  t.teardown(() => observeSyncs(undefined));
+  await Promise.all(Array.from({ length: 64 }, (_, track) => writeLabel(volume, track, `b${track}`)));
+  observeSyncs(undefined);
+  t.ok(syncCount <= 4, `64 writes took ${syncCount} syncs`);
+});
+
+t.test('a snapshot that cannot be kept refuses the write and loses nothing', async (t) => {
+  const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
+  await fill(volume, 'a');
+  await volume.createSnapshot('one');
+  observeSyncs({
+    before: (event) => {
+      if (event.kind === 'file' && event.name === 'snapshot-store') throw new Error('the disk is gone');
+      return 'perform';
+    },
+  });
+  t.teardown(() => observeSyncs(undefined));
+  await t.rejects(writeLabel(volume, 1, 'b1'), { code: 'snapshot-failed' });
+  observeSyncs(undefined);
+  t.equal((await labelsOf(volume))[1], 'a1');
+  t.equal((await labelsIn(volume, 'one'))[1], 'a1');
+  t.equal(volume.status().poisoned, undefined);
+  await t.rejects(
+    writeLabel(volume, 1, 'b1'),
+    { code: 'snapshot-failed' },
+    'a failed sync is not tried again',
+  );
+});
+
+t.test('names', async (t) => {
+  const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
+  for (const name of ['', '.x', '-x', 'a/b', 'a@b', 'x'.repeat(65)]) {
+    await t.rejects(volume.createSnapshot(name), { code: 'invalid-name' }, name);
+  }
+  await volume.createSnapshot('one');
+  await t.rejects(volume.createSnapshot('one'), { code: 'snapshot-exists' });
+  t.throws(() => volume.openSnapshot('two'), { code: 'unknown-snapshot' });
+  await t.rejects(volume.deleteSnapshot('two'), { code: 'unknown-snapshot' });
+  await t.rejects(volume.rollBack('two'), { code: 'unknown-snapshot' });
+});
+
+t.test('a snapshot that is read is not deleted', async (t) => {
+  const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
+  await volume.createSnapshot('one');
+  const device = volume.openSnapshot('one');
+  await t.rejects(volume.deleteSnapshot('one'), { code: 'snapshot-in-use' });
+  await device.close();
+  await volume.deleteSnapshot('one');
+});
+
+t.test(
+  'a store that lost something is noticed, with all snapshots that need it; the volume is none the worse',
+  async (t) => {
+    const test = await makeTestVolume(t, { trackCount: TRACKS });
+    const { volume } = test;
+    await fill(volume, 'a');
+    for (const [index, name] of ['one', 'two', 'three'].entries()) {
+      await volume.createSnapshot(name);
+      await writeLabel(volume, index, `b${index}`);
+    }
+    await volume.close();
+    const state = await openState(test.directory, { readOnly: true });
+    const storeId = state.snapshots()[1]?.storeId ?? '';
+    await state.close();
+    const folder = join(test.directory, 'snapshots');
+    truncateSync(join(folder, `${storeId}.tracks`), 4096 + 100);
+    writeFileSync(join(folder, `${'0'.repeat(32)}.tracks`), 'a stray');
+    const reopened = await test.reopen();
+    t.match(reopened.snapshots(), [
+      { name: 'one', state: 'damaged', reason: /is whole for 4096 bytes only/ },
+      { name: 'two', state: 'damaged' },
+      { name: 'three', state: 'ready' },
+    ]);
+    t.equal(readdirSync(folder).length, 3, 'strays are gone');
+    t.throws(() => reopened.openSnapshot('one'), { code: 'snapshot-damaged' });
+    t.same((await labelsIn(reopened, 'three')).slice(0, 4), ['b0', 'b1', 'a2', 'a3']);
+    for (const name of ['two', 'one', 'three']) await reopened.deleteSnapshot(name);
+    t.same(readdirSync(folder), []);
+  },
+);
+
+t.test('a rollback brings everything back, is tracked, and newer snapshots stay exact', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: TRACKS });
+  const { volume } = test;
+  await fill(volume, 'a');
+  await volume.createSnapshot('one');
+  await writeLabel(volume, 1, 'b1');
+  await writeLabel(volume, 2, 'b2');
+  const { point } = await volume.createSnapshot('two');
+  await writeLabel(volume, 2, 'c2');
+  await writeLabel(volume, 3, 'c3');
+  const before = await labelsIn(volume, 'two');
+  t.equal(await volume.rollBack('one'), 3);
+  t.same(await labelsOf(volume), ['a0', 'a1', 'a2', 'a3', 'a4', 'a5', 'a6', 'a7']);
+  t.same(await labelsIn(volume, 'two'), before);
+  t.same(volume.changedSince(point).toArray(), [1, 2, 3]);
+});
+
+t.test('several volumes, one instant, all or none', async (t) => {
+  const a = await makeTestVolume(t, { trackCount: TRACKS, freezeWaitMsMax: 50 });
+  const b = await makeTestVolume(t, { trackCount: TRACKS, freezeWaitMsMax: 50 });
+  const made = await createSnapshots('both', [a.volume, b.volume]);
+  t.equal(made.length, 2);
+  await b.volume.createSnapshot('taken');
+  await t.rejects(createSnapshots('taken', [a.volume, b.volume]), { code: 'snapshot-exists' });
+  t.same(
+    a.volume.snapshots().map(({ name }) => name),
+    ['both'],
+  );
+  // A write that never leaves the gate of one: neither is frozen, and both go on.
+  const held = b.home.hold({ kind: 'write' });
+  const stuck = writeLabel(b.volume, 0, 'x');
+  await t.rejects(createSnapshots('late', [a.volume, b.volume]), { code: 'freeze-timeout' });
+  held.open();
+  await stuck;
+  await writeLabel(a.volume, 0, 'y');
+  t.notOk(a.volume.snapshots().some(({ name }) => name === 'late'));
+  t.notOk(b.volume.snapshots().some(({ name }) => name === 'late'));
+});
+
+/** What the model knows: the labels of the volume and of each snapshot. */
+class Model {
+  current = Array.from({ length: TRACKS }, () => '0');
+  readonly snapshots = new Map<string, string[]>();
+}
+
+const step = fc.oneof(
+  { weight: 8, arbitrary: fc.record({ kind: fc.constant('write' as const), track: fc.nat(TRACKS - 1) }) },
+  { weight: 2, arbitrary: fc.record({ kind: fc.constant('zero' as const), track: fc.nat(TRACKS - 1) }) },
+  { weight: 3, arbitrary: fc.record({ kind: fc.constant('create' as const) }) },
+  { weight: 3, arbitrary: fc.record({ kind: fc.constant('delete' as const), which: fc.nat(7) }) },
+  { weight: 1, arbitrary: fc.record({ kind: fc.constant('rollback' as const), which: fc.nat(7) }) },
+  { weight: 1, arbitrary: fc.record({ kind: fc.constant('reopen' as const) }) },
+);
+
+type Step = typeof step extends fc.Arbitrary<infer S> ? S : never;
+
+async function take(test: TestVolume, model: Model, count: number, next: Step): Promise<void> {
+  const { volume } = test;
+  const names = [...model.snapshots.keys()];
+  if (next.kind === 'write') {
+    await writeLabel(volume, next.track, `w${count}`);
+    model.current[next.track] = `w${count}`;
+  } else if (next.kind === 'zero') {
+    await volume.writeZeroes(next.track * TEST_TRACK_BYTES, TEST_TRACK_BYTES);
+    model.current[next.track] = '0';
+  } else if (next.kind === 'create') {
+    await volume.createSnapshot(`s${count}`);
+    model.snapshots.set(`s${count}`, [...model.current]);
+  } else if (next.kind === 'reopen') {
+    await test.reopen();
+  } else {
+    const name = names[next.which % Math.max(1, names.length)];
+    if (name === undefined) return;
+    if (next.kind === 'delete') {
+      await volume.deleteSnapshot(name);
+      model.snapshots.delete(name);
+    } else {
+      await volume.rollBack(name);
+      model.current = [...(model.snapshots.get(name) ?? [])];
+    }
+  }
+}
+
+t.test('property: every snapshot is what the volume was', async (t) => {
+  await fc.assert(
+    fc.asyncProperty(fc.array(step, { minLength: 5, maxLength: 40 }), async (steps) => {
+      const endings: (() => Promise<void>)[] = [];
+      const test = await makeTestVolume({ teardown: (body) => endings.push(body) }, { trackCount: TRACKS });
+      const model = new Model();
+      try {
+        for (const [count, next] of steps.entries()) {
+          await take(test, model, count, next);
+          for (const [name, labels] of model.snapshots) {
+            const found = await labelsIn(test.volume, name);
+            if (found.join() !== labels.join())
+              throw new Error(`${name}: ${found.join()}, not ${labels.join()}`);
+          }
+          if ((await labelsOf(test.volume)).join() !== model.current.join()) throw new Error('the volume');
+        }
+      } finally {
+        for (const end of endings) await end();
+      }
+    }),
+    { numRuns: 60 },
+  );
+  t.end();
+});

@@ -1,0 +1,662 @@
+/**
+ * The snapshots of a volume, oldest to newest, and copy-before-write for them.
+ *
+ *     oldest ........ newest      home
+ *     [store] [store] [store]     [current content]
+ *
+ * Before the first write that replaces a track since the newest snapshot, its old content goes into the newest one's
+ * store, durably. That one copy serves all snapshots: what a snapshot holds of a track is in the first store that has
+ * it, from its own to the newest; where none has it, nothing has replaced it and it is in the home. So a snapshot that
+ * is deleted leaves what it alone holds to the next older one, and the oldest can simply go.
+ *
+ * A snapshot's record is durable, as `creating`, before the first copy may go into its store instead of the older
+ * one's: after a crash before it was finished, the older ones find there what they need. A record `deleting` stays
+ * until the older neighbour has everything. Both are dissolved when the volume is opened again.
+ *
+ * Readers need no lock: they read the home, then look whether a store has got the track meanwhile.
+ */
+
+import { mkdir, readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  CorruptionError,
+  LIMITS,
+  type MaybePromise,
+  messageOf,
+  randomId,
+  Slots,
+  syncDirectory,
+  systemCode,
+} from '../base/index.ts';
+import { TrackBits, type TrackRun } from '../tracks/index.ts';
+import { VolumeError } from './errors.ts';
+import type { Geometry } from './geometry.ts';
+import { SnapshotStore } from './snapshot-store.ts';
+import type { SnapshotRecord, VolumeState } from './state.ts';
+import type { Protector } from './write-path.ts';
+
+/** What happens to a write that needs its track's old content kept when there is no room for it. */
+export const FULL_POLICIES = ['refuse', 'drop'] as const;
+/** `refuse`: the write fails. `drop`: the oldest snapshots go until there is room. */
+export type FullPolicy = (typeof FULL_POLICIES)[number];
+
+export interface SnapshotsOptions {
+  /** The volume's. */
+  readonly directory: string;
+  readonly geometry: Geometry;
+  readonly state: VolumeState;
+  readonly whenFull: FullPolicy;
+  readonly readOnly: boolean;
+  /** Reads from the home, as far as the target is long. */
+  readonly readHome: (target: Buffer, offsetBytes: number) => MaybePromise<void>;
+  /** Tracks may be written without a copy. */
+  readonly onReleased: (run: TrackRun) => void;
+  /** A snapshot was dropped for want of room; somebody must be told. */
+  readonly onDropped: (name: string, reason: string) => void;
+}
+
+/** What `list` tells. */
+export interface SnapshotInfo {
+  /** Its place in the order of points. */
+  readonly number: number;
+  readonly name: string;
+  readonly point: string;
+  readonly createdMs: number;
+  readonly state: SnapshotRecord['state'];
+  readonly reason: string | undefined;
+  /** Bytes that its own store takes. */
+  readonly usedBytes: number;
+  /** Tracks that its own store holds. */
+  readonly tracks: number;
+  /** Exports, sessions and the like that read it now. */
+  readonly readers: number;
+}
+
+/** A snapshot as its readers hold it. */
+export interface Snapshot {
+  readonly name: string;
+  readonly point: string;
+  readonly createdMs: number;
+  /** Its place in the order of points. */
+  readonly number: number;
+}
+
+interface Member extends Snapshot {
+  record: SnapshotRecord;
+  /** Undefined where it is damaged. */
+  readonly store: SnapshotStore | undefined;
+  readerCount: number;
+}
+
+/** A snapshot between `prepare` and `finish`. */
+export interface PreparedSnapshot {
+  readonly record: SnapshotRecord;
+  readonly store: SnapshotStore;
+  readonly unsaved: TrackBits;
+}
+
+const FOLDER = 'snapshots';
+const NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]*$/;
+
+export class Snapshots implements Protector {
+  readonly #options: SnapshotsOptions;
+  readonly #directory: string;
+  /** In the order of their points. */
+  readonly #chain: Member[] = [];
+  /** The newest that copies are made for. */
+  #newest: Member | undefined;
+  /** Tracks that no store from the newest on has: the next write of one needs a copy. */
+  #unsaved: TrackBits | undefined;
+  readonly #copies = new Map<number, Promise<void>>();
+  #dropping: Promise<void> | undefined;
+  /** Deletions and what they leave to be done, one after the other. */
+  readonly #turn = new Slots(1);
+  #isClosing = false;
+
+  private constructor(options: SnapshotsOptions) {
+    this.#options = options;
+    this.#directory = join(options.directory, FOLDER);
+  }
+
+  /**
+   * Opens the stores of all snapshots. One that cannot be used, and those that depend on it, are recorded as damaged:
+   * the volume itself is none the worse.
+   *
+   * @param homeDamage why the home cannot be trusted to hold what it did; undefined where it can.
+   */
+  static async open(options: SnapshotsOptions, homeDamage: string | undefined): Promise<Snapshots> {
+    const snapshots = new Snapshots(options);
+    await snapshots.#load(homeDamage);
+    snapshots.#renew();
+    return snapshots;
+  }
+
+  /** Finishes what a crash interrupted; may take long, and the volume is served meanwhile. */
+  async resume(): Promise<void> {
+    await this.#turn.run(async () => {
+      const left = this.#chain.filter(({ record }) => !isLive(record) && record.state !== 'damaged');
+      for (const member of left.toReversed()) await this.#dissolve(member);
+    });
+  }
+
+  /** Waits for copies and moves under way, and closes the stores. Nothing may be written any more. */
+  async close(): Promise<void> {
+    this.#isClosing = true;
+    await Promise.allSettled(this.#copies.values());
+    await this.#turn.run(async () => undefined);
+    for (const member of this.#chain) await this.#closeStore(member);
+  }
+
+  get count(): number {
+    return this.#chain.length;
+  }
+
+  /** Oldest first. Those that are being made or deleted are listed too. */
+  list(): SnapshotInfo[] {
+    return this.#chain.map(({ record, store, readerCount }) => ({
+      number: record.number,
+      name: record.name,
+      point: record.point,
+      createdMs: record.createdMs,
+      state: record.state,
+      reason: record.reason,
+      usedBytes: store?.usedBytes ?? 0,
+      tracks: store?.trackCount ?? 0,
+      readers: readerCount,
+    }));
+  }
+
+  /** Points that must stay boundaries of `changedSince`. */
+  points(): string[] {
+    return this.#chain.map(({ point }) => point);
+  }
+
+  // --- Making one: prepare, fix with the gate closed, finish ---
+
+  /**
+   * Makes a snapshot's file and record, durably, so that copies may go there from the freeze on.
+   *
+   * @throws {VolumeError} `invalid-name`, `snapshot-exists`, `too-many-snapshots`
+   */
+  async prepare(name: string, createdMs: number): Promise<PreparedSnapshot> {
+    this.#assertNew(name);
+    const { state, geometry } = this.#options;
+    await this.#makeDirectory();
+    const number = Math.max(0, ...state.snapshots().map((record) => record.number)) + 1;
+    const record: SnapshotRecord = {
+      number,
+      name,
+      storeId: randomId(),
+      point: '',
+      createdMs,
+      state: 'creating',
+    };
+    const store = await SnapshotStore.create(this.#placeOf(record));
+    try {
+      await state.saveSnapshot(record);
+    } catch (error) {
+      await store.remove();
+      throw error;
+    }
+    return { record, store, unsaved: TrackBits.all(geometry.trackCount) };
+  }
+
+  /** From this instant every track is kept before it is replaced. Called with the gate closed. */
+  fix({ record, store, unsaved }: PreparedSnapshot, point: string): void {
+    const { name, createdMs, number } = record;
+    const member: Member = {
+      name,
+      point,
+      createdMs,
+      number,
+      record: { ...record, point },
+      store,
+      readerCount: 0,
+    };
+    this.#chain.push(member);
+    this.#newest = member;
+    this.#unsaved = unsaved;
+  }
+
+  /**
+   * The snapshot is durable: its point is recorded, and all that was written before it flushed.
+   *
+   * @throws {VolumeError} `snapshot-gone` where it was dropped meanwhile.
+   */
+  async finish({ record }: PreparedSnapshot): Promise<void> {
+    const member = this.#chain.find(({ number }) => number === record.number);
+    if (member?.record.state !== 'creating') throw gone(record.name);
+    await this.#record(member, { ...member.record, state: 'ready' });
+  }
+
+  /** The snapshot will not be: what was made is taken back. */
+  async abandon({ record, store }: PreparedSnapshot): Promise<void> {
+    const member = this.#chain.find(({ number }) => number === record.number);
+    if (member !== undefined) {
+      await this.#deleteMember(member);
+      return;
+    }
+    await this.#options.state.removeSnapshot(record.number);
+    await store.remove();
+  }
+
+  // --- On the way of every write ---
+
+  /** The lowest track of the run whose content must be kept before it is replaced. */
+  firstProtected(run: TrackRun): number | undefined {
+    return this.#unsaved?.firstIn(run);
+  }
+
+  /**
+   * Keeps a track's content, durably, so that a write may replace it. All writes to the track share one copy.
+   *
+   * @throws {VolumeError} `snapshot-full`, `snapshot-failed`; what reading the home throws. The write must not be done then.
+   */
+  save(track: number): Promise<void> {
+    const running = this.#copies.get(track);
+    if (running !== undefined) return running;
+    const copy = this.#copy(track).finally(() => this.#copies.delete(track));
+    this.#copies.set(track, copy);
+    return copy;
+  }
+
+  /** Begins what the next writes need; a failure shows when they come. */
+  saveAhead(run: TrackRun): void {
+    const end = run.first + run.count;
+    for (let first = run.first; first < end && this.#copies.size < LIMITS.snapshotCopiesAheadMax;) {
+      const track = this.firstProtected({ first, count: end - first });
+      if (track === undefined) return;
+      this.save(track).catch(() => undefined);
+      first = track + 1;
+    }
+  }
+
+  // --- Reading ---
+
+  /** @throws {VolumeError} `unknown-snapshot`, `snapshot-damaged` */
+  find(name: string): Snapshot {
+    return this.#find(name);
+  }
+
+  /** The names that readers may have. */
+  names(): string[] {
+    return this.#chain.filter(({ record }) => record.state === 'ready').map(({ name }) => name);
+  }
+
+  /** From now on the snapshot is not deleted until the reader has let it go; only a full disk may drop it. */
+  hold(name: string): { readonly snapshot: Snapshot; readonly release: () => void } {
+    const member = this.#find(name);
+    member.readerCount += 1;
+    let isHeld = true;
+    const release = (): void => {
+      member.readerCount -= isHeld ? 1 : 0;
+      isHeld = false;
+    };
+    return { snapshot: member, release };
+  }
+
+  /**
+   * Whether the snapshot's content of the track is still the home's: nothing has replaced it.
+   *
+   * @throws {VolumeError} `snapshot-gone`
+   */
+  isAtHome(snapshot: Snapshot, track: number): boolean {
+    return this.#holderOf(snapshot, track) === undefined;
+  }
+
+  /**
+   * Reads as the volume was at the snapshot's point. The range lies in the volume.
+   *
+   * @throws {VolumeError} `snapshot-gone`; {CorruptionError} where a store is damaged.
+   */
+  async read(snapshot: Snapshot, target: Buffer, offsetBytes: number): Promise<void> {
+    const { geometry } = this.#options;
+    const run = geometry.tracksOf(offsetBytes, target.length);
+    const parts: Promise<void>[] = [];
+    for (let first = run.first; first < run.first + run.count;) {
+      const end = this.#endOfPart(snapshot, first, run.first + run.count);
+      const from = Math.max(offsetBytes, geometry.offsetOf(first));
+      const to = Math.min(offsetBytes + target.length, geometry.offsetOf(end));
+      const part = target.subarray(from - offsetBytes, to - offsetBytes);
+      const holder = this.#holderOf(snapshot, first);
+      parts.push(
+        holder === undefined
+          ? this.#readHome(snapshot, part, from)
+          : holder.read(part, first, from - geometry.offsetOf(first)),
+      );
+      first = end;
+    }
+    await Promise.all(parts);
+  }
+
+  // --- Deleting ---
+
+  /**
+   * Deletes a snapshot: what older ones need of it moves to the next older one. Gone for good, also after a crash, as
+   * soon as this has begun; where there is too little room to move, the rest is done at the next attempt or opening.
+   *
+   * @throws {VolumeError} `unknown-snapshot`, `snapshot-in-use`, `snapshot-full`
+   */
+  async delete(name: string): Promise<void> {
+    const member = this.#chain.findLast((one) => one.name === name && one.record.state !== 'creating');
+    if (member === undefined) throw unknown(name);
+    if (member.readerCount > 0) {
+      const message = `Snapshot ${name} is in use by ${member.readerCount} readers; end them first`;
+      throw new VolumeError('snapshot-in-use', message, { name });
+    }
+    await this.#deleteMember(member);
+  }
+
+  /** Compares everything with its checksums. @returns what is wrong, a sentence for each snapshot. */
+  async verify(): Promise<string[]> {
+    const findings: string[] = [];
+    for (const { name, store, record } of this.#chain) {
+      if (store === undefined) {
+        findings.push(`Snapshot ${name} is damaged: ${record.reason ?? 'its file cannot be read'}`);
+        continue;
+      }
+      const damaged = await store.verify();
+      if (damaged.size > 0) {
+        const [first] = damaged.toArray();
+        findings.push(`Snapshot file ${store.path} is damaged in ${damaged.size} tracks, the first ${first}`);
+      }
+    }
+    return findings;
+  }
+
+  async #copy(track: number): Promise<void> {
+    const { geometry, readHome, onReleased } = this.#options;
+    const content = Buffer.allocUnsafe(geometry.lengthOf({ first: track, count: 1 }));
+    await readHome(content, geometry.offsetOf(track));
+    for (;;) {
+      const newest = this.#newest;
+      const unsaved = this.#unsaved;
+      if (newest?.store === undefined || unsaved?.has(track) !== true) return;
+      try {
+        await newest.store.save(track, content);
+      } catch (error) {
+        if (this.#options.whenFull === 'refuse') throw error;
+        await this.#dropOldest(error);
+        continue;
+      }
+      // A snapshot made or deleted meanwhile has another set: the write will find out.
+      unsaved.delete(track);
+      if (this.#unsaved === unsaved) onReleased({ first: track, count: 1 });
+      return;
+    }
+  }
+
+  /** Room is made by the loss that hurts least. Callers share one drop. */
+  #dropOldest(reason: unknown): Promise<void> {
+    this.#dropping ??= this.#drop(messageOf(reason)).finally(() => {
+      this.#dropping = undefined;
+    });
+    return this.#dropping;
+  }
+
+  async #drop(reason: string): Promise<void> {
+    const oldest = this.#chain.find(({ record }) => isLive(record));
+    if (oldest === undefined) return;
+    await this.#record(oldest, { ...oldest.record, state: 'deleting' });
+    this.#remove(oldest);
+    this.#options.onDropped(oldest.name, reason);
+    await this.#options.state.removeSnapshot(oldest.number);
+    await oldest.store?.remove();
+  }
+
+  async #deleteMember(member: Member): Promise<void> {
+    if (member.record.state !== 'deleting') {
+      await this.#record(member, { ...member.record, state: 'deleting' });
+      this.#renew();
+    }
+    await this.#turn.run(() => this.#dissolve(member));
+  }
+
+  /** Leaves to the next older snapshot what it needs, and takes this one away. */
+  async #dissolve(member: Member): Promise<void> {
+    await member.store?.whenWritten();
+    for (let older = this.#olderOf(member); older !== undefined;) {
+      const isMoved = await this.#moveAll(member, older);
+      if (this.#isClosing) return;
+      const next = this.#olderOf(member);
+      if (isMoved && next === older) break;
+      older = next;
+    }
+    if (!this.#chain.includes(member)) return;
+    this.#remove(member);
+    await this.#options.state.removeSnapshot(member.number);
+    if (member.store === undefined)
+      await rm(SnapshotStore.pathOf(this.#placeOf(member.record)), { force: true });
+    else await member.store.remove();
+  }
+
+  /** @returns false where the older one was dropped meanwhile, or the volume is being closed. */
+  async #moveAll(from: Member, to: Member): Promise<boolean> {
+    if (from.store === undefined || to.store === undefined) return true;
+    const batch: number[] = [];
+    try {
+      for (const track of from.store.tracks()) {
+        if (to.store.has(track)) continue;
+        batch.push(track);
+        if (batch.length < LIMITS.snapshotMoveTracksMax) continue;
+        await this.#move(batch.splice(0), from.store, to.store);
+        if (this.#isClosing) return false;
+      }
+      await this.#move(batch, from.store, to.store);
+      return true;
+    } catch (error) {
+      if (isLive(to.record)) throw error;
+      return false;
+    }
+  }
+
+  async #move(tracks: readonly number[], from: SnapshotStore, to: SnapshotStore): Promise<void> {
+    const { geometry } = this.#options;
+    const moves = tracks.map(async (track) => {
+      const content = Buffer.allocUnsafe(geometry.lengthOf({ first: track, count: 1 }));
+      await from.read(content, track, 0);
+      await to.save(track, content);
+    });
+    for (const outcome of await Promise.allSettled(moves))
+      if (outcome.status === 'rejected') throw outcome.reason;
+  }
+
+  #olderOf(member: Member): Member | undefined {
+    return this.#chain.findLast(
+      (other) => other.number < member.number && isLive(other.record) && other.store !== undefined,
+    );
+  }
+
+  /** The member is no more. */
+  #remove(member: Member): void {
+    this.#chain.splice(this.#chain.indexOf(member), 1);
+    this.#renew();
+  }
+
+  /** Which snapshot copies are made for, and which tracks it lacks, where that may have changed. */
+  #renew(): void {
+    const newest = this.#chain.findLast(({ record, store }) => isLive(record) && store !== undefined);
+    if (newest === this.#newest) return;
+    this.#newest = newest;
+    if (newest === undefined) {
+      this.#unsaved = undefined;
+      this.#options.onReleased({ first: 0, count: this.#options.geometry.trackCount });
+      return;
+    }
+    const unsaved = TrackBits.all(this.#options.geometry.trackCount);
+    for (const { number, store } of this.#chain) {
+      if (number < newest.number || store === undefined) continue;
+      for (const track of store.tracks()) unsaved.delete(track);
+    }
+    this.#unsaved = unsaved;
+  }
+
+  #find(name: string): Member {
+    const member = this.#chain.findLast((one) => one.name === name && one.record.state !== 'deleting');
+    if (member === undefined || member.record.state === 'creating') throw unknown(name);
+    if (member.record.state === 'damaged') {
+      const reason = member.record.reason ?? 'its file cannot be read';
+      throw new VolumeError('snapshot-damaged', `Snapshot ${name} is damaged: ${reason}`, { name, reason });
+    }
+    return member;
+  }
+
+  /** The store that has a snapshot's content of a track; undefined where the home has it. */
+  #holderOf(snapshot: Snapshot, track: number): SnapshotStore | undefined {
+    const place = this.#chain.findIndex((one) => one === snapshot);
+    const member = this.#chain[place];
+    if (member === undefined || !isLive(member.record)) throw gone(snapshot.name);
+    for (let index = place; index < this.#chain.length; index += 1) {
+      const store = this.#chain[index]?.store;
+      if (store?.has(track) === true) return store;
+    }
+    return undefined;
+  }
+
+  /** Where the part that begins with a track ends: one track of a store, or as many as the home has. */
+  #endOfPart(snapshot: Snapshot, first: number, end: number): number {
+    if (!this.isAtHome(snapshot, first)) return first + 1;
+    let next = first + 1;
+    while (next < end && this.isAtHome(snapshot, next)) next += 1;
+    return next;
+  }
+
+  /** Reads tracks that the home had a moment ago, and again those that were replaced while it was read. */
+  async #readHome(snapshot: Snapshot, target: Buffer, offsetBytes: number): Promise<void> {
+    const { geometry, readHome } = this.#options;
+    await readHome(target, offsetBytes);
+    const run = geometry.tracksOf(offsetBytes, target.length);
+    for (let track = run.first; track < run.first + run.count; track += 1) {
+      const holder = this.#holderOf(snapshot, track);
+      if (holder === undefined) continue;
+      const from = Math.max(offsetBytes, geometry.offsetOf(track));
+      const to = Math.min(offsetBytes + target.length, geometry.offsetOf(track + 1));
+      await holder.read(
+        target.subarray(from - offsetBytes, to - offsetBytes),
+        track,
+        from - geometry.offsetOf(track),
+      );
+    }
+  }
+
+  #assertNew(name: string): void {
+    if (name.length > LIMITS.snapshotNameLengthMax || !NAME.test(name)) {
+      const message = `Snapshot name ${JSON.stringify(name)} is not made of up to ${LIMITS.snapshotNameLengthMax} letters, digits, '.', '_' and '-', the first no '.' or '-'`;
+      throw new VolumeError('invalid-name', message, { name });
+    }
+    if (this.#chain.some((member) => member.name === name && member.record.state !== 'deleting')) {
+      throw new VolumeError('snapshot-exists', `Snapshot ${name} exists already`, { name });
+    }
+    const count = this.#chain.length;
+    if (count < LIMITS.snapshotCountMax) return;
+    throw new VolumeError(
+      'too-many-snapshots',
+      `The volume has ${count} snapshots already; delete one first`,
+      {
+        count,
+      },
+    );
+  }
+
+  async #record(member: Member, record: SnapshotRecord): Promise<void> {
+    await this.#options.state.saveSnapshot(record);
+    member.record = record;
+  }
+
+  #placeOf({ storeId }: SnapshotRecord): {
+    readonly directory: string;
+    readonly storeId: string;
+    readonly trackSizeBytes: number;
+  } {
+    return {
+      directory: this.#directory,
+      storeId,
+      trackSizeBytes: this.#options.geometry.trackSizeBytes,
+    };
+  }
+
+  async #makeDirectory(): Promise<void> {
+    try {
+      await mkdir(this.#directory, { mode: 0o700 });
+    } catch (error) {
+      if (systemCode(error) !== 'EEXIST') throw error;
+      return;
+    }
+    await syncDirectory('volume-directory', this.#options.directory);
+  }
+
+  async #load(homeDamage: string | undefined): Promise<void> {
+    const { state, readOnly } = this.#options;
+    // From the newest on: what one of them has lost, all older ones have lost.
+    let damage = homeDamage;
+    for (const record of state.snapshots().toReversed()) {
+      const opened = record.state === 'damaged' ? undefined : await this.#open(record);
+      if (opened instanceof CorruptionError) damage ??= opened.message;
+      let now = record;
+      if (damage !== undefined && record.state !== 'damaged') {
+        now = { ...record, state: 'damaged', reason: damage };
+        if (opened instanceof SnapshotStore) await opened.close();
+        if (!readOnly) await state.saveSnapshot(now);
+      }
+      const { name, point, createdMs, number } = now;
+      const store = now.state !== 'damaged' && opened instanceof SnapshotStore ? opened : undefined;
+      this.#chain.unshift({ name, point, createdMs, number, record: now, store, readerCount: 0 });
+    }
+    if (!readOnly) await this.#removeStrays();
+  }
+
+  async #open(record: SnapshotRecord): Promise<SnapshotStore | CorruptionError> {
+    try {
+      const store = await SnapshotStore.open(this.#placeOf(record), { readOnly: this.#options.readOnly });
+      const { endBytes = 0 } = record;
+      if (store.usedBytes >= endBytes) return store;
+      await store.close();
+      const message = `Snapshot file ${store.path} is whole for ${store.usedBytes} bytes only, and it had ${endBytes}`;
+      return new CorruptionError(message, { where: store.path });
+    } catch (error) {
+      if (error instanceof CorruptionError) return error;
+      throw error;
+    }
+  }
+
+  /** Remembers how long the store was, so that it can be seen when some of it is lost. */
+  async #closeStore(member: Member): Promise<void> {
+    const { store, record } = member;
+    await store?.close();
+    if (store === undefined || this.#options.readOnly || store.usedBytes === record.endBytes) return;
+    try {
+      await this.#record(member, { ...record, endBytes: store.usedBytes });
+    } catch {
+      // The last known length remains; it is a lower bound at any time.
+    }
+  }
+
+  /** Files of snapshots that were never recorded, or whose record has gone. */
+  async #removeStrays(): Promise<void> {
+    let names: string[];
+    try {
+      names = await readdir(this.#directory);
+    } catch (error) {
+      if (systemCode(error) === 'ENOENT') return;
+      throw error;
+    }
+    const known = new Set(this.#chain.map(({ record }) => SnapshotStore.nameOf(record.storeId)));
+    for (const name of names) {
+      if (SnapshotStore.isName(name) && !known.has(name))
+        await rm(join(this.#directory, name), { force: true });
+    }
+  }
+}
+
+/** Whether copies are made for it, and its content can be read. */
+function isLive({ state }: SnapshotRecord): boolean {
+  return state === 'creating' || state === 'ready';
+}
+
+function gone(name: string): VolumeError {
+  return new VolumeError('snapshot-gone', `Snapshot ${name} was deleted or dropped`, { name });
+}
+
+function unknown(name: string): VolumeError {
+  return new VolumeError('unknown-snapshot', `The volume has no snapshot ${name}`, { name });
+}
