@@ -6,7 +6,7 @@
  */
 
 import { type ChildProcess, fork } from 'node:child_process';
-import { deferred, type Deferred, unreachable } from '../base/index.ts';
+import { assert, deferred, type Deferred, unreachable } from '../base/index.ts';
 import { type BackupSession, type ContainerArea, homePathOf, type Volume } from '../volume/index.ts';
 import { BackupError } from './errors.ts';
 import type { LaneProgress } from './lane.ts';
@@ -39,6 +39,13 @@ export interface BackupOptions {
   /** The module that the child runs; it calls `runWorker`. */
   readonly workerPath: string;
   readonly onProgress?: (progress: LaneProgress) => void;
+  /**
+   * Called once, with what freezes the volume and begins the session, which it must call once at the most. It
+   * may take its time before and after: the copying goes on beside what it does after the freeze, and the
+   * backup has not ended before it has. What it throws before the freeze fails the backup. The signal fires
+   * when the backup has failed or was cancelled.
+   */
+  readonly aroundFreeze?: (freeze: () => Promise<void>, signal: AbortSignal) => Promise<void>;
   /** The volume was frozen and the session has begun. */
   readonly onBegun?: (session: BackupSession) => void;
   /** Cancels the session. */
@@ -72,6 +79,10 @@ class Host {
   #stderr = '';
   #killTimer: NodeJS.Timeout | undefined;
   #areasAreTaken = false;
+  /** Fires when the backup has failed. */
+  readonly #over = new AbortController();
+  /** The freeze and what was asked to run around it; never rejects. */
+  #freezing: Promise<void> | undefined;
 
   constructor(options: BackupOptions) {
     this.#options = options;
@@ -93,6 +104,7 @@ class Host {
       const outcome = await this.#result.promise;
       return outcome;
     } catch (error) {
+      this.#over.abort(error);
       this.#session?.fail(error);
       throw error;
     } finally {
@@ -101,6 +113,7 @@ class Host {
       this.#killTimer ??= setTimeout(() => this.#child.kill('SIGKILL'), CANCEL_MS_MAX);
       await exited.promise;
       clearTimeout(this.#killTimer);
+      await this.#freezing;
       await this.#session?.whenEnded();
       if (!this.#areasAreTaken) for (const area of this.#options.areas) await area.close();
     }
@@ -218,15 +231,34 @@ class Host {
   }
 
   async #begin(request: Calls['begin']['takes']): Promise<Calls['begin']['gives']> {
+    const { aroundFreeze = (freeze) => freeze() } = this.#options;
+    const begun = deferred<BackupSession>();
+    const freeze = async (): Promise<void> => begun.resolve(await this.#freeze(request));
+    this.#freezing = aroundFreeze(freeze, this.#over.signal).then(
+      () => assert(this.#session !== undefined, 'What runs around the freeze left the freeze out'),
+      (error: unknown) => {
+        begun.reject(error);
+        // After the freeze nobody waits for it any more.
+        this.#result.reject(error);
+      },
+    );
+    // The child begins to copy while what runs after the freeze still does.
+    const { plan } = await begun.promise;
+    return { ...plan, tracks: plan.tracks.serialize() };
+  }
+
+  async #freeze(request: Calls['begin']['takes']): Promise<BackupSession> {
     const { volume, areas, onBegun, signal } = this.#options;
     signal?.throwIfAborted();
+    this.#over.signal.throwIfAborted();
     this.#areasAreTaken = true;
     const session = await volume.beginSession({ ...request, areas });
     this.#session = session;
     session.signal.addEventListener('abort', () => this.#ended(session.signal.reason));
-    if (signal?.aborted === true) this.#cancel();
-    onBegun?.(session);
-    return { ...session.plan, tracks: session.plan.tracks.serialize() };
+    // The backup may have failed meanwhile, when there was no session yet that could be told.
+    if (this.#over.signal.aborted) session.fail(this.#over.signal.reason);
+    else onBegun?.(session);
+    return session;
   }
 
   /** The user's cancel. A session that is completing goes on: its set may be sealed already. */
@@ -240,6 +272,7 @@ class Host {
 
   /** The session failed here: the child is told, and killed where it does not listen. */
   #ended(reason: unknown): void {
+    this.#over.abort(reason);
     this.#send({ kind: 'cancel' });
     this.#result.reject(reason);
     this.#killTimer ??= setTimeout(() => this.#child.kill('SIGKILL'), CANCEL_MS_MAX);

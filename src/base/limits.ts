@@ -153,6 +153,18 @@ export const LIMITS = {
   /** Requests of one control connection that run at once. */
   controlInFlightCountMax: 16,
 
+  /** A freeze hook's command; the kernel takes one argument of 128 KiB. */
+  hookCommandBytesMax: 16 * KIB,
+  /** A freeze hook may take from this ... */
+  hookTimeoutMsMin: 1_000,
+  /** ... up to this: a client stands still meanwhile. */
+  hookTimeoutMsMax: 600_000,
+  hookTimeoutMsDefault: 30_000,
+  /** What a freeze hook that has to end may take to clean up, before it is killed. */
+  hookGraceMs: 2_000,
+  /** The end of a freeze hook's error output that is kept. */
+  hookErrorBytesMax: 4 * KIB,
+
   /** LMDB's own default; longer keys would need other page sizes. */
   databaseKeyBytesMax: 511,
   /** One frame, or one group of metadata, with room to spare; LMDB keeps a value in one run of pages. */

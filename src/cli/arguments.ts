@@ -14,6 +14,31 @@ export function readSize(option: string, text: string): number {
   return bytes;
 }
 
+const TIME_FACTORS: Readonly<Record<string, number>> = { ms: 1, s: 1000, '': 1000, m: 60_000 };
+
+/**
+ * Reads `500ms`, `30s`, `2m` or plain seconds as milliseconds, whole ones; the range is inclusive.
+ *
+ * @throws {UsageError} when the text is no time, or none within the range.
+ */
+export function readTimeMs(
+  option: string,
+  text: string,
+  range: { readonly min: number; readonly max: number },
+): number {
+  const match = /^(\d+(?:\.\d+)?)(ms|s|m|)$/.exec(text);
+  const timeMs = Math.round(Number(match?.[1]) * (TIME_FACTORS[match?.[2] ?? ''] ?? Number.NaN));
+  if (timeMs >= range.min && timeMs <= range.max) return timeMs;
+  const wanted = `wanted from ${formatTimeMs(range.min)} to ${formatTimeMs(range.max)}, such as 500ms, 30s or 2m`;
+  throw new UsageError(`${option} is '${text}', ${wanted}`);
+}
+
+/** `500ms`, `1s`, `10m`: the largest unit that gives a whole number. */
+export function formatTimeMs(timeMs: number): string {
+  if (timeMs === 0 || timeMs % 1000 !== 0) return `${timeMs}ms`;
+  return timeMs % 60_000 === 0 ? `${timeMs / 60_000}m` : `${timeMs / 1000}s`;
+}
+
 /**
  * Reads `memory:64M`, `memory:0` or `/var/tmp/area:1G`. The size follows the last colon, so that a path may
  * have some.

@@ -5,9 +5,9 @@
  * fails what it runs; online the server does (DESIGN section 6).
  */
 
-import type { LaneProgress, SetOutcome } from '../backup/index.ts';
+import type { LaneProgress } from '../backup/index.ts';
 import type { Clock } from '../base/index.ts';
-import type { BackupParams } from './backup-params.ts';
+import type { BackupOutcome, BackupParams } from './backup-params.ts';
 import { ControlClient } from './control-client.ts';
 import type { RequestEvents } from './control-server.ts';
 import { createDeviceRegistry } from './devices.ts';
@@ -21,7 +21,7 @@ export interface VolumeAccess {
   /** Whether another process serves the volume. */
   readonly online: boolean;
   status(): Promise<StatusRecord>;
-  backup(params: BackupParams, events: RequestEvents): Promise<SetOutcome>;
+  backup(params: BackupParams, events: RequestEvents): Promise<BackupOutcome>;
   cancel(session: string | undefined): Promise<unknown>;
   /** Gives the volume, or the connection, up. */
   close(): Promise<void>;
@@ -123,17 +123,18 @@ class OnlineAccess implements VolumeAccess {
     return result;
   }
 
-  async backup(params: BackupParams, events: RequestEvents): Promise<SetOutcome> {
+  async backup(params: BackupParams, events: RequestEvents): Promise<BackupOutcome> {
     const result = await this.#client.request(
       { command: 'backup', params },
       {
         onSession: (id) => events.session(id),
+        onWarning: (sentence) => events.warning(sentence),
         onProgress: (progress) => {
           if (isProgress(progress)) events.progress(progress);
         },
       },
     );
-    if (!isSetOutcome(result)) throw badReply('backup', result);
+    if (!isBackupOutcome(result)) throw badReply('backup', result);
     return result;
   }
 
@@ -158,7 +159,7 @@ function isProgress(value: unknown): value is LaneProgress {
   );
 }
 
-function isSetOutcome(value: unknown): value is SetOutcome {
+function isBackupOutcome(value: unknown): value is BackupOutcome {
   if (!isRecord(value) || typeof value['set'] !== 'string') return false;
   return ['tracks', 'bytesRead', 'bytesStored', 'freezeMs', 'durationMs'].every(
     (member) => typeof value[member] === 'number',

@@ -1,5 +1,8 @@
 /** What a backup is asked for: the same words on the command line, in the control protocol and offline. */
 
+import type { SetOutcome } from '../backup/index.ts';
+import type { FreezeHookReport, FreezeHooks } from './freeze-hooks.ts';
+
 export const LEVELS = ['auto', 'full', 'incremental'] as const;
 export type Level = (typeof LEVELS)[number];
 
@@ -17,4 +20,9 @@ export interface BackupParams {
   readonly level: Level;
   readonly codec: Codec;
   readonly container: readonly ContainerSpec[];
+  /** What runs around the freeze. */
+  readonly hooks?: FreezeHooks;
 }
+
+/** The set, and what the hooks of its freeze came to where there were some. */
+export interface BackupOutcome extends SetOutcome, Partial<FreezeHookReport> {}

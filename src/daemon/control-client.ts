@@ -21,6 +21,7 @@ type WithoutId<T> = T extends unknown ? Omit<T, 'id'> : never;
 export interface RequestListener {
   readonly onSession?: (session: string) => void;
   readonly onProgress?: (progress: unknown) => void;
+  readonly onWarning?: (sentence: string) => void;
 }
 
 interface Waiting {
@@ -105,6 +106,7 @@ export class ControlClient {
     const waiting = this.#waiting.get(reply.id);
     if (waiting === undefined) return;
     if (reply.event === 'session') waiting.listener.onSession?.(reply.session);
+    else if (reply.event === 'warning') waiting.listener.onWarning?.(reply.warning);
     else if (reply.event === 'progress') waiting.listener.onProgress?.(reply.progress);
     else {
       this.#waiting.delete(reply.id);

@@ -9,6 +9,7 @@ import { isAbsolute } from 'node:path';
 import { LIMITS, messageOf } from '../base/index.ts';
 import { type BackupParams, CODECS, type ContainerSpec, LEVELS } from './backup-params.ts';
 import { DaemonError, type WireError } from './errors.ts';
+import type { FreezeHooks } from './freeze-hooks.ts';
 
 export type ControlRequest = { readonly id: number } & (
   | { readonly command: 'status' }
@@ -25,6 +26,7 @@ export type ControlReply = { readonly id: number | null } & (
   | { readonly event: 'error'; readonly error: WireError }
   | { readonly event: 'session'; readonly session: string }
   | { readonly event: 'progress'; readonly progress: unknown }
+  | { readonly event: 'warning'; readonly warning: string }
 );
 
 type Json = Readonly<Record<string, unknown>>;
@@ -62,8 +64,9 @@ export function parseReply(line: string): ControlReply {
   if (event === 'done') return { id, event, result: value['result'] };
   if (event === 'progress') return { id, event, progress: value['progress'] };
   if (event === 'session') return { id, event, session: readString(value, 'session') };
+  if (event === 'warning') return { id, event, warning: readString(value, 'warning') };
   if (event === 'error') return { id, event, error: readWireError(value['error']) };
-  throw badRequest(`The reply's event is ${show(event)}, wanted done, error, session or progress`);
+  throw badRequest(`The reply's event is ${show(event)}, wanted done, error, session, progress or warning`);
 }
 
 function readRequest(id: number, value: Json): ControlRequest {
@@ -88,7 +91,47 @@ function readBackupParams(params: Json): BackupParams {
     level: readChoice(params, 'level', LEVELS),
     codec: readChoice(params, 'codec', CODECS),
     container: readContainer(params['container']),
+    ...readHooks(params['hooks']),
   };
+}
+
+/** The hooks of any command that freezes; absent where none are asked for. */
+function readHooks(value: unknown): { readonly hooks?: FreezeHooks } {
+  if (value === undefined) return {};
+  const hooks = asObject(value, 'Member hooks');
+  const { timeoutMs = LIMITS.hookTimeoutMsDefault } = hooks;
+  const { hookTimeoutMsMin: min, hookTimeoutMsMax: max } = LIMITS;
+  if (
+    typeof timeoutMs !== 'number' ||
+    !Number.isSafeInteger(timeoutMs) ||
+    timeoutMs < min ||
+    timeoutMs > max
+  ) {
+    throw badRequest(
+      `Member timeoutMs is ${show(timeoutMs)}, wanted a whole number of milliseconds from ${min} to ${max}`,
+    );
+  }
+  const pre = readHookCommand(hooks, 'pre');
+  const post = readHookCommand(hooks, 'post');
+  if (pre === undefined && post === undefined) {
+    throw badRequest('Member hooks has neither pre nor post, wanted at least one');
+  }
+  return {
+    hooks: { ...(pre === undefined ? {} : { pre }), ...(post === undefined ? {} : { post }), timeoutMs },
+  };
+}
+
+function readHookCommand(hooks: Json, name: 'pre' | 'post'): string | undefined {
+  if (hooks[name] === undefined) return undefined;
+  const command = readString(hooks, name);
+  const lengthBytes = Buffer.byteLength(command);
+  if (lengthBytes > LIMITS.hookCommandBytesMax) {
+    throw badRequest(
+      `Member ${name} has ${lengthBytes} bytes, wanted at most ${LIMITS.hookCommandBytesMax}; put it into a script`,
+    );
+  }
+  if (command.includes('\0')) throw badRequest(`Member ${name} is ${show(command)}, wanted no zero byte`);
+  return command;
 }
 
 function readContainer(value: unknown): readonly ContainerSpec[] {

@@ -8,9 +8,9 @@
  */
 
 import { createServer, type Server, type Socket } from 'node:net';
-import type { LaneProgress, SetOutcome } from '../backup/index.ts';
+import type { LaneProgress } from '../backup/index.ts';
 import { LIMITS, messageOf } from '../base/index.ts';
-import type { BackupParams } from './backup-params.ts';
+import type { BackupOutcome, BackupParams } from './backup-params.ts';
 import { type ControlReply, type ControlRequest, encodeLine, parseRequest } from './control-protocol.ts';
 import { DaemonError, toWireError } from './errors.ts';
 import { LineSplitter } from './lines.ts';
@@ -20,13 +20,15 @@ import { openSocketPath, removeStaleSocket, restrictSocket, type SocketPath } fr
 export interface RequestEvents {
   session(id: string): void;
   progress(progress: LaneProgress): void;
+  /** Something that does not end the request, but must be known at once; a sentence. */
+  warning(sentence: string): void;
 }
 
 /** What the commands do. Results are plain JSON values; errors are answered with their code and message. */
 export interface ControlHandlers {
   status(): Promise<unknown>;
   show(): Promise<unknown>;
-  backup(params: BackupParams, events: RequestEvents): Promise<SetOutcome>;
+  backup(params: BackupParams, events: RequestEvents): Promise<BackupOutcome>;
   cancel(session: string | undefined): Promise<unknown>;
 }
 
@@ -181,6 +183,7 @@ class Connection {
         return this.#handlers.backup(request.params, {
           session: (session) => this.#send({ id: request.id, event: 'session', session }),
           progress: (progress) => this.#tell({ id: request.id, event: 'progress', progress }),
+          warning: (warning) => this.#send({ id: request.id, event: 'warning', warning }),
         });
     }
   }

@@ -8,6 +8,7 @@
 
 import { BackupError } from '../backup/index.ts';
 import { BlockError, CorruptionError, type CorruptionPlace, messageOf, systemCode } from '../base/index.ts';
+import type { HookEnd } from './hook-process.ts';
 
 export interface DaemonErrorDetails {
   /** Two served volumes have one base name; their exports could not be told apart. */
@@ -31,6 +32,16 @@ export interface DaemonErrorDetails {
   'not-served': { readonly directory: string };
   /** An area of the intermediate container cannot be used. */
   'bad-container': { readonly path: string };
+  /** The pre-hook of a freeze failed, could not be started or took too long; nothing was frozen. */
+  'hook-failed': {
+    readonly hook: 'pre';
+    readonly command: string;
+    readonly cause: HookEnd['cause'];
+    readonly status: number | null;
+    readonly signal: string | null;
+    /** The last of its error output. */
+    readonly stderr: string;
+  };
   /** More control connections, or more requests of one connection, than the limit. */
   'too-many': { readonly limit: number };
   /** What the other side of the control socket said is no reply of this protocol. */

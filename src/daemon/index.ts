@@ -7,6 +7,7 @@ export {
   type VolumeAccess,
 } from './access.ts';
 export {
+  type BackupOutcome,
   type BackupParams,
   type Codec,
   CODECS,
@@ -22,4 +23,5 @@ export {
   errorCode,
   RemoteError,
 } from './errors.ts';
+export type { FreezeHookReport, FreezeHooks } from './freeze-hooks.ts';
 export { type FurtherListener, Serving, type ServingOptions, type ServingTls } from './serving.ts';

@@ -129,11 +129,12 @@ export class Serving {
   }
 
   async #openVolumes(): Promise<void> {
-    const { readOnly, clock, workerPath } = this.#options;
+    const { readOnly, clock, workerPath, warn } = this.#options;
     const registry = createDeviceRegistry();
     for (const directory of this.#options.volumes) {
       const activity = 'serving';
-      const host = await VolumeHost.open(directory, { activity, registry, readOnly, clock, workerPath });
+      const options = { activity, registry, readOnly, clock, workerPath, warn };
+      const host = await VolumeHost.open(directory, options);
       this.#hosts.push(host);
       this.#server.addExport(exportOf(host, readOnly));
     }

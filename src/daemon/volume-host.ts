@@ -3,13 +3,14 @@
  * the volume itself. The two are one code, so that a command does the same online and offline.
  */
 
-import { type LaneProgress, runBackupSession, type SetOutcome } from '../backup/index.ts';
+import { type LaneProgress, runBackupSession } from '../backup/index.ts';
 import type { Clock } from '../base/index.ts';
 import type { DeviceRegistry } from '../device/index.ts';
 import { Volume } from '../volume/index.ts';
-import type { BackupParams } from './backup-params.ts';
+import type { BackupOutcome, BackupParams } from './backup-params.ts';
 import { openContainerAreas } from './container-areas.ts';
 import type { ControlHandlers, RequestEvents } from './control-server.ts';
+import { type FreezeHookReport, withFreezeHooks } from './freeze-hooks.ts';
 import { SessionRegistry } from './sessions.ts';
 
 export interface HostOptions {
@@ -20,6 +21,8 @@ export interface HostOptions {
   readonly clock: Clock;
   /** The program of a session's child process; an owner without one runs no backups. */
   readonly workerPath: string;
+  /** Is told what the owner's operator must know, whoever asked for it and still listens; a sentence each. */
+  readonly warn?: (sentence: string) => void;
 }
 
 export class VolumeHost implements ControlHandlers {
@@ -49,12 +52,17 @@ export class VolumeHost implements ControlHandlers {
     return { ...status, sessions: this.#sessions.list().map((running) => ({ ...session, ...running })) };
   }
 
-  /** Runs a backup session to its end; see `runBackupSession` for its promises and errors. */
-  async backup(params: BackupParams, events: RequestEvents): Promise<SetOutcome> {
+  /**
+   * Runs a backup session to its end; see `runBackupSession` and `withFreezeHooks` for its promises and errors.
+   * It has not ended before its post-hook has.
+   */
+  async backup(params: BackupParams, events: RequestEvents): Promise<BackupOutcome> {
     return this.#sessions.run('backup', async (session) => {
       events.session(session.id);
-      const areas = await openContainerAreas(params.container, this.volume.identity.trackSizeBytes);
-      return runBackupSession({
+      const { name, trackSizeBytes } = this.volume.identity;
+      const areas = await openContainerAreas(params.container, trackSizeBytes);
+      let report: FreezeHookReport | undefined;
+      const outcome = await runBackupSession({
         volume: this.volume,
         storePath: params.store,
         level: params.level,
@@ -62,11 +70,18 @@ export class VolumeHost implements ControlHandlers {
         areas,
         workerPath: this.#options.workerPath,
         signal: session.signal,
+        aroundFreeze: async (freeze, signal) => {
+          const { clock } = this.#options;
+          const warn = (sentence: string): void => this.#warn(sentence, events);
+          const context = { volumes: [name], store: params.store, clock, signal, warn };
+          ({ report } = await withFreezeHooks(params.hooks, context, freeze));
+        },
         onProgress: (progress: LaneProgress) => {
           session.note(progress);
           events.progress(progress);
         },
       });
+      return { ...outcome, ...report };
     });
   }
 
@@ -83,5 +98,10 @@ export class VolumeHost implements ControlHandlers {
   async close(): Promise<void> {
     await this.#sessions.stop();
     await this.volume.close();
+  }
+
+  #warn(sentence: string, events: RequestEvents): void {
+    this.#options.warn?.(sentence);
+    events.warning(sentence);
   }
 }

@@ -1,8 +1,9 @@
 /** `cowbell backup`: a set of each volume in a store, while the volumes are served or at rest. */
 
 import { formatSize } from '../../base/index.ts';
-import type { LaneProgress, SetOutcome } from '../../backup/index.ts';
+import type { LaneProgress } from '../../backup/index.ts';
 import {
+  type BackupOutcome,
   type BackupParams,
   type Codec,
   CODECS,
@@ -13,10 +14,11 @@ import {
 import { absolutePath, readContainer, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
+import { addFreezeOptions, type FreezeOptions, readFreezeHooks } from '../freeze-options.ts';
 import type { Output } from '../output.ts';
 import { workerPath } from '../worker-path.ts';
 
-interface Options extends GlobalOptions {
+interface Options extends GlobalOptions, FreezeOptions {
   readonly volume: readonly string[];
   readonly store: string;
   readonly level: Level;
@@ -32,46 +34,58 @@ export const addBackup: AddCommand = (parser, run) =>
     'backup <volume..>',
     'Back volumes up into a store, one after the other, served or not',
     (command) =>
-      command
-        .positional('volume', {
-          type: 'string',
-          array: true,
-          demandOption: true,
-          describe: 'Directories of volumes',
-        })
-        .option('store', {
-          type: 'string',
-          demandOption: true,
-          requiresArg: true,
-          describe: 'Directory of the store',
-        })
-        .option('level', {
-          choices: LEVELS,
-          default: DEFAULT_LEVEL,
-          describe: 'auto is incremental where the store has a base for it, full where not',
-        })
-        .option('container', {
-          type: 'string',
-          array: true,
-          requiresArg: true,
-          describe: 'memory:<size> or <path>:<size>: room for old content that clients overwrite meanwhile',
-        })
-        .option('codec', { choices: CODECS, default: DEFAULT_CODEC, describe: 'How content is compressed' })
+      addFreezeOptions(
+        command
+          .positional('volume', {
+            type: 'string',
+            array: true,
+            demandOption: true,
+            describe: 'Directories of volumes',
+          })
+          .option('store', {
+            type: 'string',
+            demandOption: true,
+            requiresArg: true,
+            describe: 'Directory of the store',
+          })
+          .option('level', {
+            choices: LEVELS,
+            default: DEFAULT_LEVEL,
+            describe: 'auto is incremental where the store has a base for it, full where not',
+          })
+          .option('container', {
+            type: 'string',
+            array: true,
+            requiresArg: true,
+            describe: 'memory:<size> or <path>:<size>: room for old content that clients overwrite meanwhile',
+          })
+          .option('codec', {
+            choices: CODECS,
+            default: DEFAULT_CODEC,
+            describe: 'How content is compressed',
+          }),
+      )
         .example('$0 backup --store /backup/store /srv/vol', '')
         .example(
           '$0 backup --store /backup/store /srv/vol --level full --container memory:64M --container /var/tmp:4G',
           'A full one, with room in a file when memory is full',
+        )
+        .example(
+          '$0 backup --store /backup/store /srv/vol --pre-freeze "/etc/cowbell/freeze web1 /data" --post-freeze "/etc/cowbell/freeze web1 /data"',
+          'With commands around each freeze; COWBELL_HOOK tells them which they are, pre or post',
         ),
     (options) => run<Options>(options, backup),
   );
 
 async function backup(context: CommandContext, options: Options): Promise<void> {
   const { directory } = context;
+  const hooks = readFreezeHooks(options);
   const params: BackupParams = {
     store: absolutePath('--store', single('--store', options.store) ?? '', directory),
     level: single('--level', options.level) ?? DEFAULT_LEVEL,
     codec: single('--codec', options.codec) ?? DEFAULT_CODEC,
     container: readContainer(several(options.container), directory),
+    ...(hooks === undefined ? {} : { hooks }),
   };
   const volumes = options.volume.map((volume) => absolutePath('The volume', volume, directory));
   const twice = volumes.find((volume, index) => volumes.indexOf(volume) !== index);
@@ -96,6 +110,11 @@ async function backupOne(context: CommandContext, volume: string, params: Backup
         if (signal.aborted) cancel();
       },
       progress: (progress) => showProgress(output, volume, progress),
+      // Told at once: a client may stand still for as long as nobody knows.
+      warning: (sentence) => {
+        output.endProgress();
+        output.warn(sentence);
+      },
     });
     reportSet(output, summary);
   } finally {
@@ -113,16 +132,18 @@ function showProgress(output: Output, volume: string, progress: LaneProgress): v
   });
 }
 
-function reportSet(output: Output, summary: SetOutcome): void {
+function reportSet(output: Output, summary: BackupOutcome): void {
   const durationMs = Math.round(summary.durationMs);
   // A pause is often shorter than a millisecond; microseconds are as far as the clock can be believed.
   const freezeMs = Math.round(summary.freezeMs * 1000) / 1000;
+  const hookMs = summary.hookMs === undefined ? undefined : Math.round(summary.hookMs);
+  const hooks = hookMs === undefined ? '' : `, hooks around it ${hookMs} ms`;
   const seconds = (durationMs / 1000).toFixed(1);
   output.report(
-    { event: 'set', ...summary, freezeMs, durationMs },
+    { event: 'set', ...summary, freezeMs, ...(hookMs === undefined ? {} : { hookMs }), durationMs },
     ...(summary.reason === undefined
       ? []
       : [`A full backup of ${summary.volume} is taken: ${summary.reason}`]),
-    `Set ${summary.set}: ${summary.level} backup of ${summary.volume}, ${summary.tracks} tracks, ${formatSize(summary.bytesRead)} read, ${formatSize(summary.bytesStored)} stored, ${seconds} s, writes paused ${freezeMs} ms`,
+    `Set ${summary.set}: ${summary.level} backup of ${summary.volume}, ${summary.tracks} tracks, ${formatSize(summary.bytesRead)} read, ${formatSize(summary.bytesStored)} stored, ${seconds} s, writes paused ${freezeMs} ms${hooks}`,
   );
 }
