@@ -4,11 +4,13 @@ import t from 'tap';
 import {
   absolutePath,
   absolutePlace,
+  formatTimeMs,
   isUri,
   readContainer,
   readListen,
   readRestriction,
   readSize,
+  readTimeMs,
   several,
   single,
 } from './arguments.ts';
@@ -19,6 +21,28 @@ t.test('sizes', (t) => {
   for (const bad of ['', 'big', '-1', '1X', '0.3', '1e3', '99999999T']) {
     t.throws(() => readSize('--size', bad), { code: 'usage', message: `--size is '${bad}', wanted` }, bad);
   }
+  t.end();
+});
+
+t.test('times', (t) => {
+  const range = { min: 500, max: 120_000 };
+  const read = (text: string): number => readTimeMs('--hook-timeout', text, range);
+  for (const [text, timeMs] of [
+    ['500ms', 500],
+    ['1500ms', 1500],
+    ['30s', 30_000],
+    ['1.5s', 1500],
+    ['30', 30_000],
+    ['2m', 120_000],
+  ] as const) {
+    t.equal(read(text), timeMs, text);
+  }
+  for (const bad of ['', 's', '0', '499ms', '121s', '3m', '-1', '1h', '1 s', '1e1', 'Infinity', '.5s']) {
+    const message = `--hook-timeout is '${bad}', wanted from 500ms to 2m, such as`;
+    t.throws(() => read(bad), { code: 'usage', message }, bad);
+  }
+  t.equal(formatTimeMs(0), '0ms');
+  t.equal(formatTimeMs(90_000), '90s');
   t.end();
 });
 

@@ -27,12 +27,22 @@ t.test('requests survive the wire', (t) => {
     { id: 2, command: 'cancel', params: {} },
     { id: 3, command: 'cancel', params: { session: 'x' } },
     { id: Number.MAX_SAFE_INTEGER, command: 'backup', params: BACKUP },
+    { id: 4, command: 'backup', params: { ...BACKUP, hooks: { pre: 'a', post: 'b', timeoutMs: 600_000 } } },
+    { id: 5, command: 'backup', params: { ...BACKUP, hooks: { post: 'b', timeoutMs: 1000 } } },
   ] as const;
   for (const request of requests) {
     const line = encodeLine(request).toString();
     t.ok(line.endsWith('\n'));
     t.strictSame(parseRequest(line.trimEnd()), request);
   }
+  t.end();
+});
+
+t.test('hooks have half a minute unless said otherwise', (t) => {
+  const params = { ...BACKUP, hooks: { pre: 'a' } };
+  t.match(parseRequest(JSON.stringify({ id: 1, command: 'backup', params })), {
+    params: { hooks: { pre: 'a', timeoutMs: 30_000 } },
+  });
   t.end();
 });
 
@@ -59,6 +69,16 @@ t.test('wrong requests are answered under their id, with what is wrong', (t) => 
     [{ container: 'memory' }, /Member container is "memory", wanted a list/],
     [{ container: [{ sizeBytes: -1 }] }, /Member sizeBytes is -1/],
     [{ container: [{ sizeBytes: 1, path: 'tmp' }] }, /Member path is "tmp"/],
+    [{ hooks: 'sync' }, /Member hooks is "sync", wanted an object/],
+    [{ hooks: {} }, /neither pre nor post/],
+    [{ hooks: { pre: '' } }, /Member pre is ""/],
+    [{ hooks: { pre: ['sync'] } }, /Member pre is \["sync"\]/],
+    [{ hooks: { post: 'a\0b' } }, /Member post is "a.*, wanted no zero byte/],
+    [{ hooks: { post: 'é'.repeat(8193) } }, /Member post has 16386 bytes, wanted at most 16384/],
+    [{ hooks: { pre: 'a', timeoutMs: 999 } }, /Member timeoutMs is 999, .* from 1000 to 600000/],
+    [{ hooks: { pre: 'a', timeoutMs: 600_001 } }, /Member timeoutMs is 600001/],
+    [{ hooks: { pre: 'a', timeoutMs: 1000.5 } }, /Member timeoutMs is 1000.5/],
+    [{ hooks: { pre: 'a', timeoutMs: '30s' } }, /Member timeoutMs is "30s"/],
     [{ container: Array.from({ length: 17 }, () => ({ sizeBytes: 1 })) }, /has 17 areas, wanted at most 16/],
   ];
   for (const [params, pattern] of wrong) {
@@ -89,6 +109,7 @@ t.test('replies survive the wire', (t) => {
   const replies = [
     { id: 1, event: 'done', result: { a: [1, null, 'x'] } },
     { id: 1, event: 'session', session: 's' },
+    { id: 1, event: 'warning', warning: 'w' },
     { id: 1, event: 'progress', progress: { tracksDone: 1 } },
     { id: null, event: 'error', error: { code: 'c', message: 'm' } },
   ] as const;
@@ -97,6 +118,7 @@ t.test('replies survive the wire', (t) => {
     { id: 1, event: 'x' },
     { id: 1, event: 'error' },
     { id: 1, event: 'session' },
+    { id: 1, event: 'warning' },
     { event: 'done' },
   ]) {
     t.throws(() => parseReply(JSON.stringify(bad)), { code: 'bad-request' });

@@ -121,6 +121,7 @@ t.test('requests are answered, several at once, errors with their code', async (
         t.strictSame(params, PARAMS);
         events.session('S1');
         events.progress(PROGRESS);
+        events.warning('beware');
         return slow.promise;
       },
       show: async () => {
@@ -135,7 +136,11 @@ t.test('requests are answered, several at once, errors with their code', async (
   const seen: unknown[] = [];
   const backup = client.request(
     { command: 'backup', params: PARAMS },
-    { onSession: (id) => seen.push(id), onProgress: (progress) => seen.push(progress) },
+    {
+      onSession: (id) => seen.push(id),
+      onProgress: (progress) => seen.push(progress),
+      onWarning: (sentence) => seen.push(sentence),
+    },
   );
   t.strictSame(await client.request({ command: 'status' }), { state: 'fine' }, 'overtakes the backup');
   await t.rejects(client.request({ command: 'cancel', params: {} }), {
@@ -149,7 +154,7 @@ t.test('requests are answered, several at once, errors with their code', async (
   });
   slow.resolve(OUTCOME);
   t.match(await backup, { set: 'X', tracks: 1 });
-  t.strictSame(seen, ['S1', PROGRESS]);
+  t.strictSame(seen, ['S1', PROGRESS, 'beware']);
 });
 
 t.test('a path too long for a socket address works all the same', async (t) => {

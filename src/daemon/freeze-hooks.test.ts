@@ -84,6 +84,18 @@ t.test(
   },
 );
 
+t.test('the two hooks of one freeze share an id', async (t) => {
+  const { context, freeze, lines, log } = prepare(t);
+  const both = hooks(`echo "$COWBELL_FREEZE" >>${log}`, `echo "$COWBELL_FREEZE" >>${log}`);
+  await withFreezeHooks(both, context, freeze);
+  await withFreezeHooks(both, context, freeze);
+  const [first, , second, third, , fourth] = lines();
+  t.match(first, /^[0-9a-f]{16,}$/);
+  t.equal(second, first);
+  t.equal(fourth, third);
+  t.not(third, first);
+});
+
 t.test('a failing pre-hook aborts, and the post-hook runs', async (t) => {
   const cases: [command: string, message: RegExp, details: object][] = [
     [

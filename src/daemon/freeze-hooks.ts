@@ -17,7 +17,7 @@
  * that has a timer of its own, as `docs/examples/fsfreeze-hook` does.
  */
 
-import { type Clock, LIMITS } from '../base/index.ts';
+import { type Clock, LIMITS, randomId } from '../base/index.ts';
 import { DaemonError } from './errors.ts';
 import { type HookEnd, runHookProcess } from './hook-process.ts';
 
@@ -43,6 +43,11 @@ export interface FreezeContext {
   readonly warn: (sentence: string) => void;
   /** Between SIGTERM and SIGKILL of a hook that takes too long. */
   readonly graceMs?: number;
+}
+
+/** With an id that the two hooks of one freeze have in common, and no others. */
+interface IdentifiedContext extends FreezeContext {
+  readonly freezeId: string;
 }
 
 export interface FreezeHookReport {
@@ -73,22 +78,23 @@ export async function withFreezeHooks<T>(
   const { clock, signal } = context;
   signal?.throwIfAborted();
   if (hooks === undefined) return { value: await freeze(), report: undefined };
+  const identified = { ...context, freezeId: randomId() };
   const startedMs = clock.monotonicMs();
   let frozen: { readonly value: T } | { readonly error: unknown };
   try {
-    await runPreHook(hooks, context);
+    await runPreHook(hooks, identified);
     signal?.throwIfAborted();
     frozen = { value: await freeze() };
   } catch (error) {
     frozen = { error };
   }
-  const hookWarning = await runPostHook(hooks, context, 'value' in frozen);
+  const hookWarning = await runPostHook(hooks, identified, 'value' in frozen);
   const hookMs = clock.monotonicMs() - startedMs;
   if ('error' in frozen) throw frozen.error;
   return { value: frozen.value, report: { hookMs, ...(hookWarning === undefined ? {} : { hookWarning }) } };
 }
 
-async function runPreHook({ pre, timeoutMs }: FreezeHooks, context: FreezeContext): Promise<void> {
+async function runPreHook({ pre, timeoutMs }: FreezeHooks, context: IdentifiedContext): Promise<void> {
   if (pre === undefined) return;
   const end = await runHook('pre', pre, timeoutMs, context);
   if (end.cause === 'aborted') context.signal?.throwIfAborted();
@@ -107,7 +113,7 @@ async function runPreHook({ pre, timeoutMs }: FreezeHooks, context: FreezeContex
 /** @returns what went wrong, after it was told. */
 async function runPostHook(
   { post, timeoutMs }: FreezeHooks,
-  context: FreezeContext,
+  context: IdentifiedContext,
   isFrozen: boolean,
 ): Promise<string | undefined> {
   if (post === undefined) return undefined;
@@ -124,12 +130,13 @@ function runHook(
   hook: 'pre' | 'post',
   command: string,
   timeoutMs: number,
-  context: FreezeContext,
+  context: IdentifiedContext,
   result?: 'done' | 'failed',
 ): Promise<HookEnd> {
-  const { volumes, snapshot, store, signal } = context;
+  const { freezeId, volumes, snapshot, store, signal } = context;
   const environment = {
     COWBELL_HOOK: hook,
+    COWBELL_FREEZE: freezeId,
     COWBELL_VOLUMES: volumes.join(' '),
     // Taken out where unknown: what this process inherited under these names is about something else.
     COWBELL_SNAPSHOT: snapshot,
