@@ -7,7 +7,13 @@
 
 import { type ChildProcess, fork } from 'node:child_process';
 import { assert, deferred, type Deferred, unreachable } from '../base/index.ts';
-import { type BackupSession, type ContainerArea, homePathOf, type Volume } from '../volume/index.ts';
+import {
+  type BackupSession,
+  type ContainerArea,
+  homePathOf,
+  type SessionRequest,
+  type Volume,
+} from '../volume/index.ts';
 import { BackupError } from './errors.ts';
 import type { LaneProgress } from './lane.ts';
 import {
@@ -46,6 +52,12 @@ export interface BackupOptions {
    * when the backup has failed or was cancelled.
    */
   readonly aroundFreeze?: (freeze: () => Promise<void>, signal: AbortSignal) => Promise<void>;
+  /** Saves this snapshot instead of what the volume holds at a freeze. */
+  readonly snapshot?: string;
+  /** Begins the session; the volume's own `beginSession` where left out. */
+  readonly begin?: (volume: Volume, request: SessionRequest) => Promise<BackupSession>;
+  /** Called when everything is saved; the set is sealed when it has finished. */
+  readonly onSaved?: () => Promise<void>;
   /** The volume was frozen and the session has begun. */
   readonly onBegun?: (session: BackupSession) => void;
   /** Cancels the session. */
@@ -154,6 +166,7 @@ class Host {
       storePath,
       level,
       codec,
+      isSnapshot: this.#options.snapshot !== undefined,
     });
   }
 
@@ -211,6 +224,7 @@ class Host {
         session.acknowledge(call.takes.ids);
         return undefined;
       case 'mayComplete':
+        await this.#options.onSaved?.();
         await session.mayComplete();
         return undefined;
       case 'complete':
@@ -252,7 +266,9 @@ class Host {
     signal?.throwIfAborted();
     this.#over.signal.throwIfAborted();
     this.#areasAreTaken = true;
-    const session = await volume.beginSession({ ...request, areas });
+    const { begin = (one, wish) => one.beginSession(wish), snapshot } = this.#options;
+    const ofSnapshot = snapshot === undefined ? {} : { snapshot };
+    const session = await begin(volume, { ...request, ...ofSnapshot, areas });
     this.#session = session;
     session.signal.addEventListener('abort', () => this.#ended(session.signal.reason));
     // The backup may have failed meanwhile, when there was no session yet that could be told.

@@ -27,6 +27,8 @@ export const LIMITS = {
 
   /** Snapshots of one volume: each one not saved yet costs a look at every read of the ones before it. */
   snapshotCountMax: 256,
+  /** Volumes that freeze at one instant: each one's writes wait for the slowest. */
+  groupVolumeCountMax: 64,
   /** Characters of a snapshot's name. */
   snapshotNameLengthMax: 64,
   /** Tracks that one sync of a snapshot's store covers at most. */

@@ -1,5 +1,6 @@
 /** What is typed, read: sizes, container areas, listen addresses, paths and URIs. Pure; every refusal is a usage error. */
 
+import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { LIMITS, parseSize } from '../base/index.ts';
 import type { ContainerSpec } from '../daemon/index.ts';
@@ -61,6 +62,27 @@ export function readContainer(texts: readonly string[], directory: string): read
       ? { kind: 'memory', sizeBytes }
       : { kind: 'path', path: resolve(directory, place), sizeBytes };
   });
+}
+
+/** Reads `<volume>` or `<volume>@<snapshot>`; a directory that exists wins over the snapshot of another. */
+export async function readVolumeOrSnapshot(
+  text: string,
+  directory: string,
+): Promise<{ readonly volume: string; readonly snapshot?: string }> {
+  const volume = absolutePath('The volume', text, directory);
+  const at = volume.lastIndexOf('@');
+  if (at <= volume.lastIndexOf('/') || (await isDirectory(volume))) return { volume };
+  const snapshot = volume.slice(at + 1);
+  if (snapshot === '') throw new UsageError(`The volume is '${text}', wanted a snapshot's name behind the @`);
+  return { volume: volume.slice(0, at), snapshot };
+}
+
+async function isDirectory(path: string): Promise<boolean> {
+  try {
+    return (await stat(path)).isDirectory();
+  } catch {
+    return false;
+  }
 }
 
 export interface ListenAddress {

@@ -15,6 +15,7 @@ import { addCancel } from './commands/cancel.ts';
 import { addDetach } from './commands/detach.ts';
 import { addRestore } from './commands/restore.ts';
 import { addServe } from './commands/serve.ts';
+import { addSnapshot } from './commands/snapshot.ts';
 import { addStatus } from './commands/status.ts';
 import { addStore } from './commands/store.ts';
 import { addVolume } from './commands/volume.ts';
@@ -32,6 +33,7 @@ const COMMANDS = [
   addServe,
   addAttach,
   addDetach,
+  addSnapshot,
   addBackup,
   addStore,
   addRestore,

@@ -6,9 +6,10 @@
  */
 
 import type { LaneProgress } from '../backup/index.ts';
-import type { Clock } from '../base/index.ts';
-import type { BackupOutcome, BackupParams } from './backup-params.ts';
-import { ControlClient } from './control-client.ts';
+import { type Clock, present } from '../base/index.ts';
+import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
+import { ControlClient, type RequestListener } from './control-client.ts';
+import type { SnapshotChanges } from './control-protocol.ts';
 import type { RequestEvents } from './control-server.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
@@ -21,7 +22,13 @@ export interface VolumeAccess {
   /** Whether another process serves the volume. */
   readonly online: boolean;
   status(): Promise<StatusRecord>;
-  backup(params: BackupParams, events: RequestEvents): Promise<BackupOutcome>;
+  /** One outcome for each volume. */
+  backup(params: BackupParams, events: RequestEvents): Promise<readonly BackupOutcome[]>;
+  snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<readonly StatusRecord[]>;
+  snapshotList(): Promise<readonly StatusRecord[]>;
+  snapshotDelete(name: string): Promise<unknown>;
+  snapshotRollback(name: string, events: RequestEvents): Promise<StatusRecord>;
+  snapshotChanges(changes: SnapshotChanges): Promise<StatusRecord>;
   cancel(session: string | undefined): Promise<unknown>;
   /** Gives the volume, or the connection, up. */
   close(): Promise<void>;
@@ -32,28 +39,79 @@ export interface ReachOptions {
   readonly activity: string;
   readonly clock: Clock;
   readonly readOnly?: boolean;
+  /** Is told, offline, what would be said by the serving process. */
+  readonly warn?: (sentence: string) => void;
   /** Needed for backups. */
   readonly workerPath?: string;
 }
 
 /** @throws whatever connecting, or `Volume.open`, does: `in-use` when another command has the volume. */
-export async function reachVolume(directory: string, options: ReachOptions): Promise<VolumeAccess> {
-  const client = await ControlClient.connect(directory);
+export function reachVolume(directory: string, options: ReachOptions): Promise<VolumeAccess> {
+  return reachVolumes([directory], options);
+}
+
+/**
+ * Reaches volumes that are to freeze together: those after the first are named again in the calls, as `others`.
+ *
+ * @param directories at least one.
+ * @throws {DaemonError} `not-served-together`, also when the calls are made; else as `reachVolume`.
+ */
+export async function reachVolumes(
+  directories: readonly string[],
+  options: ReachOptions,
+): Promise<VolumeAccess> {
+  const [first = ''] = directories;
+  const client = await ControlClient.connect(first);
   if (client !== undefined) return new OnlineAccess(client);
-  const host = await VolumeHost.open(directory, {
+  const hosts = new Map<string, VolumeHost>();
+  const close = async (): Promise<void> => {
+    const closed = await Promise.allSettled([...hosts.values()].map((host) => host.close()));
+    for (const outcome of closed) if (outcome.status === 'rejected') throw outcome.reason;
+  };
+  try {
+    for (const directory of directories)
+      hosts.set(directory, await openHere(directory, first, options, hosts));
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  const host = present(hosts.get(first), 'A volume that was opened is not there');
+  return {
+    online: false,
+    status: () => host.status(),
+    backup: (params, events) => host.backup(params, events),
+    snapshotCreate: async (params, events) =>
+      (await host.snapshotCreate(params, events)).map((one) => ({ ...one })),
+    snapshotList: async () => (await host.snapshotList()).map((one) => ({ ...one })),
+    snapshotDelete: (name) => host.snapshotDelete(name),
+    snapshotRollback: (name, events) => host.snapshotRollback(name, events),
+    snapshotChanges: (changes) => host.snapshotChanges(changes),
+    cancel: (session) => host.cancel(session),
+    close,
+  };
+}
+
+async function openHere(
+  directory: string,
+  first: string,
+  options: ReachOptions,
+  peers: ReadonlyMap<string, VolumeHost>,
+): Promise<VolumeHost> {
+  const server = directory === first ? undefined : await ControlClient.connect(directory);
+  if (server !== undefined) {
+    server.close();
+    const message = `Volume ${directory} is served and ${first} is not: they cannot freeze together, wanted both served by one process or none served`;
+    throw new DaemonError('not-served-together', message, { directories: [first, directory] });
+  }
+  return VolumeHost.open(directory, {
     registry: createDeviceRegistry(),
     activity: options.activity,
     readOnly: options.readOnly ?? false,
     clock: options.clock,
     workerPath: options.workerPath ?? '',
+    peers,
+    ...(options.warn === undefined ? {} : { warn: options.warn }),
   });
-  return {
-    online: false,
-    status: () => host.status(),
-    backup: (params, events) => host.backup(params, events),
-    cancel: (session) => host.cancel(session),
-    close: () => host.close(),
-  };
 }
 
 /**
@@ -123,18 +181,40 @@ class OnlineAccess implements VolumeAccess {
     return result;
   }
 
-  async backup(params: BackupParams, events: RequestEvents): Promise<BackupOutcome> {
-    const result = await this.#client.request(
-      { command: 'backup', params },
-      {
-        onSession: (id) => events.session(id),
-        onWarning: (sentence) => events.warning(sentence),
-        onProgress: (progress) => {
-          if (isProgress(progress)) events.progress(progress);
-        },
-      },
-    );
-    if (!isBackupOutcome(result)) throw badReply('backup', result);
+  async backup(params: BackupParams, events: RequestEvents): Promise<readonly BackupOutcome[]> {
+    const result = await this.#client.request({ command: 'backup', params }, listenerOf(events));
+    if (!Array.isArray(result) || !result.every(isBackupOutcome)) throw badReply('backup', result);
+    return result;
+  }
+
+  async snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<readonly StatusRecord[]> {
+    return this.#list('snapshot-create', { command: 'snapshot-create', params }, events);
+  }
+
+  snapshotList(): Promise<readonly StatusRecord[]> {
+    return this.#list('snapshot-list', { command: 'snapshot-list' });
+  }
+
+  snapshotDelete(name: string): Promise<unknown> {
+    return this.#client.request({ command: 'snapshot-delete', params: { name } });
+  }
+
+  async snapshotRollback(name: string, events: RequestEvents): Promise<StatusRecord> {
+    const request = { command: 'snapshot-rollback', params: { name } } as const;
+    return asRecord('snapshot-rollback', await this.#client.request(request, listenerOf(events)));
+  }
+
+  async snapshotChanges(params: SnapshotChanges): Promise<StatusRecord> {
+    return asRecord('snapshot-changes', await this.#client.request({ command: 'snapshot-changes', params }));
+  }
+
+  async #list(
+    command: string,
+    request: Parameters<ControlClient['request']>[0],
+    events?: RequestEvents,
+  ): Promise<readonly StatusRecord[]> {
+    const result = await this.#client.request(request, events === undefined ? {} : listenerOf(events));
+    if (!Array.isArray(result) || !result.every(isRecord)) throw badReply(command, result);
     return result;
   }
 
@@ -151,6 +231,21 @@ class OnlineAccess implements VolumeAccess {
 
 function isRecord(value: unknown): value is StatusRecord {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function asRecord(command: string, result: unknown): StatusRecord {
+  if (!isRecord(result)) throw badReply(command, result);
+  return result;
+}
+
+function listenerOf(events: RequestEvents): RequestListener {
+  return {
+    onSession: (id) => events.session(id),
+    onWarning: (sentence) => events.warning(sentence),
+    onProgress: (progress) => {
+      if (isProgress(progress)) events.progress(progress);
+    },
+  };
 }
 
 function isProgress(value: unknown): value is LaneProgress {

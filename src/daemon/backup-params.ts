@@ -14,13 +14,30 @@ export type ContainerSpec =
   | { readonly kind: 'memory'; readonly sizeBytes: number }
   | { readonly kind: 'path'; readonly path: string; readonly sizeBytes: number };
 
+export interface BackupMember {
+  /** The volume's directory, absolute. */
+  readonly volume: string;
+  readonly snapshot?: string;
+}
+
 export interface BackupParams {
   /** The store's directory, absolute. */
   readonly store: string;
   readonly level: Level;
   readonly codec: Codec;
   readonly container: readonly ContainerSpec[];
+  /** Saves this snapshot of the volume instead of what it holds now. */
+  readonly snapshot?: string;
+  /** Further volumes, served by the same process, of the same instant: all or none. */
+  readonly others?: readonly BackupMember[];
   /** What runs around the freeze. */
+  readonly hooks?: FreezeHooks;
+}
+
+export interface SnapshotParams {
+  readonly name: string;
+  /** Directories of further volumes, served by the same process: a snapshot of that name each, of one instant. */
+  readonly others?: readonly string[];
   readonly hooks?: FreezeHooks;
 }
 

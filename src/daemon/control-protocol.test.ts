@@ -148,3 +148,34 @@ t.test('errors keep their code and message across the wire, damage its place', (
   t.equal(toWireError('thrown text').message, 'thrown text');
   return t.end();
 });
+
+t.test('requests about snapshots and groups are checked as well', (t) => {
+  const good = [
+    { id: 1, command: 'snapshot-create', params: { name: 'a', others: ['/v', '/w'] } },
+    { id: 2, command: 'snapshot-list' },
+    { id: 3, command: 'snapshot-delete', params: { name: 'a' } },
+    { id: 4, command: 'snapshot-rollback', params: { name: 'a' } },
+    { id: 5, command: 'snapshot-changes', params: { from: 'a', to: 'b' } },
+    {
+      id: 6,
+      command: 'backup',
+      params: { ...BACKUP, snapshot: 'a', others: [{ volume: '/w', snapshot: 'a' }] },
+    },
+  ] as const;
+  for (const request of good) t.strictSame(parseRequest(encodeLine(request).toString().trimEnd()), request);
+  const wrong: [string, object, RegExp][] = [
+    ['snapshot-create', {}, /Member name is missing/],
+    ['snapshot-create', { name: 'a', others: ['v'] }, /Member volume is "v", wanted an absolute path/],
+    ['snapshot-create', { name: 'a', others: Array.from({ length: 64 }, () => '/v') }, /has 64 volumes/],
+    ['snapshot-delete', {}, /Member name is missing/],
+    ['snapshot-changes', { to: 'b' }, /Member from is missing/],
+    ['backup', { ...BACKUP, others: [{}] }, /Member volume is missing/],
+    ['backup', { ...BACKUP, snapshot: '' }, /Member snapshot is ""/],
+  ];
+  for (const [command, params, pattern] of wrong) {
+    const answer = parseRequest(JSON.stringify({ id: 9, command, params }));
+    if (!('error' in answer)) return t.fail(`accepted ${JSON.stringify(params)}`);
+    t.match(answer.error.message, pattern);
+  }
+  return t.end();
+});

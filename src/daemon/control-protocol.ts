@@ -7,7 +7,14 @@
 
 import { isAbsolute } from 'node:path';
 import { LIMITS, messageOf } from '../base/index.ts';
-import { type BackupParams, CODECS, type ContainerSpec, LEVELS } from './backup-params.ts';
+import {
+  type BackupMember,
+  type BackupParams,
+  CODECS,
+  type ContainerSpec,
+  LEVELS,
+  type SnapshotParams,
+} from './backup-params.ts';
 import { DaemonError, type WireError } from './errors.ts';
 import type { FreezeHooks } from './freeze-hooks.ts';
 
@@ -15,10 +22,31 @@ export type ControlRequest = { readonly id: number } & (
   | { readonly command: 'status' }
   | { readonly command: 'show' }
   | { readonly command: 'backup'; readonly params: BackupParams }
+  | { readonly command: 'snapshot-create'; readonly params: SnapshotParams }
+  | { readonly command: 'snapshot-list' }
+  | { readonly command: 'snapshot-delete'; readonly params: { readonly name: string } }
+  | { readonly command: 'snapshot-rollback'; readonly params: { readonly name: string } }
+  | { readonly command: 'snapshot-changes'; readonly params: SnapshotChanges }
   | { readonly command: 'cancel'; readonly params: { readonly session?: string } }
 );
 
-export const COMMANDS = ['status', 'show', 'backup', 'cancel'] as const;
+/** Which two snapshots are compared; the volume itself where `to` is left out. */
+export interface SnapshotChanges {
+  readonly from: string;
+  readonly to?: string;
+}
+
+export const COMMANDS = [
+  'status',
+  'show',
+  'backup',
+  'cancel',
+  'snapshot-create',
+  'snapshot-list',
+  'snapshot-delete',
+  'snapshot-rollback',
+  'snapshot-changes',
+] as const;
 
 /** A line of the server. `id` is null where the request had none that could be read. */
 export type ControlReply = { readonly id: number | null } & (
@@ -80,6 +108,14 @@ function readRequest(id: number, value: Json): ControlRequest {
     const session = params['session'];
     return { id, command, params: session === undefined ? {} : { session: readString(params, 'session') } };
   }
+  if (command === 'snapshot-create') return { id, command, params: readSnapshotParams(params) };
+  if (command === 'snapshot-delete' || command === 'snapshot-rollback') {
+    return { id, command, params: { name: readString(params, 'name') } };
+  }
+  if (command === 'snapshot-changes') {
+    const to = params['to'] === undefined ? {} : { to: readString(params, 'to') };
+    return { id, command, params: { from: readString(params, 'from'), ...to } };
+  }
   return { id, command };
 }
 
@@ -91,8 +127,40 @@ function readBackupParams(params: Json): BackupParams {
     level: readChoice(params, 'level', LEVELS),
     codec: readChoice(params, 'codec', CODECS),
     container: readContainer(params['container']),
+    ...(params['snapshot'] === undefined ? {} : { snapshot: readString(params, 'snapshot') }),
+    ...readMembers(params['others']),
     ...readHooks(params['hooks']),
   };
+}
+
+function readSnapshotParams(params: Json): SnapshotParams {
+  const others = readMembers(params['others']).others?.map(({ volume }) => volume);
+  return {
+    name: readString(params, 'name'),
+    ...(others === undefined ? {} : { others }),
+    ...readHooks(params['hooks']),
+  };
+}
+
+/** Further volumes of a group: directories, or objects with a directory and a snapshot. */
+function readMembers(value: unknown): { readonly others?: readonly BackupMember[] } {
+  if (value === undefined) return {};
+  if (!Array.isArray(value)) throw badRequest(`Member others is ${show(value)}, wanted a list`);
+  if (value.length >= LIMITS.groupVolumeCountMax) {
+    throw badRequest(
+      `Member others has ${value.length} volumes, wanted fewer than ${LIMITS.groupVolumeCountMax}`,
+    );
+  }
+  const others = value.map((entry: unknown): BackupMember => {
+    const member: Json =
+      typeof entry === 'string' ? { volume: entry } : asObject(entry, 'A member of others');
+    const volume = readString(member, 'volume');
+    if (!isAbsolute(volume)) throw badRequest(`Member volume is ${show(volume)}, wanted an absolute path`);
+    return member['snapshot'] === undefined
+      ? { volume }
+      : { volume, snapshot: readString(member, 'snapshot') };
+  });
+  return { others };
 }
 
 /** The hooks of any command that freezes; absent where none are asked for. */

@@ -37,7 +37,12 @@ function makeHandlers(changed: Partial<ControlHandlers> = {}): ControlHandlers {
   return {
     status: async () => ({ state: 'fine' }),
     show: async () => ({ name: 'vol' }),
-    backup: async () => OUTCOME,
+    backup: async () => [OUTCOME],
+    snapshotCreate: async ({ name }) => [{ volume: 'vol', name }],
+    snapshotList: async () => [],
+    snapshotDelete: async (name) => ({ name }),
+    snapshotRollback: async (name) => ({ name, tracks: 1 }),
+    snapshotChanges: async ({ from }) => ({ from, tracks: 0, extents: [] }),
     cancel: async (session) => ({ session: session ?? 'the one' }),
     ...changed,
   };
@@ -122,7 +127,7 @@ t.test('requests are answered, several at once, errors with their code', async (
         events.session('S1');
         events.progress(PROGRESS);
         events.warning('beware');
-        return slow.promise;
+        return [await slow.promise];
       },
       show: async () => {
         throw new CorruptionError('State is damaged', { where: 'state.mdb' });
@@ -153,7 +158,7 @@ t.test('requests are answered, several at once, errors with their code', async (
     place: { where: 'state.mdb' },
   });
   slow.resolve(OUTCOME);
-  t.match(await backup, { set: 'X', tracks: 1 });
+  t.match(await backup, [{ set: 'X', tracks: 1 }]);
   t.strictSame(seen, ['S1', PROGRESS, 'beware']);
 });
 
@@ -242,7 +247,7 @@ t.test('a client that goes away does not end its request', async (t) => {
         started.resolve();
         await work.promise;
         finished = true;
-        return OUTCOME;
+        return [OUTCOME];
       },
     }),
   );

@@ -10,8 +10,14 @@
 import { createServer, type Server, type Socket } from 'node:net';
 import type { LaneProgress } from '../backup/index.ts';
 import { LIMITS, messageOf } from '../base/index.ts';
-import type { BackupOutcome, BackupParams } from './backup-params.ts';
-import { type ControlReply, type ControlRequest, encodeLine, parseRequest } from './control-protocol.ts';
+import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
+import {
+  type ControlReply,
+  type ControlRequest,
+  encodeLine,
+  parseRequest,
+  type SnapshotChanges,
+} from './control-protocol.ts';
 import { DaemonError, toWireError } from './errors.ts';
 import { LineSplitter } from './lines.ts';
 import { openSocketPath, removeStaleSocket, restrictSocket, type SocketPath } from './socket-path.ts';
@@ -28,7 +34,13 @@ export interface RequestEvents {
 export interface ControlHandlers {
   status(): Promise<unknown>;
   show(): Promise<unknown>;
-  backup(params: BackupParams, events: RequestEvents): Promise<BackupOutcome>;
+  /** One outcome for each volume. */
+  backup(params: BackupParams, events: RequestEvents): Promise<readonly BackupOutcome[]>;
+  snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<unknown>;
+  snapshotList(): Promise<unknown>;
+  snapshotDelete(name: string): Promise<unknown>;
+  snapshotRollback(name: string, events: RequestEvents): Promise<unknown>;
+  snapshotChanges(changes: SnapshotChanges): Promise<unknown>;
   cancel(session: string | undefined): Promise<unknown>;
 }
 
@@ -180,12 +192,26 @@ class Connection {
       case 'cancel':
         return this.#handlers.cancel(request.params.session);
       case 'backup':
-        return this.#handlers.backup(request.params, {
-          session: (session) => this.#send({ id: request.id, event: 'session', session }),
-          progress: (progress) => this.#tell({ id: request.id, event: 'progress', progress }),
-          warning: (warning) => this.#send({ id: request.id, event: 'warning', warning }),
-        });
+        return this.#handlers.backup(request.params, this.#eventsOf(request.id));
+      case 'snapshot-create':
+        return this.#handlers.snapshotCreate(request.params, this.#eventsOf(request.id));
+      case 'snapshot-list':
+        return this.#handlers.snapshotList();
+      case 'snapshot-delete':
+        return this.#handlers.snapshotDelete(request.params.name);
+      case 'snapshot-rollback':
+        return this.#handlers.snapshotRollback(request.params.name, this.#eventsOf(request.id));
+      case 'snapshot-changes':
+        return this.#handlers.snapshotChanges(request.params);
     }
+  }
+
+  #eventsOf(id: number): RequestEvents {
+    return {
+      session: (session) => this.#send({ id, event: 'session', session }),
+      progress: (progress) => this.#tell({ id, event: 'progress', progress }),
+      warning: (warning) => this.#send({ id, event: 'warning', warning }),
+    };
   }
 
   /** Sends what may be lost: nothing while the client does not read. */

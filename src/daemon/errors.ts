@@ -28,6 +28,10 @@ export interface DaemonErrorDetails {
   'bad-request': { readonly reason: string };
   /** The connection of a control client ended before its answer. */
   'control-lost': { readonly path: string };
+  /** An export that is to be withdrawn has clients. */
+  'clients-connected': { readonly exportName: string; readonly count: number };
+  /** Volumes that are to freeze together are served by several processes, or some by none. */
+  'not-served-together': { readonly directories: readonly string[] };
   /** Nobody serves the volume, and the command needs a server. */
   'not-served': { readonly directory: string };
   /** An area of the intermediate container cannot be used. */

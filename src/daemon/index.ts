@@ -3,11 +3,13 @@ export {
   checkVolume,
   type ReachOptions,
   reachVolume,
+  reachVolumes,
   type StatusRecord,
   type VolumeAccess,
 } from './access.ts';
 export {
   type BackupOutcome,
+  type BackupMember,
   type BackupParams,
   type Codec,
   CODECS,

@@ -1,7 +1,7 @@
 /**
  * The serving process: opens volumes, exports them over NBD, and answers the control protocol.
  *
- *     <volume>/nbd.sock, <volume>/control.sock      of each volume, that volume alone
+ *     <volume>/nbd.sock, <volume>/control.sock      of each volume, that volume and its snapshots
  *     further listeners                             all volumes, or those they are restricted to
  *
  * With TLS, further listeners require it or offer it, as is asked for. The volumes' own sockets only offer it:
@@ -18,9 +18,8 @@
  */
 
 import { join } from 'node:path';
-import { type Clock, LIMITS } from '../base/index.ts';
+import type { Clock } from '../base/index.ts';
 import {
-  type Export,
   formatNbdUri,
   loadTlsServerCredentials,
   type NbdAddress,
@@ -30,11 +29,11 @@ import {
   NbdServer,
 } from '../nbd/index.ts';
 import { readVolumeIdentity } from '../volume/index.ts';
-import { findChangedContext, listChangedContexts } from './changed-contexts.ts';
 import { CONTROL_SOCKET_NAME } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
+import { belongsTo, VolumeExports } from './exports.ts';
 import { openSocketPath, removeDeadSocket, removeStaleSocket, type SocketPath } from './socket-path.ts';
 import { VolumeHost } from './volume-host.ts';
 
@@ -72,6 +71,8 @@ export interface ServingOptions {
 
 export class Serving {
   readonly #hosts: VolumeHost[] = [];
+  readonly #peers = new Map<string, VolumeHost>();
+  readonly #exports: VolumeExports;
   readonly #server: NbdServer;
   readonly #controls: ControlServer[] = [];
   readonly #places: SocketPath[] = [];
@@ -82,6 +83,8 @@ export class Serving {
   private constructor(options: ServingOptions) {
     this.#options = options;
     this.#server = new NbdServer({ log: this.#log });
+    const { readOnly, warn } = options;
+    this.#exports = new VolumeExports({ server: this.#server, readOnly, warn });
   }
 
   /**
@@ -124,6 +127,7 @@ export class Serving {
     await Promise.all([...sessionsEnded, this.#server.close()]);
     await Promise.all(this.#controls.map((control) => control.close()));
     await Promise.all(this.#places.map((place) => place.release()));
+    await this.#exports.close();
     const closed = await Promise.allSettled(this.#hosts.map((host) => host.close()));
     for (const outcome of closed) if (outcome.status === 'rejected') throw outcome.reason;
   }
@@ -133,10 +137,19 @@ export class Serving {
     const registry = createDeviceRegistry();
     for (const directory of this.#options.volumes) {
       const activity = 'serving';
-      const options = { activity, registry, readOnly, clock, workerPath, warn };
-      const host = await VolumeHost.open(directory, options);
+      const host = await VolumeHost.open(directory, {
+        activity,
+        registry,
+        readOnly,
+        clock,
+        workerPath,
+        warn,
+        exports: this.#exports,
+        peers: this.#peers,
+      });
       this.#hosts.push(host);
-      this.#server.addExport(exportOf(host, readOnly));
+      this.#peers.set(directory, host);
+      this.#exports.addVolume(host.volume);
     }
   }
 
@@ -157,14 +170,18 @@ export class Serving {
   }
 
   async #listen({ place, exports }: FurtherListener, tls: NbdListenerTls | undefined): Promise<void> {
+    const names = this.#names.filter((name) => exports?.includes(name) ?? true);
+    const [only] = names;
     const options = {
-      ...(exports === undefined ? {} : { exports: new Set(exports) }),
+      // The snapshots of a volume are wherever it is, those of the future too.
+      exports: { has: (name: string) => belongsTo(name, names) },
+      ...(only === undefined || names.length > 1 ? {} : { defaultExport: only }),
       ...(tls === undefined ? {} : { tls }),
     };
     const transport = await this.#server.listen(await this.#addressOf(place), options);
     // People are told the path they gave, not its short form.
     const reached = { transport: place.kind === 'unix' ? place : transport };
-    this.#announce(tls?.policy === 'required' ? { ...reached, tls: {} } : reached, exports);
+    this.#announce(tls?.policy === 'required' ? { ...reached, tls: {} } : reached, names);
   }
 
   async #addressOf(place: NbdListenPlace): Promise<NbdListenPlace> {
@@ -174,10 +191,14 @@ export class Serving {
     return { kind: 'unix', path: socketPath.address };
   }
 
-  #announce(reached: Omit<NbdAddress, 'exportName'>, exports: readonly string[] | undefined): void {
-    const names = this.#hosts.map((host) => host.volume.identity.name);
-    for (const exportName of names.filter((name) => exports?.includes(name) ?? true))
+  #announce(reached: Omit<NbdAddress, 'exportName'>, names: readonly string[]): void {
+    const snapshots = this.#exports.snapshotNames.filter((name) => belongsTo(name, names));
+    for (const exportName of [...names, ...snapshots])
       this.#uris.push(formatNbdUri({ ...reached, exportName }));
+  }
+
+  get #names(): readonly string[] {
+    return this.#hosts.map((host) => host.volume.identity.name);
   }
 
   async #answerControl(): Promise<void> {
@@ -191,22 +212,6 @@ export class Serving {
     if (level === 'info') return;
     const where = [exportName, peer].filter((part) => part !== undefined && part !== '').join(', ');
     this.#options.warn(where === '' ? message : `${message} (${where})`);
-  };
-}
-
-function exportOf({ volume }: VolumeHost, readOnly: boolean): Export {
-  return {
-    name: volume.identity.name,
-    // Clients may be strangers, so nothing of where it is.
-    description: `Cowbell volume ${volume.identity.volumeId}`,
-    device: volume,
-    readOnly,
-    multiConn: true,
-    preferredBlockSizeBytes: LIMITS.blockSizeBytesPreferred,
-    get contexts() {
-      return listChangedContexts(volume);
-    },
-    findContext: (name) => findChangedContext(volume, name),
   };
 }
 

@@ -42,10 +42,12 @@ export interface NbdServerOptions {
 export interface ListenOptions {
   /**
    * Names of the exports it offers: only these are listed and found, and a single one of them is the default
-   * export. A name need not exist yet. The set is read at each look-up, so the caller may change it; clients
+   * export. A name need not exist yet. The set is asked at each look-up, so the caller may change it; clients
    * that are connected stay. Default: every export.
    */
-  readonly exports?: ReadonlySet<string>;
+  readonly exports?: Pick<ReadonlySet<string>, 'has'>;
+  /** What the empty name means. Default: the only export that the listener offers, where there is just one. */
+  readonly defaultExport?: string;
   /** Offers every export read-only. Default: as the export says. */
   readonly readOnly?: boolean;
   /** Encrypts, for those who ask or for everybody. Default: no TLS. */
@@ -176,11 +178,12 @@ export class NbdServer {
 
   /** The server as the clients of one listener see it. */
   #hostOf(options: ListenOptions): ConnectionHost {
-    const { exports: names, readOnly = false } = options;
+    const { exports: names, defaultExport, readOnly = false } = options;
     const faceOf = (served: Served): Face => (readOnly ? served.readOnlyFace : served.face);
     const offered = (): Served[] =>
       [...this.#exports.values()].filter(({ name }) => names === undefined || names.has(name));
-    const find = (name: string): Served | undefined => {
+    const find = (asked: string): Served | undefined => {
+      const name = asked === '' && defaultExport !== undefined ? defaultExport : asked;
       const served = this.#exports.get(name);
       if (served !== undefined && (names === undefined || names.has(name))) return served;
       // The empty name means the only export, where there is just one.

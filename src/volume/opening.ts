@@ -24,6 +24,8 @@ export interface OpenVolumeOptions {
   readonly moved?: boolean;
   /** Is told what no caller can be told, a sentence each: a snapshot was dropped for want of room. */
   readonly onWarning?: (sentence: string) => void;
+  /** A snapshot was dropped; `onWarning` is told why. */
+  readonly onSnapshotDropped?: (name: string) => void;
   /** How long a freeze may wait for the gate; LIMITS.freezeWaitMsMax where left out. */
   readonly freezeWaitMsMax?: number;
   /** Tracks of one region of the intent log; LIMITS.intentRegionTracks where left out. */

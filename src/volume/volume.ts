@@ -173,7 +173,10 @@ export class Volume implements BlockDevice {
           onReleased: (run) => {
             if (volume !== undefined) volume.#writePath.released(run);
           },
-          onDropped: (name, reason) => warn(`Snapshot ${name} of ${identity.name} was dropped: ${reason}`),
+          onDropped: (name, reason) => {
+            warn(`Snapshot ${name} of ${identity.name} was dropped: ${reason}`);
+            options.onSnapshotDropped?.(name);
+          },
         },
         parts.homeDamage,
       );

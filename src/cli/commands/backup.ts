@@ -3,15 +3,16 @@
 import { formatSize } from '../../base/index.ts';
 import type { LaneProgress } from '../../backup/index.ts';
 import {
+  type BackupMember,
   type BackupOutcome,
   type BackupParams,
   type Codec,
   CODECS,
   type Level,
   LEVELS,
-  reachVolume,
+  reachVolumes,
 } from '../../daemon/index.ts';
-import { absolutePath, readContainer, several, single } from '../arguments.ts';
+import { absolutePath, readContainer, readVolumeOrSnapshot, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addFreezeOptions, type FreezeOptions, readFreezeHooks } from '../freeze-options.ts';
@@ -32,7 +33,7 @@ const DEFAULT_CODEC: Codec = 'zstd';
 export const addBackup: AddCommand = (parser, run) =>
   parser.command(
     'backup <volume..>',
-    'Back volumes up into a store, one after the other, served or not',
+    'Back volumes or their snapshots up into a store, all of one instant, served or not',
     (command) =>
       addFreezeOptions(
         command
@@ -40,7 +41,7 @@ export const addBackup: AddCommand = (parser, run) =>
             type: 'string',
             array: true,
             demandOption: true,
-            describe: 'Directories of volumes',
+            describe: 'Directories of volumes; <volume>@<snapshot> for a snapshot',
           })
           .option('store', {
             type: 'string',
@@ -66,6 +67,8 @@ export const addBackup: AddCommand = (parser, run) =>
           }),
       )
         .example('$0 backup --store /backup/store /srv/vol', '')
+        .example('$0 backup --store /backup/store /srv/data /srv/log', 'Both as they were at one instant')
+        .example('$0 backup --store /backup/store /srv/vol@monday', 'A snapshot')
         .example(
           '$0 backup --store /backup/store /srv/vol --level full --container memory:64M --container /var/tmp:4G',
           'A full one, with room in a file when memory is full',
@@ -87,16 +90,34 @@ async function backup(context: CommandContext, options: Options): Promise<void> 
     container: readContainer(several(options.container), directory),
     ...(hooks === undefined ? {} : { hooks }),
   };
-  const volumes = options.volume.map((volume) => absolutePath('The volume', volume, directory));
-  const twice = volumes.find((volume, index) => volumes.indexOf(volume) !== index);
-  if (twice !== undefined) throw new UsageError(`Volume ${twice} is named twice, wanted once`);
-  for (const volume of volumes) await backupOne(context, volume, params);
+  await backUpAll(context, await readMembers(options.volume, directory), params);
 }
 
-async function backupOne(context: CommandContext, volume: string, params: BackupParams): Promise<void> {
+/** `<volume>` or `<volume>@<snapshot>`; a directory that exists wins over the snapshot of another. */
+async function readMembers(texts: readonly string[], directory: string): Promise<readonly BackupMember[]> {
+  const members = await Promise.all(texts.map((text) => readVolumeOrSnapshot(text, directory)));
+  const volumes = members.map(({ volume }) => volume);
+  const twice = volumes.find((volume, index) => volumes.indexOf(volume) !== index);
+  if (twice !== undefined) throw new UsageError(`Volume ${twice} is named twice, wanted once`);
+  return members;
+}
+
+async function backUpAll(
+  context: CommandContext,
+  members: readonly BackupMember[],
+  common: BackupParams,
+): Promise<void> {
   const { output, signal, clock } = context;
   signal.throwIfAborted();
-  const access = await reachVolume(volume, { activity: 'backup', clock, workerPath: workerPath() });
+  const [first, ...others] = members;
+  if (first === undefined) throw new UsageError('No volume is given, wanted at least one');
+  const params: BackupParams = {
+    ...common,
+    ...(first.snapshot === undefined ? {} : { snapshot: first.snapshot }),
+    ...(others.length === 0 ? {} : { others }),
+  };
+  const volumes = members.map(({ volume }) => volume);
+  const access = await reachVolumes(volumes, { activity: 'backup', clock, workerPath: workerPath() });
   // Ctrl-C cancels this command's own session, wherever it runs; one that has just not begun is met when it tells its id.
   let session: string | undefined;
   const cancel = (): void => {
@@ -104,26 +125,26 @@ async function backupOne(context: CommandContext, volume: string, params: Backup
   };
   signal.addEventListener('abort', cancel);
   try {
-    const summary = await access.backup(params, {
+    const outcomes = await access.backup(params, {
       session: (id) => {
         session = id;
         if (signal.aborted) cancel();
       },
-      progress: (progress) => showProgress(output, volume, progress),
-      // Told at once: a client may stand still for as long as nobody knows.
+      progress: (progress) => showProgress(output, volumes, progress),
       warning: (sentence) => {
         output.endProgress();
         output.warn(sentence);
       },
     });
-    reportSet(output, summary);
+    for (const outcome of outcomes) reportSet(output, outcome);
   } finally {
     signal.removeEventListener('abort', cancel);
     await access.close();
   }
 }
 
-function showProgress(output: Output, volume: string, progress: LaneProgress): void {
+function showProgress(output: Output, volumes: readonly string[], progress: LaneProgress): void {
+  const volume = volumes.join(', ');
   output.progress({
     title: `Backing up ${volume}`,
     done: progress.tracksDone,

@@ -4,7 +4,13 @@ import type { Argv } from 'yargs';
 import { formatSize, LIMITS } from '../../base/index.ts';
 import { checkVolume, createDeviceRegistry } from '../../daemon/index.ts';
 import { DeviceError } from '../../device/index.ts';
-import { createVolume, readVolumeIdentity, VolumeError } from '../../volume/index.ts';
+import {
+  createVolume,
+  FULL_POLICIES,
+  type FullPolicy,
+  readVolumeIdentity,
+  VolumeError,
+} from '../../volume/index.ts';
 import { absolutePath, absolutePlace, readSize, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions, Run } from '../command.ts';
 import { UsageError } from '../exit.ts';
@@ -22,6 +28,7 @@ interface CreateOptions extends VolumeOptions {
   readonly size: string;
   readonly trackSize: string | undefined;
   readonly home: string | undefined;
+  readonly snapshotFull: FullPolicy | undefined;
 }
 
 export const addVolume: AddCommand = (parser, run) =>
@@ -46,6 +53,11 @@ function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
           type: 'string',
           requiresArg: true,
           describe: 'File, block device or NBD URI for the bytes; a file in the directory when left out',
+        })
+        .option('snapshot-full', {
+          choices: FULL_POLICIES,
+          describe:
+            'What is done with a write whose old content snapshots need and have no room for: refuse it, or drop the oldest snapshot; refuse when left out',
         })
         .example('$0 volume create /srv/vol --size 10G', '')
         .example('$0 volume create /srv/vol --size 10G --home /dev/sdb', ''),
@@ -86,6 +98,7 @@ async function create(context: CommandContext, options: CreateOptions): Promise<
   const directory = absolutePath('The volume', options.volume, context.directory);
   const trackSize = single('--track-size', options.trackSize);
   const home = single('--home', options.home);
+  const snapshotFull = single('--snapshot-full', options.snapshotFull);
   if (home === '') throw new UsageError('--home is empty, wanted a path or a URI');
   const sizeBytes = readSize('--size', single('--size', options.size) ?? '');
   const place = home === undefined ? undefined : absolutePlace(home, context.directory);
@@ -95,6 +108,7 @@ async function create(context: CommandContext, options: CreateOptions): Promise<
     trackSizeBytes:
       trackSize === undefined ? LIMITS.trackSizeBytesDefault : readSize('--track-size', trackSize),
     ...(place === undefined ? {} : { home: place }),
+    ...(snapshotFull === undefined ? {} : { snapshotFull }),
     clock: context.clock,
   });
   context.output.report(
