@@ -16,21 +16,11 @@
  * Readers need no lock: they read the home, then look whether a store has got the track meanwhile.
  */
 
-import { mkdir, readdir, rm } from 'node:fs/promises';
-import { join } from 'node:path';
-import {
-  CorruptionError,
-  LIMITS,
-  type MaybePromise,
-  messageOf,
-  randomId,
-  Slots,
-  syncDirectory,
-  systemCode,
-} from '../base/index.ts';
+import { CorruptionError, LIMITS, type MaybePromise, messageOf, randomId, Slots } from '../base/index.ts';
 import { TrackBits, type TrackRun } from '../tracks/index.ts';
 import { VolumeError } from './errors.ts';
 import type { Geometry } from './geometry.ts';
+import { SnapshotFolder } from './snapshot-folder.ts';
 import { SnapshotStore } from './snapshot-store.ts';
 import type { SnapshotRecord, VolumeState } from './state.ts';
 import type { Protector } from './write-path.ts';
@@ -95,12 +85,11 @@ export interface PreparedSnapshot {
   readonly unsaved: TrackBits;
 }
 
-const FOLDER = 'snapshots';
 const NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]*$/;
 
 export class Snapshots implements Protector {
   readonly #options: SnapshotsOptions;
-  readonly #directory: string;
+  readonly #folder: SnapshotFolder;
   /** In the order of their points. */
   readonly #chain: Member[] = [];
   /** The newest that copies are made for. */
@@ -115,7 +104,9 @@ export class Snapshots implements Protector {
 
   private constructor(options: SnapshotsOptions) {
     this.#options = options;
-    this.#directory = join(options.directory, FOLDER);
+    const { directory, geometry, readOnly } = options;
+    const { trackSizeBytes } = geometry;
+    this.#folder = new SnapshotFolder({ volumeDirectory: directory, trackSizeBytes, readOnly });
   }
 
   /**
@@ -181,7 +172,7 @@ export class Snapshots implements Protector {
   async prepare(name: string, createdMs: number): Promise<PreparedSnapshot> {
     this.#assertNew(name);
     const { state, geometry } = this.#options;
-    await this.#makeDirectory();
+    await this.#folder.make();
     const number = Math.max(0, ...state.snapshots().map((record) => record.number)) + 1;
     const record: SnapshotRecord = {
       number,
@@ -191,7 +182,7 @@ export class Snapshots implements Protector {
       createdMs,
       state: 'creating',
     };
-    const store = await SnapshotStore.create(this.#placeOf(record));
+    const store = await this.#folder.create(record);
     try {
       await state.saveSnapshot(record);
     } catch (error) {
@@ -425,8 +416,7 @@ export class Snapshots implements Protector {
     if (!this.#chain.includes(member)) return;
     this.#remove(member);
     await this.#options.state.removeSnapshot(member.number);
-    if (member.store === undefined)
-      await rm(SnapshotStore.pathOf(this.#placeOf(member.record)), { force: true });
+    if (member.store === undefined) await this.#folder.remove(member.record);
     else await member.store.remove();
   }
 
@@ -563,34 +553,12 @@ export class Snapshots implements Protector {
     member.record = record;
   }
 
-  #placeOf({ storeId }: SnapshotRecord): {
-    readonly directory: string;
-    readonly storeId: string;
-    readonly trackSizeBytes: number;
-  } {
-    return {
-      directory: this.#directory,
-      storeId,
-      trackSizeBytes: this.#options.geometry.trackSizeBytes,
-    };
-  }
-
-  async #makeDirectory(): Promise<void> {
-    try {
-      await mkdir(this.#directory, { mode: 0o700 });
-    } catch (error) {
-      if (systemCode(error) !== 'EEXIST') throw error;
-      return;
-    }
-    await syncDirectory('volume-directory', this.#options.directory);
-  }
-
   async #load(homeDamage: string | undefined): Promise<void> {
     const { state, readOnly } = this.#options;
     // From the newest on: what one of them has lost, all older ones have lost.
     let damage = homeDamage;
     for (const record of state.snapshots().toReversed()) {
-      const opened = record.state === 'damaged' ? undefined : await this.#open(record);
+      const opened = record.state === 'damaged' ? undefined : await this.#folder.open(record);
       if (opened instanceof CorruptionError) damage ??= opened.message;
       let now = record;
       if (damage !== undefined && record.state !== 'damaged') {
@@ -602,21 +570,7 @@ export class Snapshots implements Protector {
       const store = now.state !== 'damaged' && opened instanceof SnapshotStore ? opened : undefined;
       this.#chain.unshift({ name, point, createdMs, number, record: now, store, readerCount: 0 });
     }
-    if (!readOnly) await this.#removeStrays();
-  }
-
-  async #open(record: SnapshotRecord): Promise<SnapshotStore | CorruptionError> {
-    try {
-      const store = await SnapshotStore.open(this.#placeOf(record), { readOnly: this.#options.readOnly });
-      const { endBytes = 0 } = record;
-      if (store.usedBytes >= endBytes) return store;
-      await store.close();
-      const message = `Snapshot file ${store.path} is whole for ${store.usedBytes} bytes only, and it had ${endBytes}`;
-      return new CorruptionError(message, { where: store.path });
-    } catch (error) {
-      if (error instanceof CorruptionError) return error;
-      throw error;
-    }
+    if (!readOnly) await this.#folder.removeStrays(this.#chain.map(({ record }) => record));
   }
 
   /** Remembers how long the store was, so that it can be seen when some of it is lost. */
@@ -628,22 +582,6 @@ export class Snapshots implements Protector {
       await this.#record(member, { ...record, endBytes: store.usedBytes });
     } catch {
       // The last known length remains; it is a lower bound at any time.
-    }
-  }
-
-  /** Files of snapshots that were never recorded, or whose record has gone. */
-  async #removeStrays(): Promise<void> {
-    let names: string[];
-    try {
-      names = await readdir(this.#directory);
-    } catch (error) {
-      if (systemCode(error) === 'ENOENT') return;
-      throw error;
-    }
-    const known = new Set(this.#chain.map(({ record }) => SnapshotStore.nameOf(record.storeId)));
-    for (const name of names) {
-      if (SnapshotStore.isName(name) && !known.has(name))
-        await rm(join(this.#directory, name), { force: true });
     }
   }
 }
