@@ -426,7 +426,7 @@ export class Snapshots implements Protector {
     const batch: number[] = [];
     try {
       for (const track of from.store.tracks()) {
-        if (to.store.has(track)) continue;
+        if (this.#hasBetween(to, from, track)) continue;
         batch.push(track);
         if (batch.length < LIMITS.snapshotMoveTracksMax) continue;
         await this.#move(batch.splice(0), from.store, to.store);
@@ -438,6 +438,13 @@ export class Snapshots implements Protector {
       if (isLive(to.record)) throw error;
       return false;
     }
+  }
+
+  /** Whether the older one needs nothing of the newer one: it has the track, or one that is older than the newer one. */
+  #hasBetween(older: Member, newer: Member, track: number): boolean {
+    return this.#chain.some(
+      ({ number, store }) => number >= older.number && number < newer.number && store?.has(track) === true,
+    );
   }
 
   async #move(tracks: readonly number[], from: SnapshotStore, to: SnapshotStore): Promise<void> {
