@@ -358,13 +358,14 @@ export class Snapshots implements Protector {
   async #copy(track: number): Promise<void> {
     const { geometry, readHome, onReleased } = this.#options;
     const content = Buffer.allocUnsafe(geometry.lengthOf({ first: track, count: 1 }));
-    await readHome(content, geometry.offsetOf(track));
     for (;;) {
-      const newest = this.#newest;
       const unsaved = this.#unsaved;
-      if (newest?.store === undefined || unsaved?.has(track) !== true) return;
+      if (unsaved?.has(track) !== true) return;
+      await readHome(content, geometry.offsetOf(track));
+      // With another set the track may have been written meanwhile: what was read is no copy for it.
+      if (this.#unsaved !== unsaved || this.#newest?.store === undefined) continue;
       try {
-        await newest.store.save(track, content);
+        await this.#newest.store.save(track, content);
       } catch (error) {
         if (this.#options.whenFull === 'refuse') throw error;
         await this.#dropOldest(error);
