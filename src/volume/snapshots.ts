@@ -76,6 +76,8 @@ interface Member extends Snapshot {
   /** Undefined where it is damaged. */
   readonly store: SnapshotStore | undefined;
   readerCount: number;
+  /** It is about to be recorded as deleted: nobody may begin to read it. */
+  isLeaving: boolean;
 }
 
 /** A snapshot between `prepare` and `finish`. */
@@ -203,6 +205,7 @@ export class Snapshots implements Protector {
       record: { ...record, point },
       store,
       readerCount: 0,
+      isLeaving: false,
     };
     this.#chain.push(member);
     this.#newest = member;
@@ -389,7 +392,9 @@ export class Snapshots implements Protector {
   async #drop(reason: string): Promise<void> {
     const oldest = this.#chain.find(({ record }) => isLive(record));
     if (oldest === undefined) return;
-    await this.#record(oldest, { ...oldest.record, state: 'deleting' });
+    await this.#recordDeleting(oldest);
+    // Whoever is deleting it may have been faster.
+    if (!this.#chain.includes(oldest)) return;
     this.#remove(oldest);
     this.#options.onDropped(oldest.name, reason);
     await this.#options.state.removeSnapshot(oldest.number);
@@ -398,14 +403,24 @@ export class Snapshots implements Protector {
 
   async #deleteMember(member: Member): Promise<void> {
     if (member.record.state !== 'deleting') {
-      await this.#record(member, { ...member.record, state: 'deleting' });
+      await this.#recordDeleting(member);
       this.#renew();
     }
     await this.#turn.run(() => this.#dissolve(member));
   }
 
+  async #recordDeleting(member: Member): Promise<void> {
+    member.isLeaving = true;
+    try {
+      await this.#record(member, { ...member.record, state: 'deleting' });
+    } finally {
+      member.isLeaving = false;
+    }
+  }
+
   /** Leaves to the next older snapshot what it needs, and takes this one away. */
   async #dissolve(member: Member): Promise<void> {
+    if (this.#isClosing || !this.#chain.includes(member)) return;
     await member.store?.whenWritten();
     for (let older = this.#olderOf(member); older !== undefined;) {
       const isMoved = await this.#moveAll(member, older);
@@ -491,7 +506,7 @@ export class Snapshots implements Protector {
 
   #find(name: string): Member {
     const member = this.#chain.findLast((one) => one.name === name && one.record.state !== 'deleting');
-    if (member === undefined || member.record.state === 'creating') throw unknown(name);
+    if (member === undefined || member.record.state === 'creating' || member.isLeaving) throw unknown(name);
     if (member.record.state === 'damaged') {
       const reason = member.record.reason ?? 'its file cannot be read';
       throw new VolumeError('snapshot-damaged', `Snapshot ${name} is damaged: ${reason}`, { name, reason });
@@ -576,7 +591,16 @@ export class Snapshots implements Protector {
       }
       const { name, point, createdMs, number } = now;
       const store = now.state !== 'damaged' && opened instanceof SnapshotStore ? opened : undefined;
-      this.#chain.unshift({ name, point, createdMs, number, record: now, store, readerCount: 0 });
+      this.#chain.unshift({
+        name,
+        point,
+        createdMs,
+        number,
+        record: now,
+        store,
+        readerCount: 0,
+        isLeaving: false,
+      });
     }
     if (!readOnly) await this.#folder.removeStrays(this.#chain.map(({ record }) => record));
   }
