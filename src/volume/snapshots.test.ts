@@ -291,3 +291,28 @@ t.test('property: every snapshot is what the volume was', async (t) => {
   );
   t.end();
 });
+
+t.test(
+  'a snapshot that a crash left unfinished is gone, and what its store kept for older ones is not',
+  async (t) => {
+    const test = await makeTestVolume(t, { trackCount: TRACKS });
+    const { volume, directory } = test;
+    await fill(volume, 'a');
+    await volume.createSnapshot('one');
+    await volume.createSnapshot('half');
+    await writeLabel(volume, 3, 'b3');
+    await volume.close();
+    const state = await openState(directory, { readOnly: false });
+    const half = state.snapshots()[1];
+    if (half === undefined) throw new Error('there are two snapshots');
+    await state.saveSnapshot({ ...half, state: 'creating' });
+    await state.close();
+    const reopened = await test.reopen();
+    await writeLabel(reopened, 4, 'b4');
+    t.same(await labelsIn(reopened, 'one'), ['a0', 'a1', 'a2', 'a3', 'a4', 'a5', 'a6', 'a7']);
+    t.throws(() => reopened.openSnapshot('half'), { code: 'unknown-snapshot' });
+    const again = await test.reopen();
+    t.match(again.snapshots(), [{ name: 'one', tracks: 2 }]);
+    t.equal(readdirSync(join(directory, 'snapshots')).length, 1);
+  },
+);
