@@ -16,6 +16,8 @@ export interface PointsOptions {
   readonly writePath: WritePath;
   readonly intentPlace: IntentPlace;
   readonly clock: Clock;
+  /** Whether the open epoch has exactly what was written in it. */
+  readonly startedClean: boolean;
 }
 
 export class Points {
@@ -25,9 +27,12 @@ export class Points {
   /** Points, and logs of closed epochs, on their way to the disk. */
   readonly #recording = new Set<Promise<void>>();
   #isRecorded = true;
+  /** The open epoch's tracks are those that were written, and not whole regions that a crash left in doubt. */
+  #isExact: boolean;
 
   constructor(options: PointsOptions) {
     this.#options = options;
+    this.#isExact = options.startedClean;
   }
 
   /** False once a point could not be recorded: after a stop everything must count as changed then. */
@@ -52,6 +57,7 @@ export class Points {
     const last = writePath.intents;
     if (this.#nextIntents !== undefined) writePath.switchIntents(this.#nextIntents);
     this.#nextIntents = undefined;
+    this.#isExact = true;
     // Its regions are on the disk; whoever still waits for it finds the next one then.
     if (last !== undefined) void this.#track(last.close());
     return closed;
@@ -89,7 +95,9 @@ export class Points {
     }
   }
 
+  /** None where it is in doubt what was written: the doubt would go from crash to crash, and only grow. */
   #hotRegions(): number[] {
+    if (!this.#isExact) return [];
     const { intentPlace, epochs } = this.#options;
     const { trackCount, regionTracks } = intentPlace;
     const regions: number[] = [];

@@ -4,7 +4,7 @@
  * the test holds, fails and cuts; the order of events comes from gates, never from time.
  */
 
-import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
@@ -92,6 +92,27 @@ t.test('an unclean stop after another one still counts what the first one left',
     t.ok(test.volume.startedClean);
     t.equal(test.volume.changedSince(point).size, 32);
   }
+});
+
+t.test('the doubt that a crash leaves ends with the next point', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 32 });
+  const stopUncleanly = async (): Promise<void> => {
+    // What a kill would leave now.
+    const left = `${test.directory}.killed`;
+    cpSync(test.directory, left, { recursive: true });
+    await test.volume.close();
+    cpSync(left, test.directory, { recursive: true });
+    rmSync(left, { recursive: true });
+    await test.reopen();
+    t.notOk(test.volume.startedClean);
+  };
+  const first = await backUp(test.volume);
+  await writeLabel(test.volume, 4, 'x');
+  await stopUncleanly();
+  t.same(test.volume.changedSince(first).toArray(), [4, 5]);
+  const second = await backUp(test.volume);
+  await stopUncleanly();
+  t.same(test.volume.changedSince(second).toArray(), [], 'what is in doubt is not taken for often written');
 });
 
 t.test('a missing or damaged intent log means that everything changed', async (t) => {

@@ -121,7 +121,14 @@ export class Volume implements BlockDevice {
     // First: a copy that is durable is made before a container's slot is taken.
     this.#writePath.protect(snapshots);
     const { epochs, state, intentPlace } = parts;
-    this.#points = new Points({ epochs, state, writePath: this.#writePath, intentPlace, clock: this.#clock });
+    this.#points = new Points({
+      epochs,
+      state,
+      writePath: this.#writePath,
+      intentPlace,
+      clock: this.#clock,
+      startedClean: parts.startedClean,
+    });
     this.#sessions = new Sessions({
       ...parts,
       snapshots,
