@@ -36,7 +36,7 @@ import { type SessionRequest, Sessions } from './sessions.ts';
 import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
 import { rollBack } from './rollback.ts';
 import { SnapshotDevice } from './snapshot-device.ts';
-import { type PreparedSnapshot, type SnapshotInfo, Snapshots } from './snapshots.ts';
+import { type PreparedSnapshot, type Snapshot, type SnapshotInfo, Snapshots } from './snapshots.ts';
 import { WritePath } from './write-path.ts';
 
 /** A snapshot that was just made. */
@@ -398,42 +398,56 @@ export class Volume implements BlockDevice {
    */
   async rollBack(name: string, onProgress?: (done: number, total: number) => void): Promise<number> {
     this.#refuse();
-    const { number, point } = this.#snapshots.find(name);
-    await this.#state.saveRollback(number);
-    return this.#rollBackTo(name, point, onProgress);
-  }
-
-  async #rollBackTo(
-    name: string,
-    point: string,
-    onProgress?: (done: number, total: number) => void,
-  ): Promise<number> {
     const { snapshot, release } = this.#snapshots.hold(name);
     try {
-      const written = await rollBack({
-        snapshots: this.#snapshots,
-        snapshot,
-        geometry: this.geometry,
-        tracks: this.#epochs.changedSince(point),
-        write: (content, offsetBytes) => this.write(content, offsetBytes),
-        onProgress: onProgress ?? (() => undefined),
-      });
-      await this.flush();
-      await this.#state.saveRollback(undefined);
-      return written;
+      await this.#recordRollback(snapshot.number);
+      return await this.#rollBackTo(snapshot, onProgress);
     } finally {
       release();
     }
+  }
+
+  async #recordRollback(number: number): Promise<void> {
+    try {
+      await this.#state.saveRollback(number);
+    } catch (error) {
+      // The record may be there all the same: the next opening would undo what is written from now on.
+      await this.#state.saveRollback(undefined);
+      throw error;
+    }
+  }
+
+  /** The snapshot is held by the caller. */
+  async #rollBackTo(
+    snapshot: Snapshot,
+    onProgress: (done: number, total: number) => void = () => undefined,
+  ): Promise<number> {
+    const written = await rollBack({
+      snapshots: this.#snapshots,
+      snapshot,
+      geometry: this.geometry,
+      tracks: this.#epochs.changedSince(snapshot.point),
+      write: (content, offsetBytes) => this.write(content, offsetBytes),
+      onProgress,
+    });
+    await this.flush();
+    await this.#state.saveRollback(undefined);
+    return written;
   }
 
   /** A rollback that was interrupted is finished before anybody reads the volume. */
   async #finishRollback(): Promise<void> {
     const number = this.#state.rollback;
     if (number === undefined) return;
-    const snapshot = this.#snapshots.list().find((one) => one.number === number);
+    const found = this.#snapshots.list().find((one) => one.number === number);
     try {
-      if (snapshot === undefined) throw new Error(`there is no snapshot number ${number}`);
-      await this.#rollBackTo(snapshot.name, snapshot.point);
+      if (found === undefined) throw new Error(`there is no snapshot number ${number}`);
+      const { snapshot, release } = this.#snapshots.hold(found.name);
+      try {
+        await this.#rollBackTo(snapshot);
+      } finally {
+        release();
+      }
     } catch (error) {
       const message = `Volume ${this.identity.name} was being rolled back, and that cannot be finished: ${messageOf(error)}`;
       throw new VolumeError('rollback-unfinished', message, this.#place, { cause: error });
