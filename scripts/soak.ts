@@ -31,8 +31,8 @@ for (; seed < first + runs && performance.now() - startedMs < untilMs; seed += 1
   try {
     const tally = await runModel({
       seed,
-      onCommand: (name) => {
-        if (values.trace === true) console.log(`  ${name}`);
+      onTrace: (line) => {
+        if (values.trace === true) console.log(`  ${line}`);
       },
     });
     for (const [what, count] of tally) total.set(what, (total.get(what) ?? 0) + count);

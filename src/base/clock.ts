@@ -7,6 +7,14 @@ export interface Clock {
   monotonicMs(): number;
 }
 
+/** Calls `fire` once when so many milliseconds have passed, unless what it returned was called before. */
+export type Timer = (milliseconds: number, fire: () => void) => () => void;
+
+export const systemTimer: Timer = (milliseconds, fire) => {
+  const timer = setTimeout(fire, milliseconds);
+  return () => clearTimeout(timer);
+};
+
 export const systemClock: Clock = {
   now: () => Date.now(),
   monotonicMs: () => performance.now(),

@@ -1,5 +1,5 @@
 export { assert, AssertionError, present, unreachable } from './assert.ts';
-export { type Clock, ManualClock, systemClock } from './clock.ts';
+export { type Clock, ManualClock, systemClock, systemTimer, type Timer } from './clock.ts';
 export { type Deferred, deferred } from './deferred.ts';
 export { BlockError, CorruptionError, type CorruptionPlace, messageOf, systemCode } from './errors.ts';
 export { LIMITS } from './limits.ts';
@@ -41,7 +41,7 @@ export {
   type NetlinkValue,
   type ReceivedAttribute,
 } from './netlink.ts';
-export { makeUlid, randomId, SeededRandom } from './rng.ts';
+export { makeUlid, randomId, seedIds, SeededRandom } from './rng.ts';
 export { Slots } from './slots.ts';
 export {
   noteCommit,

@@ -1,13 +1,27 @@
 /**
  * Randomness. Identifiers come from the operating system; simulations and tests use a seeded generator,
- * so that a failure can be run again from its printed seed.
+ * so that a failure can be run again from its printed seed. A simulation gives the identifiers a seed too
+ * (`seedIds`), since the order of names decides what happens first.
  */
 
 import { randomBytes } from 'node:crypto';
 
+let idSource: SeededRandom | undefined;
+
+/** Draws the identifiers of this process from a seed, tests only; undefined gives them back to the system. */
+export function seedIds(source: SeededRandom | undefined): void {
+  idSource = source;
+}
+
+function idBytes(): Buffer {
+  const source = idSource;
+  if (source === undefined) return randomBytes(16);
+  return Buffer.from(Array.from({ length: 16 }, () => source.below(256)));
+}
+
 /** 128 random bits as 32 hexadecimal digits: volume ids and points. */
 export function randomId(): string {
-  return randomBytes(16).toString('hex');
+  return idBytes().toString('hex');
 }
 
 const CROCKFORD = '0123456789ABCDEFGHJKMNPQRSTVWXYZ';
@@ -23,7 +37,7 @@ export function makeUlid(nowMs: number): string {
     rest = Math.floor(rest / 32);
   }
   let random = '';
-  for (const byte of randomBytes(16)) random += CROCKFORD[byte % 32] ?? '';
+  for (const byte of idBytes()) random += CROCKFORD[byte % 32] ?? '';
   return time + random;
 }
 

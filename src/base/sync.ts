@@ -3,7 +3,8 @@
  *
  * Why: durability cannot be tested by looking at the page cache. A test installs an observer that makes
  * one named sync a no-op, or that records what is on disk at each sync and later replaces each file by an
- * image that a power cut could have left (`sim/lossy-disk.ts`). A sync that no test misses is a defect.
+ * image that a power cut could have left (`sim/lossy-disk.ts`). A sync that no test misses is a defect. The
+ * observer may also hold a sync, before and after it, so that a simulation decides when a disk is slow.
  *
  * LMDB commits without a sync of their own; `noteCommit` tells the observer that a newer consistent image
  * exists that may, or may not, have reached the disk.
@@ -11,6 +12,7 @@
 
 import { close, fdatasync, fsync, open } from 'node:fs';
 import { promisify } from 'node:util';
+import type { MaybePromise } from './units.ts';
 
 const fdatasyncAsync = promisify(fdatasync);
 const fsyncAsync = promisify(fsync);
@@ -41,10 +43,10 @@ export type SyncEvent =
   | { readonly kind: 'commit'; readonly path: string };
 
 export interface SyncObserver {
-  /** Called before the sync; `skip` makes it a no-op, a throw makes it fail. */
-  before?(event: SyncEvent): 'perform' | 'skip';
-  /** Called when the sync has succeeded, was skipped excepted; and after each noted commit. */
-  after?(event: SyncEvent): void;
+  /** Called before the sync, and waited for; `skip` makes it a no-op, a throw makes it fail. */
+  before?(event: SyncEvent): MaybePromise<'perform' | 'skip'>;
+  /** Called when the sync has succeeded, was skipped excepted, and waited for; and after each noted commit. */
+  after?(event: SyncEvent): unknown;
 }
 
 let observer: SyncObserver | undefined;
@@ -55,9 +57,10 @@ export function observeSyncs(next: SyncObserver | undefined): void {
 }
 
 async function observed(event: SyncEvent, perform: () => Promise<void>): Promise<void> {
-  if (observer?.before?.(event) === 'skip') return;
+  const verdict = observer?.before?.(event);
+  if ((verdict instanceof Promise ? await verdict : verdict) === 'skip') return;
   await perform();
-  observer?.after?.(event);
+  await observer?.after?.(event);
 }
 
 /**

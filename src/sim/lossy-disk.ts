@@ -39,7 +39,13 @@ import {
   unlinkSync,
 } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
-import { observeSyncs, type SeededRandom, type SyncEvent, type SyncName } from '../base/index.ts';
+import {
+  type MaybePromise,
+  observeSyncs,
+  type SeededRandom,
+  type SyncEvent,
+  type SyncName,
+} from '../base/index.ts';
 import { type FileImages, type Images, ImageStore } from './images.ts';
 import { chooseNames, type Entry, type Listing, scan, type Tree } from './names.ts';
 
@@ -56,11 +62,14 @@ export interface LossyDiskOptions {
   /** Files keep their inodes, and those whose content a cut leaves alone keep their times too. */
   readonly keepInodes?: boolean;
   /**
-   * Called before each sync is performed, and after each sync and each noted commit. What it throws fails the
-   * sync, or the call that committed; `skip` before a sync makes it a no-op. It may cut the power.
+   * Called before each sync is issued, and after each sync and each noted commit. What it throws fails the sync, or
+   * the call that committed; `skip` before a sync makes it a no-op. It may cut the power. A promise holds a sync for
+   * as long as it takes: what is written until then is covered. A commit is not held.
    */
-  readonly onEvent?: (event: SyncEvent, when: 'before' | 'after') => 'skip' | undefined;
+  readonly onEvent?: (event: SyncEvent, when: 'before' | 'after') => MaybePromise<'skip' | undefined>;
 }
+
+type Sync = Exclude<SyncEvent, { readonly kind: 'commit' }>;
 
 /** What an issued sync makes durable if it succeeds. */
 type Capture =
@@ -164,10 +173,16 @@ export class LossyDisk {
     return images;
   }
 
-  #before(event: SyncEvent): 'perform' | 'skip' {
+  #before(event: SyncEvent): MaybePromise<'perform' | 'skip'> {
     if (event.kind === 'commit') return 'perform';
     this.#counts.set(event.name, (this.#counts.get(event.name) ?? 0) + 1);
-    if (this.#options.onEvent?.(event, 'before') === 'skip') return 'skip';
+    const verdict = this.#options.onEvent?.(event, 'before');
+    if (verdict instanceof Promise) return verdict.then((then) => this.#issue(event, then));
+    return this.#issue(event, verdict);
+  }
+
+  #issue(event: Sync, verdict: 'skip' | undefined): 'perform' | 'skip' {
+    if (verdict === 'skip') return 'skip';
     const errno = this.#failures.get(event.name);
     if (errno !== undefined) {
       this.#failures.delete(event.name);
@@ -182,7 +197,7 @@ export class LossyDisk {
     return 'perform';
   }
 
-  #capture(event: SyncEvent): Capture | undefined {
+  #capture(event: Sync): Capture | undefined {
     const path = this.#inside(event.path);
     if (path === undefined) return undefined;
     this.#sequence += 1;
@@ -200,9 +215,9 @@ export class LossyDisk {
     return { kind: 'file', images, image: images.take(), sequence };
   }
 
-  #after(event: SyncEvent): void {
+  #after(event: SyncEvent): unknown {
     this.#remember(event);
-    this.#options.onEvent?.(event, 'after');
+    return this.#options.onEvent?.(event, 'after');
   }
 
   #remember(event: SyncEvent): void {

@@ -5,7 +5,8 @@ import { messageOf, type SeededRandom } from '../base/index.ts';
 import type { Store } from '../blockset/index.ts';
 import { FaultyDevice, MemoryDevice } from '../device/index.ts';
 import { type ContainerArea, DeviceArea, MemoryArea } from '../volume/index.ts';
-import { must, type World } from './model-world.ts';
+import { type World } from './model-world.ts';
+import { must } from './promises.ts';
 import { type SourceStep, SteppedSource } from './stepped-source.ts';
 import { within } from './scheduler.ts';
 
@@ -29,6 +30,7 @@ export class RunningBackup {
     const { random } = world;
     this.#world = world;
     this.store = store;
+    for (const name of world.failingSyncs) this.sabotage(`sync ${name} failed`);
     const { areas, devices } = makeAreas(world);
     this.#containers = devices;
     const parkChance = random.pick([0, 0.3, 0.8]);
@@ -110,6 +112,8 @@ export class RunningBackup {
     this.#source.session?.fail(error);
     this.#world.scheduler.fail('session', error);
     this.#world.scheduler.fail('hung', error);
+    for (const name of ['set', 'catalog'])
+      for (const when of ['before', 'after']) this.#world.scheduler.fail(`sync ${when} ${name}`, error);
     this.#abort.abort(error);
   }
 
@@ -143,13 +147,22 @@ export class RunningBackup {
     this.isOver = true;
     world.failingSyncs.clear();
     if (session !== undefined) {
-      must(session.status().tracksLeft === 0, 'A track stays protected after the session');
-      must(session.status().writesWaiting === 0, 'A write still waits for the session that ended');
+      must(
+        'failure loses nothing',
+        session.status().tracksLeft === 0,
+        'A track stays protected after the session',
+      );
+      must(
+        'failure loses nothing',
+        session.status().writesWaiting === 0,
+        'A write still waits for the session that ended',
+      );
     }
     if (set === undefined) {
       world.count(`backups failed: ${this.#sabotage[0] ?? 'by themselves'}`);
       const isTimeout = messageOf(failure).includes('gave up after');
       must(
+        'nothing fails by itself',
         this.isSabotaged || world.mayFail || isTimeout,
         `A backup failed by itself: ${messageOf(failure)}`,
       );
@@ -161,7 +174,11 @@ export class RunningBackup {
     // A volume that is being stopped is not asked any more.
     if (this.isSabotaged) return;
     const consumer = world.volume.status().consumers.find(({ name }) => name === this.store.id);
-    must(consumer?.point === set.point, `The consumer is at ${consumer?.point}, its set at ${set.point}`);
+    must(
+      'failure loses nothing',
+      consumer?.point === set.point,
+      `The consumer is at ${consumer?.point}, its set at ${set.point}`,
+    );
   }
 }
 

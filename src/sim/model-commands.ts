@@ -10,7 +10,8 @@ import { type RemapRow, RemapTable, restore } from '../restore/index.ts';
 import { MemoryArea } from '../volume/index.ts';
 import { contentOf, SECTOR_BYTES, valuesOf } from './model.ts';
 import { RunningBackup } from './model-backup.ts';
-import { must, type World } from './model-world.ts';
+import { type World } from './model-world.ts';
+import { must } from './promises.ts';
 import { issueChange, issueFlush, issueRead } from './model-writes.ts';
 import { turns, within } from './scheduler.ts';
 
@@ -30,7 +31,7 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
   flush: { weight: 5, run: issueFlush },
   read: { weight: 6, run: issueRead },
   release: { weight: 40, run: ({ scheduler }) => scheduler.releaseOne() },
-  'let files go on': { weight: 15, run: ({ random }) => turns(1 + random.below(20)) },
+  'let files go on': { weight: 15, run: ({ random }) => turns(1 + random.below(4)) },
   'begin a backup': { weight: 12, isPossible: isIdle, run: beginBackup },
   'end the backup': { weight: 4, isPossible: isRunning, run: endBackup },
   cancel: { weight: 1, isPossible: isRunning, run: ({ backup }) => backup?.cancel() },
@@ -44,7 +45,7 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
       backup?.failContainer(random);
     },
   },
-  'fail a sync': { weight: 1, isPossible: isRunning, run: failSync },
+  'fail a sync': { weight: 1, isPossible: ({ failingSyncs }) => failingSyncs.size === 0, run: failSync },
   'second session': {
     weight: 1,
     isPossible: ({ volume }) => volume.session !== undefined,
@@ -55,6 +56,7 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
   'reopen cleanly': { weight: 2, run: reopenCleanly },
   'reopen uncleanly': { weight: 1, isPossible: ({ faulty }) => faulty !== undefined, run: reopenUncleanly },
   kill: { weight: 1, isPossible: ({ faulty }) => faulty !== undefined, run: (world) => world.kill() },
+  'kill at a sync': { weight: 1, isPossible: ({ faulty }) => faulty !== undefined, run: killAtSync },
   'fail the home': { weight: 1, isPossible: ({ faulty }) => faulty !== undefined, run: failHome },
 };
 
@@ -121,10 +123,20 @@ function hangWorker({ backup, random }: World): void {
 
 function failSync(world: World): void {
   const { backup, failingSyncs, random } = world;
-  const name = random.pick(['set-data', 'set-seal', 'set-directory', 'catalog', 'volume-state'] as const);
+  // Without a backup only writes need a sync.
+  const name = isRunning(world)
+    ? random.pick(['set-data', 'set-seal', 'set-directory', 'catalog', 'volume-state', 'intent-log'] as const)
+    : 'intent-log';
   backup?.sabotage(`sync ${name} failed`);
   failingSyncs.add(name);
   world.mayBeUnclean ||= name === 'volume-state';
+}
+
+/** The power is cut when the volume next gets there. */
+function killAtSync(world: World): void {
+  const { random } = world;
+  const name = random.pick(['intent-log', 'volume-state', 'volume-directory'] as const);
+  world.cutAt(`${random.pick(['before', 'after'] as const)} ${name}`);
 }
 
 async function secondSession(world: World): Promise<void> {
@@ -134,18 +146,27 @@ async function secondSession(world: World): Promise<void> {
   const first = volume.session;
   try {
     await volume.beginSession(request);
-    must(false, 'A second session began beside the first');
+    must('nothing fails by itself', false, 'A second session began beside the first');
   } catch (error) {
     const code = systemCode(error);
-    must(code === 'session-running' || code === 'poisoned', `A second session failed otherwise: ${code}`);
+    must(
+      'nothing fails by itself',
+      code === 'session-running' || code === 'poisoned',
+      `A second session failed otherwise: ${code}`,
+    );
   }
-  must(volume.session === first || first?.state !== 'running', 'A refused session ended the first');
+  must(
+    'nothing fails by itself',
+    volume.session === first || first?.state !== 'running',
+    'A refused session ended the first',
+  );
 }
 
 async function checkStore(world: World): Promise<void> {
   const store = world.random.pick(world.stores);
   // As the next command would: what a session left behind is put in order first.
-  if (world.random.chance(0.5)) await Store.open(store.path);
+  const clock = world.storeClock;
+  if (world.random.chance(0.5)) await world.straight(() => Store.open(store.path, { clock }));
   await world.checkStore(store, { everySet: false });
 }
 
@@ -157,7 +178,7 @@ async function restoreSome(world: World): Promise<void> {
   if (sets.length === 0) return;
   const set = random.pick(sets);
   const image = world.images.get(set.header?.point ?? '');
-  must(image !== undefined, `Set ${set.id} is of an unknown point`);
+  must('complete or invisible', image !== undefined, `Set ${set.id} is of an unknown point`);
   const { rows, targets } = someTable(world);
   const chain = await store.chain(set.id);
   try {
@@ -183,10 +204,18 @@ async function restoreSome(world: World): Promise<void> {
         content.subarray(row.targetOffsetBytes, end),
         row.sourceOffsetBytes / SECTOR_BYTES,
       );
-      must(problem === undefined, `Set ${set.id} was restored wrongly onto ${name}: ${problem}`);
+      must(
+        'restored as saved',
+        problem === undefined,
+        `Set ${set.id} was restored wrongly onto ${name}: ${problem}`,
+      );
       before.copy(content, row.targetOffsetBytes, row.targetOffsetBytes, end);
     }
-    must(content.equals(before), `The restore of set ${set.id} touched more of ${name} than its table names`);
+    must(
+      'restored as saved',
+      content.equals(before),
+      `The restore of set ${set.id} touched more of ${name} than its table names`,
+    );
   }
   world.count('restores');
 }
@@ -231,7 +260,7 @@ function someTable({ random, model }: World): { rows: RemapRow[]; targets: Map<s
     const before = contentOf(Array.from({ length: end + 1 }, (_, sector) => 4_000_000_000 + sector));
     const device = new MemoryDevice({ sizeBytes: before.length });
     device.write(before, 0);
-    must(valuesOf(before)[0] === 4_000_000_000, 'Targets hold something before');
+    must('restored as saved', valuesOf(before)[0] === 4_000_000_000, 'Targets hold something before');
     targets.set(name, { device, before });
   }
   return { rows, targets };
@@ -240,14 +269,14 @@ function someTable({ random, model }: World): { rows: RemapRow[]; targets: Map<s
 /** A stop, with whatever session runs and whoever waits for it. */
 async function reopenCleanly(world: World): Promise<void> {
   const { backup, volume } = world;
-  // A failure that was injected may come as late as now.
-  const mayFail = volume.status().poisoned !== undefined || world.mayFail || world.mayBeUnclean;
   await stop(world);
   world.failingSyncs.clear();
+  // A failure that was injected may have come as late as now.
+  const mayFail = volume.status().poisoned !== undefined || world.mayFail || world.mayBeUnclean;
   await volume.close();
   await settleStop(world, backup);
   await world.open();
-  must(world.volume.startedClean || mayFail, 'A clean stop was not seen as one');
+  must('changes are known', world.volume.startedClean || mayFail, 'A clean stop was not seen as one');
   world.mayBeUnclean = false;
   world.observe(true);
   world.checkChanges();
@@ -264,7 +293,7 @@ async function reopenUncleanly(world: World): Promise<void> {
   rule?.remove();
   await settleStop(world, backup);
   await world.open();
-  must(!world.volume.startedClean, 'An unclean stop was seen as a clean one');
+  must('changes are known', !world.volume.startedClean, 'An unclean stop was seen as a clean one');
   world.checkChanges();
   world.mayBeUnclean = false;
   world.observe(true);
@@ -307,13 +336,21 @@ export async function recoverFromPoison(world: World): Promise<void> {
   await volume.close();
   await settleStop(world, backup);
   await world.open();
-  must(world.volume.status().poisoned !== undefined, 'The poisoned state was forgotten over a stop');
-  must(!world.volume.startedClean, 'A poisoned volume was seen as stopped cleanly');
+  must(
+    'poison stays',
+    world.volume.status().poisoned !== undefined,
+    'The poisoned state was forgotten over a stop',
+  );
+  must('poison stays', !world.volume.startedClean, 'A poisoned volume was seen as stopped cleanly');
   await world.dropCache();
   world.scheduler.open();
   await world.volume.check();
   world.scheduler.close();
-  must(world.volume.status().poisoned === undefined, 'A check did not clear the poisoned state');
+  must(
+    'poison stays',
+    world.volume.status().poisoned === undefined,
+    'A check did not clear the poisoned state',
+  );
   world.mayFail = false;
   world.observe(false);
   world.checkChanges();

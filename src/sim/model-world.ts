@@ -9,35 +9,48 @@
 import { mkdirSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { present, type SeededRandom, type SyncName } from '../base/index.ts';
-import { Store, type StoredSet } from '../blockset/index.ts';
 import {
-  type BlockDevice,
-  DeviceError,
-  type DeviceExtent,
-  FaultyDevice,
-  MemoryDevice,
-} from '../device/index.ts';
+  type MaybePromise,
+  present,
+  type SeededRandom,
+  type SyncEvent,
+  type SyncName,
+} from '../base/index.ts';
+import { Store, type StoredSet } from '../blockset/index.ts';
+import { type BlockDevice, type DeviceExtent, FaultyDevice, MemoryDevice } from '../device/index.ts';
 import { createVolume, Volume } from '../volume/index.ts';
-import { AskedClock } from './asked-clock.ts';
+import { AskedClock, CountingClock } from './asked-clock.ts';
+import { CRASH_POINTS, type CrashPoint } from './crash-points.ts';
 import { type ModelImage, ModelVolume, SECTOR_BYTES } from './model.ts';
 import { LossyDisk } from './lossy-disk.ts';
 import { contentOfChain } from './model-content.ts';
 import type { RunningBackup } from './model-backup.ts';
+import { must } from './promises.ts';
 import { makeScratchDirectory } from './scratch.ts';
 import { Scheduler, turns, within } from './scheduler.ts';
 
 const PAGE_BYTES = 4096;
 
-/** A promise was broken. */
-export class ModelViolation extends Error {}
-
-export function must(holds: boolean, message: string): void {
-  if (!holds) throw new ModelViolation(message);
-}
-
 /** What a run did, for its report. */
 export type Tally = Map<string, number>;
+
+export interface WorldOptions {
+  /** Each thing that happens, in order: the same seed gives the same lines. */
+  readonly onTrace?: (line: string) => void;
+  /** A sync that does nothing. */
+  readonly without?: SyncName;
+  /** Sizes of volumes to choose from. */
+  readonly trackCounts?: readonly number[];
+}
+
+interface WorldParts extends WorldOptions {
+  readonly random: SeededRandom;
+  readonly parent: string;
+  readonly sizeBytes: number;
+  readonly freezeWaitMsMax: number | undefined;
+}
+
+type Sync = Exclude<SyncEvent, { readonly kind: 'commit' }>;
 
 export class World {
   readonly random: SeededRandom;
@@ -63,6 +76,9 @@ export class World {
   /** The state could not be saved at some time: the next stop is an unclean one. */
   mayBeUnclean = false;
   backup: RunningBackup | undefined;
+  /** The run has come to where the power is to be cut. */
+  isCutDue = false;
+  readonly storeClock = new CountingClock();
   isFreezing = false;
   readonly #parent: string;
   readonly #freezeWaitMsMax: number | undefined;
@@ -70,18 +86,21 @@ export class World {
   readonly #asyncHome: number;
   readonly #failures: unknown[] = [];
   readonly #lossy: LossyDisk;
+  readonly #onTrace: (line: string) => void;
+  readonly #without: SyncName | undefined;
+  readonly #slowSyncs: number;
+  #cutAt: CrashPoint | undefined;
+  #isOff = false;
+  #straightCount = 0;
   #faulty: FaultyDevice | undefined;
   #volume: Volume | undefined;
 
-  private constructor(parts: {
-    readonly random: SeededRandom;
-    readonly parent: string;
-    readonly sizeBytes: number;
-    readonly freezeWaitMsMax: number | undefined;
-  }) {
-    const { random, sizeBytes } = parts;
+  private constructor(parts: WorldParts) {
+    const { random, sizeBytes, onTrace } = parts;
     this.random = random;
-    this.scheduler = new Scheduler(random);
+    this.#onTrace = onTrace ?? (() => undefined);
+    this.#without = parts.without;
+    this.scheduler = new Scheduler(random, (label) => this.#onTrace(`release ${label}`));
     this.model = new ModelVolume(sizeBytes);
     this.clock = new AskedClock(this.model);
     this.disk = new MemoryDevice({ sizeBytes });
@@ -90,33 +109,76 @@ export class World {
     this.#intentRegionTracks = random.pick([1, 2, 4, 128]);
     this.hotTracks = random.pick([2, 2, 8, Number.POSITIVE_INFINITY]);
     this.#asyncHome = random.pick([0, 0.1, 0.5, 0.9]);
+    this.#slowSyncs = random.pick([0.1, 0.3, 0.8]);
     if (random.chance(0.75)) this.#faulty = this.#makeFaulty();
     mkdirSync(this.#root);
     this.#lossy = new LossyDisk(this.#root, {
-      onEvent: (event, when) => {
-        if (event.kind === 'commit' || when === 'after' || !this.failingSyncs.delete(event.name))
-          return undefined;
-        throw Object.assign(new Error(`Injected failure of sync ${event.name}`), { code: 'EIO' });
-      },
+      onEvent: (event, when) => (event.kind === 'commit' ? undefined : this.#onSync(event, when)),
     });
   }
 
-  static async create(random: SeededRandom): Promise<World> {
+  static async create(random: SeededRandom, options: WorldOptions): Promise<World> {
     const parent = makeScratchDirectory();
     const trackSizeBytes = random.pick([4096, 4096, 8192]);
-    const trackCount = random.pick([1, 5, 12, 30, 70]);
+    const trackCount = random.pick(options.trackCounts ?? [1, 5, 12, 30, 70]);
     const cut = random.chance(0.4) ? random.below(trackSizeBytes / SECTOR_BYTES) * SECTOR_BYTES : 0;
     const sizeBytes = trackCount * trackSizeBytes - cut;
     const freezeWaitMsMax = random.chance(0.1) ? 1 : undefined;
-    const world = new World({ random, parent, sizeBytes, freezeWaitMsMax });
-    await createVolume(world.#directory, { sizeBytes, trackSizeBytes });
-    for (let count = random.pick([1, 1, 2]); count > 0; count -= 1) {
-      const store = await Store.init(join(parent, `s${count}`));
-      world.stores.push(store);
-      world.acknowledged.set(store.path, new Set());
-    }
-    await world.open();
+    const world = new World({ ...options, random, parent, sizeBytes, freezeWaitMsMax });
+    await world.straight(async () => {
+      await createVolume(world.#directory, { sizeBytes, trackSizeBytes, clock: world.storeClock });
+      for (let count = random.pick([1, 1, 2]); count > 0; count -= 1) {
+        const store = await Store.init(join(parent, `s${count}`), { clock: world.storeClock });
+        world.stores.push(store);
+        world.acknowledged.set(store.path, new Set());
+      }
+      await world.open();
+    });
     return world;
+  }
+
+  /** A sync is held, fails or is left out, as the run wants it; where the power is off, it fails. */
+  #onSync(event: Sync, when: 'before' | 'after'): MaybePromise<'skip' | undefined> {
+    this.#onTrace(`${when} ${event.name}`);
+    if (this.#isOff && event.path.startsWith(this.#root)) throw new Error('The power was cut');
+    if (this.#straightCount > 0) return when === 'before' ? this.#issue(event) : undefined;
+    return this.#hold(event, when);
+  }
+
+  async #hold(event: Sync, when: 'before' | 'after'): Promise<'skip' | undefined> {
+    const point: CrashPoint = `${when} ${event.name}`;
+    if (this.#cutAt === point) this.isCutDue = true;
+    await this.scheduler.park(`sync ${point}`, this.#cutAt === point ? 1 : this.#slowSyncs);
+    return when === 'before' ? this.#issue(event) : undefined;
+  }
+
+  #issue({ name }: Sync): 'skip' | undefined {
+    if (this.failingSyncs.delete(name)) {
+      this.count('syncs that failed');
+      // A volume that cannot log a region is poisoned by it.
+      this.mayFail ||= name === 'intent-log';
+      throw Object.assign(new Error(`Injected failure of sync ${name}`), { code: 'EIO' });
+    }
+    return name === this.#without ? 'skip' : undefined;
+  }
+
+  /** What is waited for here, nobody would let go on: syncs are not held meanwhile. */
+  async straight<T>(work: () => Promise<T>): Promise<T> {
+    this.#straightCount += 1;
+    try {
+      return await work();
+    } finally {
+      this.#straightCount -= 1;
+    }
+  }
+
+  /** The power is cut when the run comes to that point, if it ever does. */
+  cutAt(point: CrashPoint): void {
+    this.#cutAt = point;
+  }
+
+  trace(line: string): void {
+    this.#onTrace(line);
   }
 
   get volume(): Volume {
@@ -162,15 +224,20 @@ export class World {
   }
 
   async open(): Promise<void> {
+    this.failingSyncs.clear();
     const home: BlockDevice = keptOpen(this.#faulty ?? this.disk);
     this.mayFail = false;
-    this.#volume = await Volume.open(this.#directory, {
-      registry: { open: async () => home },
-      clock: this.clock,
-      activity: 'modelling',
-      ...(this.#freezeWaitMsMax === undefined ? {} : { freezeWaitMsMax: this.#freezeWaitMsMax }),
-      intentRegionTracks: this.#intentRegionTracks,
-    });
+    const freezeWaitMsMax = this.#freezeWaitMsMax;
+    this.#volume = await this.straight(() =>
+      Volume.open(this.#directory, {
+        registry: { open: async () => home },
+        clock: this.clock,
+        activity: 'modelling',
+        ...(freezeWaitMsMax === undefined ? {} : { freezeWaitMsMax }),
+        timer: freezeWaitMsMax === undefined ? () => () => undefined : this.scheduler.timer,
+        intentRegionTracks: this.#intentRegionTracks,
+      }),
+    );
   }
 
   /** Takes the model's image at the instant at which the volume freezes. */
@@ -205,7 +272,7 @@ export class World {
     const [failure] = this.#failures;
     if (failure !== undefined) throw failure;
     const problem = this.model.snapshot().mismatch(this.#onDisk());
-    must(problem === undefined, `The live volume differs from the model: ${problem}`);
+    must('reads are right', problem === undefined, `The live volume differs from the model: ${problem}`);
   }
 
   #onDisk(): Buffer {
@@ -220,7 +287,11 @@ export class World {
       const changed = this.volume.changedSince(point);
       for (const sector of this.model.differences(image)) {
         const track = this.volume.geometry.trackAt(sector * SECTOR_BYTES);
-        must(changed.has(track), `changedSince lacks track ${track}, which differs from point ${point}`);
+        must(
+          'changes are known',
+          changed.has(track),
+          `changedSince lacks track ${track}, which differs from point ${point}`,
+        );
       }
     }
   }
@@ -244,8 +315,12 @@ export class World {
   /** No session runs: nothing of one may be left. */
   async checkIdle(): Promise<void> {
     await this.writesEnd();
-    must(this.volume.session === undefined, 'A session is left over');
-    must(this.volume.status().writesWaiting === 0, 'A write is counted as waiting, and none waits');
+    must('failure loses nothing', this.volume.session === undefined, 'A session is left over');
+    must(
+      'nobody waits',
+      this.volume.status().writesWaiting === 0,
+      'A write is counted as waiting, and none waits',
+    );
     this.observe(false);
     this.checkChanges();
   }
@@ -255,6 +330,7 @@ export class World {
     const sets = await store.list();
     for (const id of this.acknowledged.get(store.path) ?? []) {
       must(
+        'complete or invisible',
         sets.some((set) => set.id === id),
         `Set ${id} was acknowledged and is not in the store`,
       );
@@ -263,17 +339,25 @@ export class World {
   }
 
   async #checkSet(store: Store, set: StoredSet): Promise<void> {
-    must(set.damage === undefined && set.header !== undefined, `Set ${set.id} is damaged: ${set.damage}`);
+    must(
+      'complete or invisible',
+      set.damage === undefined && set.header !== undefined,
+      `Set ${set.id} is damaged: ${set.damage}`,
+    );
     const point = present(set.header, 'A sound set has a header').point;
     const isAcknowledged = this.acknowledged.get(store.path)?.has(set.id) === true;
-    must(isAcknowledged || this.mayShow.has(point), `Set ${set.id} shows and was never sealed`);
+    must(
+      'complete or invisible',
+      isAcknowledged || this.mayShow.has(point),
+      `Set ${set.id} shows and was never sealed`,
+    );
     await this.#checkOnce(store, set);
     const image = present(this.images.get(point), `Point ${point} is known`);
     const chain = await store.chain(set.id);
     try {
       const content = contentOfChain(chain);
       const problem = image.mismatch(content);
-      must(problem === undefined, `Set ${set.id} differs from its freeze: ${problem}`);
+      must('exact points', problem === undefined, `Set ${set.id} differs from its freeze: ${problem}`);
       image.narrow(content);
       this.count('sets checked');
     } finally {
@@ -287,8 +371,13 @@ export class World {
     try {
       const stored = [...reader.readPlan(reader.present)].flatMap(({ tracks }) => [...tracks]);
       const tracks = [...stored, ...reader.zeroes.toArray()];
-      must(new Set(tracks).size === tracks.length, `Set ${set.id} holds a track twice`);
       must(
+        'complete or invisible',
+        new Set(tracks).size === tracks.length,
+        `Set ${set.id} holds a track twice`,
+      );
+      must(
+        'complete or invisible',
         tracks.length === reader.counters.tracks && tracks.length === reader.present.size,
         `Set ${set.id} counts ${reader.counters.tracks} tracks and holds ${tracks.length}`,
       );
@@ -304,7 +393,7 @@ export class World {
   async dropCache(): Promise<void> {
     await this.#faulty?.powerCut(this.random);
     const problem = this.model.cut(this.#onDisk());
-    must(problem === undefined, `Flushed content is lost: ${problem}`);
+    must('flushed survives', problem === undefined, `Flushed content is lost: ${problem}`);
   }
 
   /**
@@ -312,14 +401,20 @@ export class World {
    * synced, anything may be lost. The store lies elsewhere. Then the volume is opened again.
    */
   async kill(): Promise<void> {
+    await turns(1);
     const { backup } = this;
     const faulty = present(this.#faulty, 'The home can lose its power');
+    this.count(`crashes: ${this.#crashPoint()}`);
+    this.#cutAt = undefined;
+    this.isCutDue = false;
+    this.#isOff = true;
     backup?.sabotage('the server was killed');
     this.mayFail = true;
     this.#lossy.powerCut(this.random);
     const cut = faulty.powerCut(this.random);
     faulty.switchOff();
     // The old instance lives on without a disk; it must not touch the new one's files.
+    this.scheduler.fail('sync', new Error('The power was cut'));
     this.scheduler.open();
     backup?.kill();
     await cut;
@@ -327,13 +422,21 @@ export class World {
     if (backup !== undefined) await within(backup.ended, 'A backup');
     await this.volume.close().catch(() => undefined);
     this.scheduler.close();
+    this.#isOff = false;
     const problem = this.model.cut(this.#onDisk());
-    must(problem === undefined, `Flushed content is lost: ${problem}`);
+    must('flushed survives', problem === undefined, `Flushed content is lost: ${problem}`);
     this.#faulty = this.#makeFaulty();
     await this.open();
-    must(!this.volume.startedClean, 'A killed volume was seen as stopped cleanly');
+    must('changes are known', !this.volume.startedClean, 'A killed volume was seen as stopped cleanly');
     this.checkChanges();
     this.count('kills');
+  }
+
+  /** The last sync that was held around, where one was. */
+  #crashPoint(): CrashPoint {
+    if (this.isCutDue && this.#cutAt !== undefined) return this.#cutAt;
+    const held = this.scheduler.parked.filter((label) => label.startsWith('sync ')).at(-1);
+    return CRASH_POINTS.find((point) => held === `sync ${point}`) ?? 'step';
   }
 
   /** Ends everything and removes what was made. */
@@ -350,7 +453,7 @@ export class World {
 
 /** Whether an error is one that a test injected. */
 export function isInjected(error: unknown): boolean {
-  return error instanceof DeviceError && /Injected|The power was cut/.test(error.message);
+  return error instanceof Error && /Injected|The power was cut/.test(error.message);
 }
 
 /** The device without its end, so that it outlives each opening of the volume. */

@@ -2,7 +2,8 @@
 
 import { systemCode } from '../base/index.ts';
 import { contentOf, type ModelChange, SECTOR_BYTES } from './model.ts';
-import { isInjected, must, type World } from './model-world.ts';
+import { isInjected, type World } from './model-world.ts';
+import { must } from './promises.ts';
 
 interface Range {
   readonly first: number;
@@ -46,7 +47,7 @@ export function issueChange(world: World, kind: Kind): void {
   const options = {
     fua,
     onWaiting: () => {
-      must(!isWaiting, 'A write was reported as waiting twice');
+      must('nobody waits', !isWaiting, 'A write was reported as waiting twice');
       isWaiting = true;
       world.count('writes that waited');
     },
@@ -59,12 +60,12 @@ export function issueChange(world: World, kind: Kind): void {
     if (kind === 'write') await volume.write(contentOf(values), offsetBytes, options);
     else if (kind === 'trim') await volume.trim(offsetBytes, lengthBytes, options);
     else await volume.writeZeroes(offsetBytes, lengthBytes, { ...options, mayTrim: random.chance(0.5) });
-    must(!isWaiting, 'A write ended and is still reported as waiting');
+    must('nobody waits', !isWaiting, 'A write ended and is still reported as waiting');
   };
   const done = follow(world, change, perform());
   if (isFree && world.faulty !== undefined) {
     const sent = world.faulty.operations.length - operationsBefore;
-    must(sent > 0 && !isWaiting, 'A write to saved tracks waited');
+    must('nobody waits', sent > 0 && !isWaiting, 'A write to saved tracks waited');
     world.count('writes past a backup');
   }
   // Issued after the freeze and ended: what was under it has been saved. A trim may have left it there.
@@ -141,7 +142,7 @@ export function issueRead(world: World): void {
       model.closeSpan(span);
     }
     const problem = span.mismatch(content, first);
-    must(problem === undefined, `A read gave what was never there: ${problem}`);
+    must('reads are right', problem === undefined, `A read gave what was never there: ${problem}`);
   };
   world.follow(read());
   world.count('read');

@@ -1,11 +1,15 @@
 /**
  * Decides in which order concurrent work goes on: calls park here, and a seeded driver lets them go one by one.
- * So an interleaving is a function of the seed as far as the test's own code runs; files and their syncs take
- * the time they take.
+ *
+ * What is not parked goes on as far as it can before the driver does anything else: a turn ends when no call to
+ * the file system is under way any more. So files take no time, except where somebody parks around them, and an
+ * interleaving is a function of the seed. That holds to the letter where the thread pool has one thread
+ * (`UV_THREADPOOL_SIZE=1`, as `scripts/sim` sets it): with more, calls that are under way together end in any order.
  */
 
-import { setImmediate as turn } from 'node:timers/promises';
-import { type Deferred, deferred, type SeededRandom } from '../base/index.ts';
+import { getActiveResourcesInfo } from 'node:process';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { type Deferred, deferred, type SeededRandom, type Timer } from '../base/index.ts';
 
 interface Parked {
   readonly label: string;
@@ -15,14 +19,22 @@ interface Parked {
 export class Scheduler {
   readonly #random: SeededRandom;
   readonly #parked: Parked[] = [];
+  readonly #onRelease: ((label: string) => void) | undefined;
   #isOpen = false;
 
-  constructor(random: SeededRandom) {
+  /** @param onRelease told who goes on, for the trace of a run. */
+  constructor(random: SeededRandom, onRelease?: (label: string) => void) {
     this.#random = random;
+    this.#onRelease = onRelease;
   }
 
   get parkedCount(): number {
     return this.#parked.length;
+  }
+
+  /** Who waits here, those that came first in front. */
+  get parked(): readonly string[] {
+    return this.#parked.map(({ label }) => label);
   }
 
   /** Waits here, with this probability, until the driver says so. */
@@ -33,17 +45,29 @@ export class Scheduler {
     await go.promise;
   }
 
+  /** A timer that fires when the driver says so, if ever. */
+  readonly timer: Timer = (_, fire) => {
+    if (this.#isOpen) return () => undefined;
+    const parked: Parked = { label: 'timer', go: { ...deferred(), resolve: fire } };
+    this.#parked.push(parked);
+    return () => {
+      const place = this.#parked.indexOf(parked);
+      if (place >= 0) this.#parked.splice(place, 1);
+    };
+  };
+
   /** Lets one go, any of them. */
   releaseOne(): void {
     if (this.#parked.length === 0) return;
     const [parked] = this.#parked.splice(this.#random.below(this.#parked.length), 1);
+    if (parked !== undefined) this.#onRelease?.(parked.label);
     parked?.go.resolve();
   }
 
-  /** Nobody parks until `close`, and who is parked goes on. */
+  /** Nobody parks until `close`, and who is parked goes on. Timers do not fire any more. */
   open(): void {
     this.#isOpen = true;
-    for (const parked of this.#parked.splice(0)) parked.go.resolve();
+    for (const parked of this.#parked.splice(0)) if (parked.label !== 'timer') parked.go.resolve();
   }
 
   close(): void {
@@ -59,9 +83,14 @@ export class Scheduler {
   }
 }
 
-/** Lets everything go on that can without files. */
+const FILE_CALLS: readonly string[] = ['FSReqPromise', 'FSReqCallback', 'CloseReq'];
+
+/** Lets everything go on that can, files included, so many times. */
 export async function turns(count: number): Promise<void> {
-  for (let done = 0; done < count; done += 1) await turn();
+  for (let done = 0; done < count; done += 1) {
+    do await nextTurn();
+    while (getActiveResourcesInfo().some((resource) => FILE_CALLS.includes(resource)));
+  }
 }
 
 /**

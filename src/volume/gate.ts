@@ -5,7 +5,7 @@
  * Entering is synchronous: a write looks whether the gate is open and enters in one go, with nothing between.
  */
 
-import { assert, type Deferred, deferred } from '../base/index.ts';
+import { assert, type Deferred, deferred, systemTimer } from '../base/index.ts';
 
 export class Gate {
   #insideCount = 0;
@@ -37,18 +37,16 @@ export class Gate {
    *
    * @returns false where they did not leave within `waitMsMax` milliseconds; the gate is then open again.
    */
-  async closeAndEmpty(waitMsMax: number): Promise<boolean> {
+  async closeAndEmpty(waitMsMax: number, timer = systemTimer): Promise<boolean> {
     assert(this.isOpen, 'The gate is closed already');
     this.#reopened = deferred();
     if (this.#insideCount === 0) return true;
     const emptied = deferred();
     this.#emptied = emptied;
-    let timer: NodeJS.Timeout | undefined;
-    const timeout = new Promise<'timeout'>((resolve) => {
-      timer = setTimeout(() => resolve('timeout'), waitMsMax);
-    });
-    const outcome = await Promise.race([emptied.promise, timeout]);
-    clearTimeout(timer);
+    const timeout = deferred<'timeout'>();
+    const stopTimer = timer(waitMsMax, () => timeout.resolve('timeout'));
+    const outcome = await Promise.race([emptied.promise, timeout.promise]);
+    stopTimer();
     this.#emptied = undefined;
     if (outcome !== 'timeout') return true;
     this.reopen();

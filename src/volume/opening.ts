@@ -4,7 +4,7 @@
  */
 
 import type { FileHandle } from 'node:fs/promises';
-import { type Clock, LIMITS, randomId } from '../base/index.ts';
+import { type Clock, LIMITS, randomId, type Timer } from '../base/index.ts';
 import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
 import { homePathOf, identityOf, type VolumeIdentity } from './directory.ts';
 import type { EpochHistory } from './epoch-history.ts';
@@ -28,6 +28,8 @@ export interface OpenVolumeOptions {
   readonly onSnapshotDropped?: (name: string) => void;
   /** How long a freeze may wait for the gate; LIMITS.freezeWaitMsMax where left out. */
   readonly freezeWaitMsMax?: number;
+  /** What measures that; the system's timer where left out. */
+  readonly timer?: Timer;
   /** Tracks of one region of the intent log; LIMITS.intentRegionTracks where left out. */
   readonly intentRegionTracks?: number;
 }

@@ -572,7 +572,7 @@ export class Volume implements BlockDevice {
 
   async #closeGate(): Promise<void> {
     const waitMsMax = this.#options.freezeWaitMsMax ?? LIMITS.freezeWaitMsMax;
-    if (await this.#writePath.gate.closeAndEmpty(waitMsMax)) return;
+    if (await this.#writePath.gate.closeAndEmpty(waitMsMax, this.#options.timer)) return;
     throw new VolumeError(
       'freeze-timeout',
       `Freeze of ${this.identity.name} gave up after ${waitMsMax} ms: writes are still running`,
