@@ -46,6 +46,7 @@ export { Slots } from './slots.ts';
 export {
   noteCommit,
   observeSyncs,
+  SYNC_NAMES,
   syncDirectory,
   type SyncEvent,
   syncFile,

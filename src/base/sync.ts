@@ -20,22 +20,25 @@ const openAsync = promisify(open);
 const closeAsync = promisify(close);
 
 /** The names of all syncs; one name is one place in the write order that some promise needs. */
-export type SyncName =
-  | 'home'
-  | 'home-create'
-  | 'volume-state'
-  | 'volume-directory'
-  | 'intent-log'
-  | 'snapshot-store'
-  | 'snapshot-directory'
-  | 'set-data'
-  | 'set-seal'
-  | 'set-directory'
-  | 'catalog'
-  | 'store-directory'
-  | 'restore-target'
+export const SYNC_NAMES = [
+  'home',
+  'home-create',
+  'volume-state',
+  'volume-directory',
+  'intent-log',
+  'snapshot-store',
+  'snapshot-directory',
+  'set-data',
+  'set-seal',
+  'set-directory',
+  'catalog',
+  'store-directory',
+  'restore-target',
   /** Areas of an intermediate container: never synced, the name is there for the device port. */
-  | 'container';
+  'container',
+] as const;
+
+export type SyncName = (typeof SYNC_NAMES)[number];
 
 export type SyncEvent =
   | { readonly kind: 'file'; readonly name: SyncName; readonly path: string }

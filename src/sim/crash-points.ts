@@ -1,23 +1,9 @@
 /** The points at which a simulation cuts the power, by name. */
 
-import type { SyncName } from '../base/index.ts';
+import { SYNC_NAMES, type SyncName } from '../base/index.ts';
 
 /** Files of LMDB, whose commits may or may not have reached the disk. */
 const COMMITTED = ['volume-state', 'catalog', 'set'] as const;
-const SYNCS = [
-  'home',
-  'home-create',
-  'volume-state',
-  'volume-directory',
-  'intent-log',
-  'set-data',
-  'set-seal',
-  'set-directory',
-  'catalog',
-  'store-directory',
-  'restore-target',
-] as const satisfies readonly SyncName[];
-
 /**
  * `before` a sync: asked for and not issued. `after`: durable, and nobody has heard of it. `commit`: in the page
  * cache. `step`: between two things that a client does. `end`: after everything.
@@ -26,7 +12,7 @@ export type CrashPoint =
   `${'before' | 'after'} ${SyncName}` | `commit ${(typeof COMMITTED)[number]}` | 'step' | 'end';
 
 export const CRASH_POINTS: readonly CrashPoint[] = [
-  ...SYNCS.flatMap((name): CrashPoint[] => [`before ${name}`, `after ${name}`]),
+  ...SYNC_NAMES.flatMap((name): CrashPoint[] => [`before ${name}`, `after ${name}`]),
   ...COMMITTED.map((name): CrashPoint => `commit ${name}`),
   'step',
   'end',

@@ -10,8 +10,8 @@ import { turns } from './scheduler.ts';
 
 export interface ModelRunOptions extends WorldOptions {
   readonly seed: number;
-  /** How many commands; one of these numbers, or some that make for a long run. */
-  readonly commands?: number | readonly number[];
+  /** Commands; drawn from the seed where left out. */
+  readonly commands?: number;
   /** How much more often than otherwise some commands come, by name. */
   readonly favours?: Readonly<Record<string, number>>;
 }
@@ -28,15 +28,15 @@ export async function runModel(options: ModelRunOptions): Promise<Tally> {
   const world = await World.create(random, options);
   try {
     const weights = drawWeights(world, options.favours);
-    const counts = options.commands ?? [30, 80, 160];
-    const count = typeof counts === 'number' ? counts : random.pick(counts);
+    const counts = options.isSmall === true ? [10, 20, 50] : [30, 80, 160];
+    const count = options.commands ?? random.pick(counts);
     for (let done = 0; done < count; done += 1) {
       const name = drawCommand(world, weights);
       world.trace(name);
       await COMMANDS[name]?.run(world);
       await afterCommand(world);
     }
-    await finish(world);
+    await finish(world, options.isSmall === true ? 1 : 2);
     return world.tally;
   } catch (error) {
     throw new Error(`Seed ${options.seed} failed: ${String(error)}`, { cause: error });
@@ -59,8 +59,8 @@ async function afterCommand(world: World): Promise<void> {
   await world.checkIdle();
 }
 
-/** Everything comes to its end, and each store gets a last set, which is checked with all before it. */
-async function finish(world: World): Promise<void> {
+/** Everything comes to its end, and each store gets last sets, which are checked with all before them. */
+async function finish(world: World, lastSets: number): Promise<void> {
   await endBackup(world);
   world.backup = undefined;
   await world.checkIdle();
@@ -68,7 +68,7 @@ async function finish(world: World): Promise<void> {
   if (world.volume.status().poisoned !== undefined) await recoverFromPoison(world);
   for (const known of world.stores) {
     const store = await world.straight(() => Store.open(known.path, { clock: world.storeClock }));
-    for (let round = 0; round < 2; round += 1) {
+    for (let round = 0; round < lastSets; round += 1) {
       const backup = new RunningBackup(world, store);
       world.backup = backup;
       world.scheduler.open();

@@ -18,6 +18,7 @@ import { Store } from '../blockset/index.ts';
 import { LossyDisk } from './lossy-disk.ts';
 import { contentOf } from './model.ts';
 import { live } from './power-cut.ts';
+import type { Breach } from './promises.ts';
 import { makeScratchDirectory } from './scratch.ts';
 
 const SEED = Number(env['COWBELL_SEED'] ?? 1);
@@ -38,7 +39,7 @@ t.test(`a cut at any event breaks no promise, seed ${SEED}`, async (t) => {
     const seed = SEED * 10_000 + cutAt;
     const life = await live({ seed, cutAt });
     if (life.broken !== undefined)
-      broken.push(`seed ${seed}, cut at ${cutAt} (${life.events.at(-1)}): ${life.broken}`);
+      broken.push(`seed ${seed}, cut at ${cutAt} (${life.events.at(-1)}): ${life.broken.message}`);
   }
   t.same(broken, []);
   t.comment(`${whole.events.length} events`);
@@ -68,7 +69,7 @@ t.test(`without any one sync some cut breaks a promise, seed ${SEED}`, async (t)
   for (const without of syncs) {
     const telling = TELLING[without.split(' ')[0] ?? ''];
     const random = new SeededRandom(SEED);
-    let broken: string | undefined;
+    let broken: Breach | undefined;
     let lives = 0;
     while (broken === undefined && lives < LIVES_MAX) {
       lives += 1;
@@ -78,7 +79,7 @@ t.test(`without any one sync some cut breaks a promise, seed ${SEED}`, async (t)
           : { event: telling.event, nth: 1 + random.below(telling.times) };
       ({ broken } = await live({ seed: SEED * 10_000 + lives, cutAt, without }));
     }
-    t.ok(broken !== undefined, `${without}: after ${lives} lives, ${broken ?? 'nothing broke'}`);
+    t.ok(broken !== undefined, `${without}: after ${lives} lives, ${broken?.message ?? 'nothing broke'}`);
   }
 });
 

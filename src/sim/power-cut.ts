@@ -13,17 +13,19 @@ import { mkdirSync, renameSync, rmSync } from 'node:fs';
 import { readFile, rename } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { backUp, type SetOutcome } from '../backup/index.ts';
-import { messageOf, SeededRandom, type SyncEvent } from '../base/index.ts';
+import { seedIds, SeededRandom, type SyncEvent } from '../base/index.ts';
 import { Store, type StoredSet, verify } from '../blockset/index.ts';
-import { DeviceRegistry } from '../device/index.ts';
+import { type DeviceRegistry, openFileDevice } from '../device/index.ts';
 import { restore } from '../restore/index.ts';
 import { createVolume, isVolumeHome, MemoryArea, Volume } from '../volume/index.ts';
-import { AskedClock } from './asked-clock.ts';
+import { AskedClock, CountingClock } from './asked-clock.ts';
+import { CRASH_POINTS, type CrashPoint } from './crash-points.ts';
 import { LossyDisk } from './lossy-disk.ts';
 import { contentOf, type ModelImage, ModelVolume, SECTOR_BYTES } from './model.ts';
 import { contentOfChain } from './model-content.ts';
+import { type Breach, breachOf, must, type PromiseName } from './promises.ts';
 import { makeScratchDirectory } from './scratch.ts';
-import { within } from './scheduler.ts';
+import { turns, within } from './scheduler.ts';
 import { SteppedSource } from './stepped-source.ts';
 
 const TRACK_BYTES = 4096;
@@ -51,15 +53,19 @@ export interface Life {
    * beyond the last one, the cut comes at the end.
    */
   readonly cutAt: number | { readonly event: string; readonly nth: number };
-  /** Syncs that do nothing, as `LifeResult.events` names them. */
+  /** Syncs that do nothing: all of a name, or those that `LifeResult.events` gives this label. */
   readonly without?: string;
+  readonly onTrace?: (line: string) => void;
 }
 
 export interface LifeResult {
   /** What happened up to the cut: `before home file v/home.raw`, `commit s/catalog`, `step`. */
   readonly events: readonly string[];
+  readonly crashPoint: CrashPoint;
   /** The first promise that did not hold; undefined where all did. */
-  readonly broken: string | undefined;
+  readonly broken: Breach | undefined;
+  /** Tracks that were compared with what they had to hold. */
+  readonly tracksVerified: number;
 }
 
 /** Lives one life, cuts it short and looks what is left. */
@@ -67,11 +73,19 @@ export async function live(life: Life): Promise<LifeResult> {
   const world = new CutWorld(life);
   try {
     await world.live();
-    return { events: world.events, broken: await world.whatIsBroken() };
+    const broken = await world.whatIsBroken();
+    const { events, crashPoint, tracksVerified } = world;
+    return { events, crashPoint, broken, tracksVerified };
   } finally {
     await world.destroy();
   }
 }
+
+/** The home is read and written at once, whatever the time. */
+const registry: Pick<DeviceRegistry, 'open'> = {
+  open: (path, options) =>
+    openFileDevice({ ...options, path, timing: { clock: { monotonicMs: () => 0 }, runDelayMs: () => 0 } }),
+};
 
 class CutWorld {
   readonly #random: SeededRandom;
@@ -93,12 +107,17 @@ class CutWorld {
   };
   #volume: Volume | undefined;
   #isCut = false;
+  #crashPoint: CrashPoint = 'end';
+  readonly #onTrace: (line: string) => void;
+  readonly #storeClock = new CountingClock();
+  tracksVerified = 0;
   /** The power is back. */
   #isBack = false;
   readonly events: string[] = [];
 
-  constructor({ seed, cutAt, without }: Life) {
+  constructor({ seed, cutAt, without, onTrace }: Life) {
     this.#random = new SeededRandom(seed);
+    this.#onTrace = onTrace ?? (() => undefined);
     this.#cutAt = cutAt;
     mkdirSync(this.#root);
     this.#disk = new LossyDisk(this.#root, {
@@ -106,10 +125,22 @@ class CutWorld {
       tearCommits: (path) => path.startsWith('s/sets/'),
       onEvent: (event, when) => {
         const label = this.#labelOf(event);
-        this.#event(event.kind === 'commit' ? label : `${when} ${label}`);
-        return when === 'before' && label === without ? 'skip' : undefined;
+        if (event.kind === 'commit') return this.#event(label);
+        this.#event(`${when} ${label}`);
+        return this.#hold(when === 'before' && (label === without || event.name === without));
       },
     });
+    seedIds(new SeededRandom(seed));
+  }
+
+  get crashPoint(): CrashPoint {
+    return this.#crashPoint;
+  }
+
+  /** A sync takes some time, in which whatever else runs goes on. */
+  async #hold(isSkipped: boolean): Promise<'skip' | undefined> {
+    await turns(this.#random.pick([0, 0, 0, 1, 2]));
+    return isSkipped ? 'skip' : undefined;
   }
 
   get #volumePath(): string {
@@ -134,17 +165,19 @@ class CutWorld {
       : `${event.name} ${event.kind} ${path === '' ? '.' : path}`;
   }
 
-  #event(label = 'step'): void {
+  #event(label = 'step'): undefined {
     if (this.#isBack) return;
     if (this.#isCut) throw new PowerCut('The power is off');
     this.events.push(label);
+    this.#onTrace(label);
     const cutAt = this.#cutAt;
     if (typeof cutAt !== 'number' && label.startsWith(cutAt.event)) this.#seen += 1;
     const isNow = typeof cutAt === 'number' ? this.events.length === cutAt : this.#seen === cutAt.nth;
-    if (isNow) this.#cut();
+    if (isNow) this.#cut(crashPointOf(label));
   }
 
-  #cut(): void {
+  #cut(point: CrashPoint): never {
+    this.#crashPoint = point;
     this.#isCut = true;
     // With everything closed nobody writes into the old files any more, and they may stay what they are.
     this.#disk.powerCut(this.#random, { keepInodes: this.#volume === undefined });
@@ -157,7 +190,7 @@ class CutWorld {
   async live(): Promise<void> {
     try {
       await this.#scenario();
-      this.#cut();
+      this.#cut('end');
     } catch (error) {
       if (!this.#isCut) throw error;
     }
@@ -171,10 +204,14 @@ class CutWorld {
 
   async #scenario(): Promise<void> {
     const journal = this.#journal;
-    await createVolume(this.#volumePath, { sizeBytes: SIZE_BYTES, trackSizeBytes: TRACK_BYTES });
+    await createVolume(this.#volumePath, {
+      sizeBytes: SIZE_BYTES,
+      trackSizeBytes: TRACK_BYTES,
+      clock: this.#storeClock,
+    });
     journal.volume = true;
     this.#event();
-    const store = await Store.init(this.#storePath);
+    const store = await Store.init(this.#storePath, { clock: this.#storeClock });
     journal.store = true;
     this.#event();
     const volume = await this.#open();
@@ -197,7 +234,7 @@ class CutWorld {
     const chain = await store.chain(last.set);
     try {
       await restore(chain, [{ name: 'target', uri: this.#targetPath }], {
-        registry: new DeviceRegistry(),
+        registry,
         isVolumeHome,
       });
     } finally {
@@ -210,7 +247,7 @@ class CutWorld {
   async #open(): Promise<Volume> {
     this.#journal.stoppedClean = false;
     const volume = await Volume.open(this.#volumePath, {
-      registry: new DeviceRegistry(),
+      registry,
       clock: this.#clock,
       activity: 'being cut',
       intentRegionTracks: 2,
@@ -292,29 +329,28 @@ class CutWorld {
   // ---- after the cut ----------------------------------------------------------------------------------
 
   /** The first promise that does not hold. An error of opening what was acknowledged is one. */
-  async whatIsBroken(): Promise<string | undefined> {
+  async whatIsBroken(): Promise<Breach | undefined> {
     try {
-      return await within(this.#whatIsBroken(), 'Looking at what the cut left');
+      await within(this.#check(), 'Looking at what the cut left');
+      return undefined;
     } catch (error) {
-      return `failed: ${messageOf(error)}`;
+      return breachOf(error);
     }
   }
 
-  async #whatIsBroken(): Promise<string | undefined> {
-    const fromCatalog = this.#journal.store ? await this.#lostFromCatalog() : undefined;
-    const store = this.#journal.store ? await Store.open(this.#storePath) : undefined;
+  async #check(): Promise<void> {
+    if (this.#journal.store) await this.#checkCatalog();
+    const clock = this.#storeClock;
+    const store = this.#journal.store ? await Store.open(this.#storePath, { clock }) : undefined;
     const volume = this.#journal.volume ? await this.#reopen() : undefined;
-    return (
-      fromCatalog ??
-      (await this.#checkTarget()) ??
-      (store === undefined ? undefined : await this.#checkStore(store)) ??
-      (volume === undefined ? undefined : await this.#checkVolume(volume)) ??
-      (volume === undefined || store === undefined ? undefined : await this.#checkNext(volume, store))
-    );
+    await this.#checkTarget();
+    if (store !== undefined) await this.#checkStore(store);
+    if (volume !== undefined) await this.#checkVolume(volume);
+    if (volume !== undefined && store !== undefined) await this.#checkNext(volume, store);
   }
 
   /** The catalog knows acknowledged sets by itself: one whose file goes away later shows as missing. */
-  async #lostFromCatalog(): Promise<string | undefined> {
+  async #checkCatalog(): Promise<void> {
     const sets = join(this.#storePath, 'sets');
     await rename(sets, `${sets}.away`);
     mkdirSync(sets);
@@ -322,14 +358,14 @@ class CutWorld {
     rmSync(sets, { recursive: true });
     await rename(`${sets}.away`, sets);
     for (const id of this.#journal.sets) {
-      if (!listed.some((set) => set.id === id)) return `the catalog lost acknowledged set ${id}`;
+      const isListed = listed.some((set) => set.id === id);
+      must('complete or invisible', isListed, `the catalog lost acknowledged set ${id}`);
     }
-    return undefined;
   }
 
   async #reopen(): Promise<Volume> {
     this.#volume = await Volume.open(this.#volumePath, {
-      registry: new DeviceRegistry(),
+      registry,
       clock: this.#clock,
       activity: 'being checked',
       intentRegionTracks: 2,
@@ -337,73 +373,109 @@ class CutWorld {
     return this.#volume;
   }
 
-  async #checkTarget(): Promise<string | undefined> {
+  async #checkTarget(): Promise<void> {
     const image = this.#journal.restored === undefined ? undefined : this.#images.get(this.#journal.restored);
-    if (image === undefined) return undefined;
+    if (image === undefined) return;
     const content = await readFile(this.#targetPath);
-    if (content.length !== SIZE_BYTES) return `the restored target has ${content.length} bytes`;
-    const problem = image.mismatch(content);
-    return problem === undefined ? undefined : `the restored target: ${problem}`;
+    must('restored as saved', content.length === SIZE_BYTES, `the target has ${content.length} bytes`);
+    this.#compare('restored as saved', 'the restored target', image, content);
   }
 
-  async #checkStore(store: Store): Promise<string | undefined> {
+  #compare(promise: PromiseName, what: string, image: ModelImage | undefined, content: Buffer): void {
+    const problem = image?.mismatch(content);
+    this.tracksVerified += TRACKS;
+    must(promise, problem === undefined, `${what}: ${problem}`);
+  }
+
+  async #checkStore(store: Store): Promise<void> {
     const sets = await store.list();
     for (const id of this.#journal.sets) {
-      if (!sets.some((set) => set.id === id)) return `acknowledged set ${id} is lost`;
+      const isThere = sets.some((set) => set.id === id);
+      must('complete or invisible', isThere, `acknowledged set ${id} is lost`);
     }
-    for await (const verified of verify(store)) {
-      if (!verified.sound) return `set ${verified.set.id} is damaged: ${verified.findings.join('; ')}`;
+    for await (const { set, sound, findings } of verify(store)) {
+      must('complete or invisible', sound, `set ${set.id} is damaged: ${findings.join('; ')}`);
     }
-    for (const set of sets) {
-      const problem = await this.#checkSet(store, set);
-      if (problem !== undefined) return `set ${set.id}: ${problem}`;
-    }
-    return undefined;
+    for (const set of sets) await this.#checkSet(store, set);
   }
 
-  async #checkSet(store: Store, set: StoredSet): Promise<string | undefined> {
+  async #checkSet(store: Store, set: StoredSet): Promise<void> {
     const point = set.header?.point ?? '';
-    if (!this.#maySeal.has(point)) return 'it shows and was not to be sealed';
+    const maySeal = this.#maySeal.has(point);
+    must('complete or invisible', maySeal, `set ${set.id} shows and was not to be sealed`);
     const chain = await store.chain(set.id);
     try {
-      return this.#images.get(point)?.mismatch(contentOfChain(chain));
+      this.#compare('exact points', `set ${set.id}`, this.#images.get(point), contentOfChain(chain));
     } finally {
       await chain.close();
     }
   }
 
-  async #checkVolume(volume: Volume): Promise<string | undefined> {
+  async #checkVolume(volume: Volume): Promise<void> {
     const content = Buffer.alloc(SIZE_BYTES);
     await volume.read(content, 0);
+    this.tracksVerified += TRACKS;
     const problem = this.#model.cut(content);
-    if (problem !== undefined) return `flushed content is lost: ${problem}`;
+    must('flushed survives', problem === undefined, `flushed content is lost: ${problem}`);
     for (const [point, image] of this.#images) {
       const changed = volume.changedSince(point);
       for (const sector of this.#model.differences(image)) {
         const track = volume.geometry.trackAt(sector * SECTOR_BYTES);
-        if (!changed.has(track)) return `changedSince lacks track ${track}`;
+        must('changes are known', changed.has(track), `changedSince lacks track ${track}`);
       }
     }
-    if (this.#journal.stoppedClean && !volume.startedClean) return 'a clean stop was forgotten';
-    return undefined;
+    const isKnown = !this.#journal.stoppedClean || volume.startedClean;
+    must('changes are known', isKnown, 'a clean stop was forgotten');
   }
 
   /** The consumer is at a set that is there, and the next one builds on the newest. */
-  async #checkNext(volume: Volume, store: Store): Promise<string | undefined> {
+  async #checkNext(volume: Volume, store: Store): Promise<void> {
     const points = await store.basePoints(volume.identity.volumeId);
     const consumer = volume.status().consumers.find(({ name }) => name === store.id);
-    if (consumer !== undefined && !points.includes(consumer.point))
-      return 'the consumer is ahead of the store';
-    if (consumer === undefined && this.#journal.sets.size > 0) return 'the consumer was forgotten';
+    const isBehind = consumer === undefined || points.includes(consumer.point);
+    must('failure loses nothing', isBehind, 'the consumer is ahead of the store');
+    const isKnown = consumer !== undefined || this.#journal.sets.size === 0;
+    must('failure loses nothing', isKnown, 'the consumer was forgotten');
     this.#maySeal.clear();
     const next = await this.#backUp(volume, store);
-    if (next.base !== points[0]) return `the volume forgot a point that has a set: ${next.reason}`;
-    const problem = await this.#checkSet(store, await store.find(next.set));
-    return problem === undefined ? undefined : `the next set: ${problem}`;
+    const isNewest = next.base === points[0];
+    must('changes are known', isNewest, `the volume forgot a point that has a set: ${next.reason}`);
+    await this.#checkSet(store, await store.find(next.set));
   }
 
   async destroy(): Promise<void> {
     await this.#volume?.close().catch(() => undefined);
+    seedIds(undefined);
     rmSync(this.#parent, { recursive: true, force: true });
   }
+}
+
+const COMMITTED: readonly (readonly [label: string, point: CrashPoint])[] = [
+  ['commit v/state', 'commit volume-state'],
+  ['commit s/catalog', 'commit catalog'],
+  ['commit s/sets', 'commit set'],
+];
+
+/** The name of an event, without the file. */
+function crashPointOf(label: string): CrashPoint {
+  const committed = COMMITTED.find(([start]) => label.startsWith(start))?.[1];
+  return (
+    committed ?? CRASH_POINTS.find((point) => label === point || label.startsWith(`${point} `)) ?? 'step'
+  );
+}
+
+let wholeLife: Promise<LifeResult> | undefined;
+
+/** Where a life of this seed is cut: half of them anywhere, half at a crash point that is drawn by its name. */
+export async function drawCut(seed: number): Promise<number> {
+  wholeLife ??= live({ seed: 0, cutAt: Number.POSITIVE_INFINITY });
+  const { events } = await wholeLife;
+  const random = new SeededRandom(seed);
+  if (random.chance(0.5)) return 1 + random.below(events.length);
+  const places = new Map<CrashPoint, number[]>();
+  for (const [index, event] of events.entries()) {
+    const point = crashPointOf(event);
+    places.set(point, [...(places.get(point) ?? []), index + 1]);
+  }
+  return random.pick(random.pick([...places.values()]));
 }
