@@ -4,6 +4,7 @@
  *   lint, format, types, unused      one result each
  *   unit tests                       src and scripts, two files at a time
  *   fuzz                             one minute of scripts/fuzz from a new seed, which it prints; one result
+ *   simulator                        scripts/sim for seconds, from a fixed seed and from a new one; one result each
  *   native tests                     native-tests, one file at a time: they boot machines and measure nothing
  *
  * Assertions are what is counted in tests (tap-tally.ts says how), so one number means one thing throughout.
@@ -24,6 +25,11 @@ const CHECKS: readonly (readonly [name: string, command: string, ...args: string
 ];
 
 const FUZZ_SECONDS = 60;
+/** The fixed seeds find what was broken since; the new ones what nobody has met yet. */
+const SIMULATIONS: readonly (readonly string[])[] = [
+  ['--seconds', '10', '--seed', '1'],
+  ['--seconds', '10'],
+];
 const NATIVE = 'native-tests/';
 const UNIT_OPTIONS = ['--jobs=2'];
 const NATIVE_OPTIONS = ['--jobs=1', '--timeout=600'];
@@ -120,6 +126,9 @@ async function main(): Promise<void> {
   }
   if (named.length === 0) {
     await stage('fuzz', () => runCheck('scripts/fuzz', ['--seconds', String(FUZZ_SECONDS)]));
+  }
+  if (named.length === 0) {
+    for (const args of SIMULATIONS) await stage('simulator', () => runCheck('scripts/sim', args));
   }
   if (native.length > 0) {
     await stage('native tests', () => runTests(native, NATIVE_OPTIONS, '.cache/native-tests.tap'));

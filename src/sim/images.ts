@@ -86,6 +86,8 @@ export class FileImages {
   #durable: Image | undefined;
   #commits: Image[] = [];
   #hasCommitted = false;
+  /** Pages that a failed sync gave up, as they were then and as they are on the disk. */
+  readonly #givenUp = new Map<number, { readonly old: Buffer; readonly durable: Buffer }>();
 
   constructor(pin: string, commitCountMax: number, newPath: () => string) {
     this.#pin = pin;
@@ -97,8 +99,35 @@ export class FileImages {
   take(): string {
     const path = this.#newPath();
     copySparse(this.#pin, path);
+    if (this.#givenUp.size > 0) this.#dropGivenUp(path);
     copyTimes(this.#pin, path);
     return path;
+  }
+
+  /**
+   * A sync of the file has failed: the system counts its pages as written, so that a later sync succeeds without them.
+   * Only what is written again gets to the disk. Files of LMDB are left out: their pages are LMDB's to sync.
+   */
+  syncFailed(): void {
+    if (this.#hasCommitted) return;
+    const now = readFileSync(this.#pin);
+    const durable = this.#durable === undefined ? Buffer.alloc(0) : readFileSync(this.#durable.path);
+    for (let at = 0; at < now.length; at += PAGE_BYTES) {
+      const old = now.subarray(at, at + PAGE_BYTES);
+      const before = Buffer.alloc(old.length);
+      durable.copy(before, 0, at, at + PAGE_BYTES);
+      if (!old.equals(before)) this.#givenUp.set(at, { old, durable: before });
+    }
+  }
+
+  #dropGivenUp(path: string): void {
+    const content = readFileSync(path);
+    for (const [at, { old, durable }] of this.#givenUp) {
+      // One that is longer or different by now was written again.
+      if (content.subarray(at, at + PAGE_BYTES).equals(old)) durable.copy(content, at);
+      else this.#givenUp.delete(at);
+    }
+    writeFileSync(path, content);
   }
 
   setDurable(sequence: number): void {
@@ -149,13 +178,15 @@ export class FileImages {
   #torn(image: string, random: SeededRandom): string {
     const then = image === '' ? Buffer.alloc(0) : readFileSync(image);
     const now = readFileSync(this.#pin);
-    const size = random.pick([then.length, now.length]);
+    const size = random.pick([then.length, now.length, now.length]);
     const mixed = Buffer.alloc(size);
     then.copy(mixed);
-    // Any subset of the pages; one that lacks only a few would be met too rarely by tossing for each alone.
-    const share = random.pick([0.5, 0.95]);
+    // Any subset of the pages; one that lacks only a few would be met too rarely by tossing for each alone, and one
+    // that lacks a single page among many almost never.
+    const share = random.pick([0.5, 0.95, 1]);
+    const lost = share === 1 ? random.below(Math.ceil(size / PAGE_BYTES)) * PAGE_BYTES : undefined;
     for (let at = 0; at < Math.min(size, now.length); at += PAGE_BYTES) {
-      if (random.chance(share)) now.copy(mixed, at, at, Math.min(at + PAGE_BYTES, size));
+      if (at !== lost && random.chance(share)) now.copy(mixed, at, at, Math.min(at + PAGE_BYTES, size));
     }
     const path = this.#newPath();
     writeFileSync(path, mixed);

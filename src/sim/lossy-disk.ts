@@ -17,6 +17,9 @@
  *   numbers. All changes of names that concern the same file are kept or undone together, so a rename shows
  *   either its old or its new name; a name that is undone takes its never-synced file with it.
  *
+ * A sync that fails gives up what it was to make durable: a later one that succeeds covers only what was written
+ * after the failure.
+ *
  * What is there when watching starts counts as durable, and so does what a cut has left: more cuts may follow.
  *
  * Directories keep their inodes. Files get fresh ones unless `keepInodes` is set: whoever still has one open, as
@@ -176,9 +179,28 @@ export class LossyDisk {
   #before(event: SyncEvent): MaybePromise<'perform' | 'skip'> {
     if (event.kind === 'commit') return 'perform';
     this.#counts.set(event.name, (this.#counts.get(event.name) ?? 0) + 1);
-    const verdict = this.#options.onEvent?.(event, 'before');
-    if (verdict instanceof Promise) return verdict.then((then) => this.#issue(event, then));
-    return this.#issue(event, verdict);
+    try {
+      const verdict = this.#options.onEvent?.(event, 'before');
+      if (verdict instanceof Promise) return this.#issueLater(event, verdict);
+      return this.#issue(event, verdict);
+    } catch (error) {
+      this.#syncFailed(event);
+      throw error;
+    }
+  }
+
+  async #issueLater(event: Sync, verdict: Promise<'skip' | undefined>): Promise<'perform' | 'skip'> {
+    try {
+      return this.#issue(event, await verdict);
+    } catch (error) {
+      this.#syncFailed(event);
+      throw error;
+    }
+  }
+
+  #syncFailed(event: Sync): void {
+    const path = this.#inside(event.path);
+    if (event.kind === 'file' && path !== undefined) this.#images.ofPath(path)?.syncFailed();
   }
 
   #issue(event: Sync, verdict: 'skip' | undefined): 'perform' | 'skip' {

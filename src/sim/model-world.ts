@@ -39,6 +39,8 @@ export interface WorldOptions {
   readonly onTrace?: (line: string) => void;
   /** A sync that does nothing. */
   readonly without?: SyncName;
+  /** Where is counted what is done; a new one where left out. */
+  readonly tally?: Tally;
   /** A volume of few tracks and little else to look after, for many runs. */
   readonly isSmall?: boolean;
 }
@@ -65,7 +67,7 @@ export class World {
   readonly acknowledged = new Map<string, Set<string>>();
   /** Points whose sets may show although their sessions failed: they were allowed to seal. */
   readonly mayShow = new Set<string>();
-  readonly tally: Tally = new Map();
+  readonly tally: Tally;
   /** Changes and reads stay within so many tracks, mostly: fewer make more of them meet. */
   readonly hotTracks: number;
   readonly writes = new Set<Promise<void>>();
@@ -100,6 +102,7 @@ export class World {
     this.random = random;
     this.#onTrace = onTrace ?? (() => undefined);
     this.#without = parts.without;
+    this.tally = parts.tally ?? new Map();
     this.scheduler = new Scheduler(random, (label) => this.#onTrace(`release ${label}`));
     this.model = new ModelVolume(sizeBytes);
     this.clock = new AskedClock(this.model);

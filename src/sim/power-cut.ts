@@ -13,7 +13,7 @@ import { mkdirSync, renameSync, rmSync } from 'node:fs';
 import { readFile, rename } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { backUp, type SetOutcome } from '../backup/index.ts';
-import { seedIds, SeededRandom, type SyncEvent } from '../base/index.ts';
+import { seedIds, SeededRandom, type SyncEvent, type SyncName } from '../base/index.ts';
 import { Store, type StoredSet, verify } from '../blockset/index.ts';
 import { type DeviceRegistry, openFileDevice } from '../device/index.ts';
 import { restore } from '../restore/index.ts';
@@ -334,7 +334,7 @@ class CutWorld {
       await within(this.#check(), 'Looking at what the cut left');
       return undefined;
     } catch (error) {
-      return breachOf(error);
+      return breachOf(error, 'a cut leaves it whole');
     }
   }
 
@@ -465,12 +465,21 @@ function crashPointOf(label: string): CrashPoint {
 }
 
 let wholeLife: Promise<LifeResult> | undefined;
+const AFTER_SYNC_EVENTS = 5;
 
-/** Where a life of this seed is cut: half of them anywhere, half at a crash point that is drawn by its name. */
-export async function drawCut(seed: number): Promise<number> {
+/**
+ * Where a life of this seed is cut: half of them anywhere, half at a crash point that is drawn by its name.
+ *
+ * @param without a sync that is left out: most lives are cut soon after it would have come.
+ */
+export async function drawCut(seed: number, without?: SyncName): Promise<number> {
   wholeLife ??= live({ seed: 0, cutAt: Number.POSITIVE_INFINITY });
   const { events } = await wholeLife;
   const random = new SeededRandom(seed);
+  if (without !== undefined && random.chance(0.75)) {
+    const places = [...events.keys()].filter((index) => events[index]?.startsWith(`before ${without} `));
+    if (places.length > 0) return random.pick(places) + 1 + random.below(AFTER_SYNC_EVENTS);
+  }
   if (random.chance(0.5)) return 1 + random.below(events.length);
   const places = new Map<CrashPoint, number[]>();
   for (const [index, event] of events.entries()) {

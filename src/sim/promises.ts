@@ -2,7 +2,7 @@
 
 import { messageOf } from '../base/index.ts';
 
-/** Of DESIGN section 4, each with its number there, and the two without which none of them could be checked. */
+/** Of DESIGN section 4, each with its number there, and those without which none of them could be checked. */
 export const PROMISES = {
   'exact points': 'promise 1: a snapshot or backup holds exactly the bytes of its freeze',
   'flushed survives': 'promise 2: what was flushed, or written with FUA, survives a power cut',
@@ -14,6 +14,7 @@ export const PROMISES = {
   'nobody waits': 'promise 8: only a write that hits a track not yet saved waits for a backup',
   'poison stays': 'promise 10: a failed flush or write ends writing until the volume is checked',
   'reads are right': 'the live volume holds what was written',
+  'a cut leaves it whole': 'what was acknowledged opens after a power cut',
   'nothing fails by itself': 'nothing fails that was not made to fail',
 } as const;
 
@@ -40,7 +41,7 @@ export function must(promise: PromiseName, holds: boolean, message: string): voi
 }
 
 /** What broke, of anything thrown; an error that nobody foresaw is a breach too. */
-export function breachOf(error: unknown): Breach {
+export function breachOf(error: unknown, otherwise: PromiseName = 'nothing fails by itself'): Breach {
   if (error instanceof BrokenPromise) return { promise: error.promise, message: error.message };
-  return { promise: 'nothing fails by itself', message: messageOf(error) };
+  return { promise: otherwise, message: messageOf(error) };
 }

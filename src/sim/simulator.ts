@@ -9,6 +9,7 @@
 import type { SyncName } from '../base/index.ts';
 import { CRASH_POINTS, type CrashPoint } from './crash-points.ts';
 import { runModel } from './model-run.ts';
+import type { Tally } from './model-world.ts';
 import { drawCut, live } from './power-cut.ts';
 import { type Breach, breachOf } from './promises.ts';
 
@@ -29,14 +30,19 @@ export interface SimulationResult {
   readonly tracksVerified: number;
 }
 
+const MODEL_SYNCS: readonly SyncName[] = ['intent-log', 'volume-state', 'volume-directory'];
+const NOTHING: SimulationResult = { breach: undefined, crashes: [], syncsFailed: 0, tracksVerified: 0 };
+
 export async function simulate({ seed, without, onTrace }: Simulation): Promise<SimulationResult> {
   const options = {
     ...(without === undefined ? {} : { without }),
     ...(onTrace === undefined ? {} : { onTrace }),
   };
-  const model = await simulateModel(seed, options);
+  // On the lossy disk of the model lies the volume; what is needed elsewhere, it would not miss.
+  const isOfModel = without === undefined || MODEL_SYNCS.includes(without);
+  const model = isOfModel ? await simulateModel(seed, options) : NOTHING;
   if (model.breach !== undefined) return model;
-  const life = await live({ ...options, seed, cutAt: await drawCut(seed) });
+  const life = await live({ ...options, seed, cutAt: await drawCut(seed, without) });
   return {
     breach: life.broken,
     crashes: [...model.crashes, life.crashPoint],
@@ -49,18 +55,20 @@ async function simulateModel(
   seed: number,
   options: Pick<Simulation, 'without' | 'onTrace'>,
 ): Promise<SimulationResult> {
+  const tally: Tally = new Map();
+  let breach: Breach | undefined;
   try {
-    const tally = await runModel({ ...options, seed, isSmall: true });
-    return {
-      breach: undefined,
-      crashes: CRASH_POINTS.flatMap((point) =>
-        Array.from({ length: tally.get(`crashes: ${point}`) ?? 0 }, () => point),
-      ),
-      syncsFailed: tally.get('syncs that failed') ?? 0,
-      tracksVerified: tally.get('tracks verified') ?? 0,
-    };
+    await runModel({ ...options, seed, tally, isSmall: true });
   } catch (error) {
-    const cause = error instanceof Error ? (error.cause ?? error) : error;
-    return { breach: breachOf(cause), crashes: [], syncsFailed: 0, tracksVerified: 0 };
+    breach = breachOf(error instanceof Error ? (error.cause ?? error) : error);
   }
+  const countOf = (what: string): number => tally.get(what) ?? 0;
+  return {
+    breach,
+    crashes: CRASH_POINTS.flatMap((point) =>
+      Array.from({ length: countOf(`crashes: ${point}`) }, () => point),
+    ),
+    syncsFailed: countOf('syncs that failed'),
+    tracksVerified: countOf('tracks verified'),
+  };
 }
