@@ -6,17 +6,14 @@
 
 import { randomBytes } from 'node:crypto';
 
-let idSource: SeededRandom | undefined;
+/** Gives 16 bytes. */
+export type IdSource = () => Buffer;
 
-/** Draws the identifiers of this process from a seed, tests only; undefined gives them back to the system. */
-export function seedIds(source: SeededRandom | undefined): void {
-  idSource = source;
-}
+let idBytes: IdSource = () => randomBytes(16);
 
-function idBytes(): Buffer {
-  const source = idSource;
-  if (source === undefined) return randomBytes(16);
-  return Buffer.from(Array.from({ length: 16 }, () => source.below(256)));
+/** Where the identifiers of this process come from, tests only; undefined gives them back to the system. */
+export function seedIds(source: IdSource | undefined): void {
+  idBytes = source ?? (() => randomBytes(16));
 }
 
 /** 128 random bits as 32 hexadecimal digits: volume ids and points. */

@@ -5,7 +5,7 @@
  * image is the image of its freeze, exactly.
  */
 
-import { type Clock, present } from '../base/index.ts';
+import { type Clock, present, type SeededRandom, seedIds } from '../base/index.ts';
 import type { ModelImage, ModelVolume } from './model.ts';
 
 export class CountingClock implements Clock {
@@ -21,13 +21,44 @@ export class CountingClock implements Clock {
   }
 }
 
+/** Identifiers out of a seed, in place of the system's until `close`. */
+export class SeededIds {
+  #last = '';
+
+  constructor(random: SeededRandom) {
+    seedIds(() => {
+      const bytes = Buffer.from(Array.from({ length: 16 }, () => random.below(256)));
+      this.#last = bytes.toString('hex');
+      return bytes;
+    });
+  }
+
+  /** The one that was given out last. */
+  get last(): string {
+    return this.#last;
+  }
+
+  close(): void {
+    seedIds(undefined);
+  }
+}
+
 export class AskedClock extends CountingClock {
   readonly #model: ModelVolume;
+  readonly #ids: SeededIds | undefined;
+  readonly #images = new Map<string, ModelImage>();
   #image: ModelImage | undefined;
 
-  constructor(model: ModelVolume) {
+  /** @param ids with them, the images of several freezes are kept apart. */
+  constructor(model: ModelVolume, ids?: SeededIds) {
     super();
     this.#model = model;
+    this.#ids = ids;
+  }
+
+  /** The image of the freeze that fixed this point: its id is drawn right before its time is asked for. */
+  imageOf(point: string): ModelImage {
+    return present(this.#images.get(point), `Point ${point} was fixed in this run`);
   }
 
   get image(): ModelImage {
@@ -36,6 +67,8 @@ export class AskedClock extends CountingClock {
 
   override now(): number {
     this.#image = this.#model.snapshot();
+    const id = this.#ids?.last;
+    if (id !== undefined && !this.#images.has(id)) this.#images.set(id, this.#image);
     return super.now();
   }
 }

@@ -1,10 +1,12 @@
 /** One run of the model test, from its seed. */
 
-import { seedIds, SeededRandom } from '../base/index.ts';
+import { SeededRandom } from '../base/index.ts';
+import { SeededIds } from './asked-clock.ts';
 import { Store, verify } from '../blockset/index.ts';
 import { COMMANDS, drawCommand, drawWeights, endBackup, recoverFromPoison } from './model-commands.ts';
 import { RunningBackup } from './model-backup.ts';
 import { type Tally, World, type WorldOptions } from './model-world.ts';
+import { issueChange } from './model-writes.ts';
 import { must } from './promises.ts';
 import { turns } from './scheduler.ts';
 
@@ -24,9 +26,10 @@ export interface ModelRunOptions extends WorldOptions {
  */
 export async function runModel(options: ModelRunOptions): Promise<Tally> {
   const random = new SeededRandom(options.seed);
-  seedIds(new SeededRandom(options.seed));
-  const world = await World.create(random, options);
+  const ids = new SeededIds(new SeededRandom(options.seed));
+  const world = await World.create(random, ids, options);
   try {
+    await begin(world);
     const weights = drawWeights(world, options.favours);
     const counts = options.isSmall === true ? [10, 20, 50] : [30, 80, 160];
     const count = options.commands ?? random.pick(counts);
@@ -42,7 +45,16 @@ export async function runModel(options: ModelRunOptions): Promise<Tally> {
     throw new Error(`Seed ${options.seed} failed: ${String(error)}`, { cause: error });
   } finally {
     await world.destroy();
-    seedIds(undefined);
+    ids.close();
+  }
+}
+
+/** Many runs begin with snapshots, so that the others meet them. */
+async function begin(world: World): Promise<void> {
+  for (let count = world.random.pick([0, 0, 1, 2, 3]); count > 0; count -= 1) {
+    issueChange(world, 'write');
+    world.snapshots.make();
+    await world.writesEnd();
   }
 }
 
@@ -65,6 +77,7 @@ async function finish(world: World, lastSets: number): Promise<void> {
   world.backup = undefined;
   await world.checkIdle();
   world.failingSyncs.clear();
+  world.snapshots.setFull(false);
   if (world.volume.status().poisoned !== undefined) await recoverFromPoison(world);
   for (const known of world.stores) {
     const store = await world.straight(() => Store.open(known.path, { clock: world.storeClock }));

@@ -6,7 +6,7 @@
  * empty, and the clock here takes the model's image at that question.
  */
 
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, renameSync, rmSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
@@ -19,11 +19,13 @@ import {
 import { Store, type StoredSet } from '../blockset/index.ts';
 import { type BlockDevice, type DeviceExtent, FaultyDevice, MemoryDevice } from '../device/index.ts';
 import { createVolume, Volume } from '../volume/index.ts';
-import { AskedClock, CountingClock } from './asked-clock.ts';
+import { AskedClock, CountingClock, type SeededIds } from './asked-clock.ts';
 import { CRASH_POINTS, type CrashPoint } from './crash-points.ts';
 import { type ModelImage, ModelVolume, SECTOR_BYTES } from './model.ts';
 import { LossyDisk } from './lossy-disk.ts';
 import { contentOfChain } from './model-content.ts';
+import { FullDisk } from './full-disk.ts';
+import { ModelSnapshots } from './model-snapshots.ts';
 import type { RunningBackup } from './model-backup.ts';
 import { must } from './promises.ts';
 import { makeScratchDirectory } from './scratch.ts';
@@ -47,6 +49,8 @@ export interface WorldOptions {
 
 interface WorldParts extends WorldOptions {
   readonly random: SeededRandom;
+  readonly ids: SeededIds;
+  readonly full: FullDisk;
   readonly parent: string;
   readonly sizeBytes: number;
   readonly freezeWaitMsMax: number | undefined;
@@ -78,10 +82,19 @@ export class World {
   /** The state could not be saved at some time: the next stop is an unclean one. */
   mayBeUnclean = false;
   backup: RunningBackup | undefined;
+  /** The power is off: whatever still runs may fail in any way. */
+  isOff = false;
   /** The run has come to where the power is to be cut. */
   isCutDue = false;
   readonly storeClock = new CountingClock();
-  isFreezing = false;
+  readonly snapshots: ModelSnapshots;
+  /** The files of snapshots have no room where the run says so. */
+  readonly full: FullDisk;
+  /** The oldest snapshot goes where there is no room; otherwise the write is refused. */
+  readonly dropsSnapshots: boolean;
+  /** A sync of a snapshot's store has failed: that store takes nothing until the volume is opened again. */
+  storesMayFail = false;
+  isSessionFreezing = false;
   readonly #parent: string;
   readonly #freezeWaitMsMax: number | undefined;
   readonly #intentRegionTracks: number;
@@ -92,7 +105,6 @@ export class World {
   readonly #without: SyncName | undefined;
   readonly #slowSyncs: number;
   #cutAt: CrashPoint | undefined;
-  #isOff = false;
   #straightCount = 0;
   #faulty: FaultyDevice | undefined;
   #volume: Volume | undefined;
@@ -105,7 +117,10 @@ export class World {
     this.tally = parts.tally ?? new Map();
     this.scheduler = new Scheduler(random, (label) => this.#onTrace(`release ${label}`));
     this.model = new ModelVolume(sizeBytes);
-    this.clock = new AskedClock(this.model);
+    this.clock = new AskedClock(this.model, parts.ids);
+    this.full = parts.full;
+    this.snapshots = new ModelSnapshots(this);
+    this.dropsSnapshots = random.chance(0.4);
     this.disk = new MemoryDevice({ sizeBytes });
     this.#parent = parts.parent;
     this.#freezeWaitMsMax = parts.freezeWaitMsMax;
@@ -116,20 +131,27 @@ export class World {
     if (random.chance(0.75)) this.#faulty = this.#makeFaulty();
     mkdirSync(this.#root);
     this.#lossy = new LossyDisk(this.#root, {
+      tear: (path) => path.endsWith('.tracks') || path.endsWith('.log'),
       onEvent: (event, when) => (event.kind === 'commit' ? undefined : this.#onSync(event, when)),
     });
   }
 
-  static async create(random: SeededRandom, options: WorldOptions): Promise<World> {
+  static async create(random: SeededRandom, ids: SeededIds, options: WorldOptions): Promise<World> {
+    const full = await FullDisk.install('.tracks');
     const parent = makeScratchDirectory();
     const trackSizeBytes = random.pick([4096, 4096, 8192]);
     const trackCount = random.pick(options.isSmall === true ? [1, 3, 6, 12] : [1, 5, 12, 30, 70]);
     const cut = random.chance(0.4) ? random.below(trackSizeBytes / SECTOR_BYTES) * SECTOR_BYTES : 0;
     const sizeBytes = trackCount * trackSizeBytes - cut;
     const freezeWaitMsMax = random.chance(0.1) ? 1 : undefined;
-    const world = new World({ ...options, random, parent, sizeBytes, freezeWaitMsMax });
+    const world = new World({ ...options, random, ids, full, parent, sizeBytes, freezeWaitMsMax });
     await world.straight(async () => {
-      await createVolume(world.#directory, { sizeBytes, trackSizeBytes, clock: world.storeClock });
+      await createVolume(world.#directory, {
+        sizeBytes,
+        trackSizeBytes,
+        clock: world.storeClock,
+        snapshotFull: world.dropsSnapshots ? 'drop' : 'refuse',
+      });
       for (let count = random.pick(options.isSmall === true ? [1] : [1, 1, 2]); count > 0; count -= 1) {
         const store = await Store.init(join(parent, `s${count}`), { clock: world.storeClock });
         world.stores.push(store);
@@ -142,8 +164,8 @@ export class World {
 
   /** A sync is held, fails or is left out, as the run wants it; where the power is off, it fails. */
   #onSync(event: Sync, when: 'before' | 'after'): MaybePromise<'skip' | undefined> {
-    this.#onTrace(`${when} ${event.name}`);
-    if (this.#isOff && event.path.startsWith(this.#root)) throw new Error('The power was cut');
+    this.#onTrace(`${when} ${event.name}${this.isOff ? ', off' : ''}`);
+    if (this.isOff && event.path.startsWith(this.#root)) throw new Error('The power was cut');
     if (this.#straightCount > 0) return when === 'before' ? this.#issue(event) : undefined;
     return this.#hold(event, when);
   }
@@ -160,6 +182,7 @@ export class World {
       this.count('syncs that failed');
       // A volume that cannot log a region is poisoned by it.
       this.mayFail ||= name === 'intent-log';
+      this.storesMayFail ||= name === 'snapshot-store';
       throw Object.assign(new Error(`Injected failure of sync ${name}`), { code: 'EIO' });
     }
     return name === this.#without ? 'skip' : undefined;
@@ -230,7 +253,11 @@ export class World {
     this.failingSyncs.clear();
     const home: BlockDevice = keptOpen(this.#faulty ?? this.disk);
     this.mayFail = false;
+    this.storesMayFail = false;
+    const before = this.#onDisk();
     const freezeWaitMsMax = this.#freezeWaitMsMax;
+    // A rollback may have to be finished, and nobody would let its writes go on.
+    this.scheduler.open();
     this.#volume = await this.straight(() =>
       Volume.open(this.#directory, {
         registry: { open: async () => home },
@@ -239,21 +266,31 @@ export class World {
         ...(freezeWaitMsMax === undefined ? {} : { freezeWaitMsMax }),
         timer: freezeWaitMsMax === undefined ? () => () => undefined : this.scheduler.timer,
         intentRegionTracks: this.#intentRegionTracks,
+        onWarning: (sentence) => {
+          const name = /^Snapshot (\S+) of .* was dropped/.exec(sentence)?.[1];
+          if (name !== undefined) this.snapshots.dropped(name);
+        },
       }),
     );
+    this.scheduler.close();
+    this.snapshots.opened(before, this.#onDisk());
   }
 
   /** Takes the model's image at the instant at which the volume freezes. */
   async freeze<T extends { readonly plan: { readonly point: string } }>(begin: () => Promise<T>): Promise<T> {
-    this.isFreezing = true;
+    this.isSessionFreezing = true;
     try {
       const session = await begin();
-      this.images.set(session.plan.point, this.clock.image);
+      this.images.set(session.plan.point, this.clock.imageOf(session.plan.point));
       this.count('freezes');
       return session;
     } finally {
-      this.isFreezing = false;
+      this.isSessionFreezing = false;
     }
+  }
+
+  get isFreezing(): boolean {
+    return this.isSessionFreezing || this.snapshots.isMaking;
   }
 
   /** Where the home is zero now, as exactly as any filesystem could tell. */
@@ -326,6 +363,7 @@ export class World {
     );
     this.observe(false);
     this.checkChanges();
+    await this.snapshots.check();
   }
 
   /** Every set that shows is known, whole, and holds exactly its freeze. */
@@ -409,15 +447,18 @@ export class World {
     const { backup } = this;
     const faulty = present(this.#faulty, 'The home can lose its power');
     this.count(`crashes: ${this.#crashPoint()}`);
+    this.trace(`cut at ${this.#crashPoint()}`);
     this.#cutAt = undefined;
     this.isCutDue = false;
-    this.#isOff = true;
+    this.isOff = true;
     backup?.sabotage('the server was killed');
     this.mayFail = true;
     this.#lossy.powerCut(this.random);
+    // The old instance lives on where a real one would not: what it still does by path finds nothing.
+    renameSync(this.#root, `${this.#root}.cut`);
+    mkdirSync(this.#root);
     const cut = faulty.powerCut(this.random);
     faulty.switchOff();
-    // The old instance lives on without a disk; it must not touch the new one's files.
     this.scheduler.fail('sync', new Error('The power was cut'));
     this.scheduler.open();
     backup?.kill();
@@ -426,7 +467,9 @@ export class World {
     if (backup !== undefined) await within(backup.ended, 'A backup');
     await this.volume.close().catch(() => undefined);
     this.scheduler.close();
-    this.#isOff = false;
+    rmSync(this.#root, { recursive: true });
+    renameSync(`${this.#root}.cut`, this.#root);
+    this.isOff = false;
     const problem = this.model.cut(this.#onDisk());
     this.count('tracks verified', this.volume.geometry.trackCount);
     must('flushed survives', problem === undefined, `Flushed content is lost: ${problem}`);
@@ -434,6 +477,7 @@ export class World {
     await this.open();
     must('changes are known', !this.volume.startedClean, 'A killed volume was seen as stopped cleanly');
     this.checkChanges();
+    await this.snapshots.check();
     this.count('kills');
   }
 
@@ -447,6 +491,7 @@ export class World {
   /** Ends everything and removes what was made. */
   async destroy(): Promise<void> {
     this.#lossy.close();
+    this.full.close();
     this.scheduler.open();
     await this.volume.close().catch(() => undefined);
     await Promise.allSettled(this.writes);

@@ -83,7 +83,15 @@ async function follow(world: World, change: ModelChange, done: Promise<void>): P
   } catch (error) {
     world.model.fail(change);
     const code = systemCode(error);
-    const isFine = code === 'closed' || (world.mayFail && (code === 'poisoned' || isInjected(error)));
+    const isRefused =
+      (code === 'snapshot-full' && world.snapshots.mayRefuse) ||
+      (code === 'snapshot-failed' && world.storesMayFail);
+    if (isRefused) world.count('writes refused for a snapshot');
+    const isFine =
+      code === 'closed' ||
+      isRefused ||
+      world.isOff ||
+      (world.mayFail && (code === 'poisoned' || isInjected(error)));
     if (!isFine) throw error;
     world.count('changes failed');
     return;
@@ -96,6 +104,8 @@ function mustNotWait(world: World, range: Range): boolean {
   const { backup, volume, model } = world;
   if (backup === undefined || world.isFreezing || backup.isOver || !backup.hasSession) return false;
   if (volume.status().poisoned !== undefined || model.isBusy(range.first, range.count)) return false;
+  // A snapshot wants a copy first.
+  if (volume.snapshots().length > 0) return false;
   const tracks = tracksOf(world, range);
   return (
     tracks.every((track) => volume.isLogged({ first: track, count: 1 })) &&
@@ -119,7 +129,8 @@ export function issueFlush(world: World): void {
     } catch (error) {
       model.closeSpan(span);
       const code = systemCode(error);
-      if (code !== 'closed' && !(world.mayFail && (code === 'poisoned' || isInjected(error)))) throw error;
+      if (code !== 'closed' && !world.isOff && !(world.mayFail && (code === 'poisoned' || isInjected(error))))
+        throw error;
     }
   };
   world.follow(flush());
@@ -136,7 +147,7 @@ export function issueRead(world: World): void {
     try {
       await volume.read(content, first * SECTOR_BYTES);
     } catch (error) {
-      if (!world.mayFail || !isInjected(error)) throw error;
+      if (!world.isOff && (!world.mayFail || !isInjected(error))) throw error;
       return;
     } finally {
       model.closeSpan(span);

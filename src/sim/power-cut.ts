@@ -13,12 +13,12 @@ import { mkdirSync, renameSync, rmSync } from 'node:fs';
 import { readFile, rename } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { backUp, type SetOutcome } from '../backup/index.ts';
-import { seedIds, SeededRandom, type SyncEvent, type SyncName } from '../base/index.ts';
+import { SeededRandom, type SyncEvent, type SyncName } from '../base/index.ts';
 import { Store, type StoredSet, verify } from '../blockset/index.ts';
 import { type DeviceRegistry, openFileDevice } from '../device/index.ts';
 import { restore } from '../restore/index.ts';
 import { createVolume, isVolumeHome, MemoryArea, Volume } from '../volume/index.ts';
-import { AskedClock, CountingClock } from './asked-clock.ts';
+import { AskedClock, CountingClock, SeededIds } from './asked-clock.ts';
 import { CRASH_POINTS, type CrashPoint } from './crash-points.ts';
 import { LossyDisk } from './lossy-disk.ts';
 import { contentOf, type ModelImage, ModelVolume, SECTOR_BYTES } from './model.ts';
@@ -95,7 +95,8 @@ class CutWorld {
   readonly #root = join(this.#parent, 'disk');
   readonly #disk: LossyDisk;
   readonly #model = new ModelVolume(SIZE_BYTES);
-  readonly #clock = new AskedClock(this.#model);
+  readonly #ids: SeededIds;
+  readonly #clock: AskedClock;
   readonly #images = new Map<string, ModelImage>();
   readonly #maySeal = new Set<string>();
   readonly #journal: Journal = {
@@ -117,6 +118,8 @@ class CutWorld {
 
   constructor({ seed, cutAt, without, onTrace }: Life) {
     this.#random = new SeededRandom(seed);
+    this.#ids = new SeededIds(new SeededRandom(seed));
+    this.#clock = new AskedClock(this.#model, this.#ids);
     this.#onTrace = onTrace ?? (() => undefined);
     this.#cutAt = cutAt;
     mkdirSync(this.#root);
@@ -130,7 +133,6 @@ class CutWorld {
         return this.#hold(when === 'before' && (label === without || event.name === without));
       },
     });
-    seedIds(new SeededRandom(seed));
   }
 
   get crashPoint(): CrashPoint {
@@ -303,7 +305,7 @@ class CutWorld {
       },
       freeze: async (begin) => {
         const session = await begin();
-        this.#images.set(session.plan.point, this.#clock.image);
+        this.#images.set(session.plan.point, this.#clock.imageOf(session.plan.point));
         return session;
       },
     });
@@ -445,7 +447,7 @@ class CutWorld {
 
   async destroy(): Promise<void> {
     await this.#volume?.close().catch(() => undefined);
-    seedIds(undefined);
+    this.#ids.close();
     rmSync(this.#parent, { recursive: true, force: true });
   }
 }

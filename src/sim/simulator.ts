@@ -30,7 +30,13 @@ export interface SimulationResult {
   readonly tracksVerified: number;
 }
 
-const MODEL_SYNCS: readonly SyncName[] = ['intent-log', 'volume-state', 'volume-directory'];
+const MODEL_SYNCS: readonly SyncName[] = [
+  'intent-log',
+  'volume-state',
+  'volume-directory',
+  'snapshot-store',
+  'snapshot-directory',
+];
 const NOTHING: SimulationResult = { breach: undefined, crashes: [], syncsFailed: 0, tracksVerified: 0 };
 
 export async function simulate({ seed, without, onTrace }: Simulation): Promise<SimulationResult> {
