@@ -338,6 +338,10 @@ export class Snapshots implements Protector {
       const message = `Snapshot ${name} is in use by ${member.readerCount} readers; end them first`;
       throw new VolumeError('snapshot-in-use', message, { name });
     }
+    if (member.number === this.#options.state.rollback) {
+      const message = `Snapshot ${name} is in use: the volume is being rolled back to it, which the next opening finishes`;
+      throw new VolumeError('snapshot-in-use', message, { name });
+    }
     await this.#deleteMember(member);
   }
 
@@ -383,20 +387,22 @@ export class Snapshots implements Protector {
 
   /** Room is made by the loss that hurts least. Callers share one drop. */
   #dropOldest(reason: unknown): Promise<void> {
-    this.#dropping ??= this.#drop(messageOf(reason)).finally(() => {
+    this.#dropping ??= this.#drop(reason).finally(() => {
       this.#dropping = undefined;
     });
     return this.#dropping;
   }
 
-  async #drop(reason: string): Promise<void> {
+  async #drop(reason: unknown): Promise<void> {
     const oldest = this.#chain.find(({ record }) => isLive(record));
     if (oldest === undefined) return;
+    // Without it the rollback could never be finished. No other may go in its place: this one needs what they hold.
+    if (oldest.number === this.#options.state.rollback) throw reason;
     await this.#recordDeleting(oldest);
     // Whoever is deleting it may have been faster.
     if (!this.#chain.includes(oldest)) return;
     this.#remove(oldest);
-    this.#options.onDropped(oldest.name, reason);
+    this.#options.onDropped(oldest.name, messageOf(reason));
     await this.#options.state.removeSnapshot(oldest.number);
     await oldest.store?.remove();
   }

@@ -438,7 +438,8 @@ export class Volume implements BlockDevice {
   /** A rollback that was interrupted is finished before anybody reads the volume. */
   async #finishRollback(): Promise<void> {
     const number = this.#state.rollback;
-    if (number === undefined) return;
+    // Poisoned, it writes nothing: the check that clears that finishes the rollback.
+    if (number === undefined || this.#poison !== undefined) return;
     const found = this.#snapshots.list().find((one) => one.number === number);
     try {
       if (found === undefined) throw new Error(`there is no snapshot number ${number}`);
@@ -474,6 +475,7 @@ export class Volume implements BlockDevice {
     this.#epochs.markAll();
     await this.#state.saveChecked(this.#epochs);
     this.#poison = undefined;
+    await this.#finishRollback();
   }
 
   /**
