@@ -370,9 +370,11 @@ export async function recoverFromPoison(world: World): Promise<void> {
   );
   must('poison stays', !world.volume.startedClean, 'A poisoned volume was seen as stopped cleanly');
   await world.dropCache();
+  const before = world.onDisk();
   world.scheduler.open();
   await world.volume.check();
   world.scheduler.close();
+  world.snapshots.opened(before, world.onDisk());
   must(
     'poison stays',
     world.volume.status().poisoned === undefined,

@@ -93,7 +93,8 @@ export class ModelSnapshots {
       } catch (error) {
         // It stays where it is read; otherwise the rest is done later.
         if (systemCode(error) === 'snapshot-in-use') known.state = 'ready';
-        else this.#allow(error, `Snapshot ${name} could not be deleted`, ['unknown-snapshot']);
+        else if (!(systemCode(error) === 'snapshot-full' && this.#wasFull))
+          this.#allow(error, `Snapshot ${name} could not be deleted`, ['unknown-snapshot']);
       }
     };
     world.follow(deleting());
@@ -162,7 +163,7 @@ export class ModelSnapshots {
 
   /** Whether a write may be refused for want of room. */
   get mayRefuse(): boolean {
-    return this.#wasFull && !this.#world.dropsSnapshots;
+    return this.#wasFull && (!this.#world.dropsSnapshots || this.isRollingBack);
   }
 
   /** The volume says that it has dropped one. */

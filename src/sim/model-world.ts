@@ -254,7 +254,9 @@ export class World {
     const home: BlockDevice = keptOpen(this.#faulty ?? this.disk);
     this.mayFail = false;
     this.storesMayFail = false;
-    const before = this.#onDisk();
+    // A rollback can be finished only where there is room.
+    this.full.isFull = false;
+    const before = this.onDisk();
     const freezeWaitMsMax = this.#freezeWaitMsMax;
     // A rollback may have to be finished, and nobody would let its writes go on.
     this.scheduler.open();
@@ -273,7 +275,8 @@ export class World {
       }),
     );
     this.scheduler.close();
-    this.snapshots.opened(before, this.#onDisk());
+    // On a poisoned volume that waits for the check.
+    if (this.#volume.status().poisoned === undefined) this.snapshots.opened(before, this.onDisk());
   }
 
   /** Takes the model's image at the instant at which the volume freezes. */
@@ -295,7 +298,7 @@ export class World {
 
   /** Where the home is zero now, as exactly as any filesystem could tell. */
   extents(offsetBytes: number, lengthBytes: number): DeviceExtent[] {
-    const content = this.#onDisk();
+    const content = this.onDisk();
     const extents: DeviceExtent[] = [];
     for (let at = offsetBytes; at < offsetBytes + lengthBytes; at += PAGE_BYTES) {
       const bytes = Math.min(PAGE_BYTES, offsetBytes + lengthBytes - at);
@@ -311,11 +314,12 @@ export class World {
   checkDisk(): void {
     const [failure] = this.#failures;
     if (failure !== undefined) throw failure;
-    const problem = this.model.snapshot().mismatch(this.#onDisk());
+    const problem = this.model.snapshot().mismatch(this.onDisk());
     must('reads are right', problem === undefined, `The live volume differs from the model: ${problem}`);
   }
 
-  #onDisk(): Buffer {
+  /** What the home holds. */
+  onDisk(): Buffer {
     const content = Buffer.alloc(this.disk.sizeBytes);
     this.disk.read(content, 0);
     return content;
@@ -349,7 +353,7 @@ export class World {
   /** Nothing is in flight: the model learns what there is. */
   observe(isFinal: boolean): void {
     this.checkDisk();
-    if (this.model.inFlightCount === 0) this.model.observe(this.#onDisk(), { isFinal });
+    if (this.model.inFlightCount === 0) this.model.observe(this.onDisk(), { isFinal });
   }
 
   /** No session runs: nothing of one may be left. */
@@ -434,7 +438,7 @@ export class World {
    */
   async dropCache(): Promise<void> {
     await this.#faulty?.powerCut(this.random);
-    const problem = this.model.cut(this.#onDisk());
+    const problem = this.model.cut(this.onDisk());
     must('flushed survives', problem === undefined, `Flushed content is lost: ${problem}`);
   }
 
@@ -470,7 +474,7 @@ export class World {
     rmSync(this.#root, { recursive: true });
     renameSync(`${this.#root}.cut`, this.#root);
     this.isOff = false;
-    const problem = this.model.cut(this.#onDisk());
+    const problem = this.model.cut(this.onDisk());
     this.count('tracks verified', this.volume.geometry.trackCount);
     must('flushed survives', problem === undefined, `Flushed content is lost: ${problem}`);
     this.#faulty = this.#makeFaulty();
