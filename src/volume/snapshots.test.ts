@@ -132,6 +132,28 @@ t.test('a snapshot that cannot be kept refuses the write and loses nothing', asy
   );
 });
 
+t.test('a trim that was put off is not done after a rollback undid it', async (t) => {
+  const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
+  await fill(volume, 'a');
+  await volume.createSnapshot('one');
+  await volume.trim(TEST_TRACK_BYTES, TEST_TRACK_BYTES);
+  await volume.rollBack('one');
+  await volume.deleteSnapshot('one');
+  await volume.flush();
+  t.equal((await labelsOf(volume))[1], 'a1');
+});
+
+t.test('a snapshot is kept while the volume is rolled back to it', async (t) => {
+  const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
+  await fill(volume, 'a');
+  await volume.createSnapshot('one');
+  await fill(volume, 'b');
+  const rolling = volume.rollBack('one');
+  await t.rejects(volume.deleteSnapshot('one'), { code: 'snapshot-in-use' });
+  await rolling;
+  t.equal((await labelsOf(volume))[1], 'a1');
+});
+
 t.test('names', async (t) => {
   const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
   for (const name of ['', '.x', '-x', 'a/b', 'a@b', 'x'.repeat(65)]) {

@@ -422,6 +422,7 @@ export class Volume implements BlockDevice {
     snapshot: Snapshot,
     onProgress: (done: number, total: number) => void = () => undefined,
   ): Promise<number> {
+    await this.#writePath.voidTrims();
     const written = await rollBack({
       snapshots: this.#snapshots,
       snapshot,

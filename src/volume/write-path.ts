@@ -138,6 +138,13 @@ export class WritePath {
     await this.#order.whenIdle();
   }
 
+  /** What was put off must not be done any more: the volume becomes what it was before. Nobody may be writing. */
+  async voidTrims(): Promise<void> {
+    await this.whenIdle();
+    const { trackCount, sizeBytes } = this.#options.geometry;
+    this.#trims.overwritten({ first: 0, count: trackCount }, { start: 0, end: sizeBytes });
+  }
+
   /** Carries one change out; the range was checked by the caller. The source buffer is the caller's. */
   change(
     change: Change,
