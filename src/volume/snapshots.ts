@@ -188,6 +188,8 @@ export class Snapshots implements Protector {
     try {
       await state.saveSnapshot(record);
     } catch (error) {
+      // The record may be there all the same, and without its file it would be damage to all older snapshots.
+      await state.removeSnapshot(number);
       await store.remove();
       throw error;
     }
@@ -591,14 +593,15 @@ export class Snapshots implements Protector {
       const record: SnapshotRecord = found.state === 'creating' ? { ...found, state: 'deleting' } : found;
       const opened = record.state === 'damaged' ? undefined : await this.#folder.open(record);
       if (opened instanceof CorruptionError) damage ??= opened.message;
-      let now = record;
-      if (damage !== undefined && record.state !== 'damaged') {
+      // What was being made when the process ended was promised to nobody.
+      let now: SnapshotRecord = record.state === 'creating' ? { ...record, state: 'deleting' } : record;
+      if (damage !== undefined && opened instanceof SnapshotStore) await opened.close();
+      if (damage !== undefined && now.state === 'ready') {
         now = { ...record, state: 'damaged', reason: damage };
-        if (opened instanceof SnapshotStore) await opened.close();
         if (!readOnly) await state.saveSnapshot(now);
       }
       const { name, point, createdMs, number } = now;
-      const store = now.state !== 'damaged' && opened instanceof SnapshotStore ? opened : undefined;
+      const store = damage === undefined && opened instanceof SnapshotStore ? opened : undefined;
       this.#chain.unshift({
         name,
         point,
