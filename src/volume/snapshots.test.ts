@@ -8,6 +8,7 @@
 
 import { readdirSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
 import t from 'tap';
 import {
@@ -334,7 +335,8 @@ t.test(
     t.same(await labelsIn(reopened, 'one'), ['a0', 'a1', 'a2', 'a3', 'a4', 'a5', 'a6', 'a7']);
     t.throws(() => reopened.openSnapshot('half'), { code: 'unknown-snapshot' });
     const again = await test.reopen();
+    // Its remains are cleared away while the volume is used.
+    while (again.snapshots().length > 1 || readdirSync(join(directory, 'snapshots')).length > 1) await turn();
     t.match(again.snapshots(), [{ name: 'one', tracks: 2 }]);
-    t.equal(readdirSync(join(directory, 'snapshots')).length, 1);
   },
 );

@@ -588,9 +588,7 @@ export class Snapshots implements Protector {
     const { state, readOnly } = this.#options;
     // From the newest on: what one of them has lost, all older ones have lost.
     let damage = homeDamage;
-    for (const found of state.snapshots().toReversed()) {
-      // One that a crash left unfinished is nobody's; older ones may need what its store holds.
-      const record: SnapshotRecord = found.state === 'creating' ? { ...found, state: 'deleting' } : found;
+    for (const record of state.snapshots().toReversed()) {
       const opened = record.state === 'damaged' ? undefined : await this.#folder.open(record);
       if (opened instanceof CorruptionError) damage ??= opened.message;
       // What was being made when the process ended was promised to nobody.
