@@ -58,6 +58,8 @@ t.test(`without any one sync some cut breaks a promise, seed ${SEED}`, async (t)
     'volume-state',
     'volume-directory',
     'intent-log',
+    'snapshot-store',
+    'snapshot-directory',
     'set-data',
     'set-seal',
     'set-directory',

@@ -44,6 +44,9 @@ interface Journal {
   readonly sets: Set<string>;
   /** The set that was restored, by its point. */
   restored: string | undefined;
+  /** Snapshots that were acknowledged, and those whose deletion was. */
+  readonly snapshots: Set<string>;
+  readonly deletedSnapshots: Set<string>;
 }
 
 export interface Life {
@@ -105,9 +108,12 @@ class CutWorld {
     stoppedClean: false,
     sets: new Set(),
     restored: undefined,
+    snapshots: new Set(),
+    deletedSnapshots: new Set(),
   };
   #volume: Volume | undefined;
   #isCut = false;
+  #hasNewInodes = false;
   #crashPoint: CrashPoint = 'end';
   readonly #onTrace: (line: string) => void;
   readonly #storeClock = new CountingClock();
@@ -124,7 +130,7 @@ class CutWorld {
     this.#cutAt = cutAt;
     mkdirSync(this.#root);
     this.#disk = new LossyDisk(this.#root, {
-      tear: (path) => path.endsWith('.raw'),
+      tear: (path) => path.endsWith('.raw') || path.endsWith('.tracks'),
       tearCommits: (path) => path.startsWith('s/sets/'),
       onEvent: (event, when) => {
         const label = this.#labelOf(event);
@@ -161,7 +167,8 @@ class CutWorld {
   #labelOf(event: SyncEvent): string {
     const path = relative(this.#root, event.path)
       .replace(/[0-9A-Z]{26}-0/, '*')
-      .replace(/intent-\d+/, 'intent-*');
+      .replace(/intent-\d+/, 'intent-*')
+      .replace(/[0-9a-f]{32}\.tracks/, '*.tracks');
     return event.kind === 'commit'
       ? `commit ${path}`
       : `${event.name} ${event.kind} ${path === '' ? '.' : path}`;
@@ -182,7 +189,8 @@ class CutWorld {
     this.#crashPoint = point;
     this.#isCut = true;
     // With everything closed nobody writes into the old files any more, and they may stay what they are.
-    this.#disk.powerCut(this.#random, { keepInodes: this.#volume === undefined });
+    this.#hasNewInodes = this.#volume !== undefined;
+    this.#disk.powerCut(this.#random, { keepInodes: !this.#hasNewInodes });
     renameSync(this.#root, `${this.#root}.cut`);
     mkdirSync(this.#root);
     throw new PowerCut('The power was cut');
@@ -224,12 +232,17 @@ class CutWorld {
     await this.#backUp(volume, store);
     await this.#write(volume, 2);
     await this.#flush(volume);
+    await this.#snapshot(volume, 'one');
     await this.#write(volume, 1);
     await this.#backUp(volume, store);
-    await this.#write(volume, 1);
+    await this.#snapshot(volume, 'two');
+    await this.#write(volume, 2);
     await this.#close(volume);
     const again = await this.#open();
     await this.#write(again, 1, true);
+    await this.#write(again, 1);
+    // What the older one needs of it moves.
+    await this.#deleteSnapshot(again, 'two');
     await this.#write(again, 1);
     const last = await this.#backUp(again, store);
     await this.#close(again);
@@ -277,6 +290,20 @@ class CutWorld {
       this.#model.finish(change);
       this.#event();
     }
+  }
+
+  async #snapshot(volume: Volume, name: string): Promise<void> {
+    const { point } = await volume.createSnapshot(name);
+    this.#images.set(point, this.#clock.imageOf(point));
+    this.#journal.snapshots.add(name);
+    this.#event();
+  }
+
+  async #deleteSnapshot(volume: Volume, name: string): Promise<void> {
+    this.#journal.snapshots.delete(name);
+    await volume.deleteSnapshot(name);
+    this.#journal.deletedSnapshots.add(name);
+    this.#event();
   }
 
   async #flush(volume: Volume): Promise<void> {
@@ -348,6 +375,7 @@ class CutWorld {
     await this.#checkTarget();
     if (store !== undefined) await this.#checkStore(store);
     if (volume !== undefined) await this.#checkVolume(volume);
+    if (volume !== undefined) await this.#checkSnapshots(volume);
     if (volume !== undefined && store !== undefined) await this.#checkNext(volume, store);
   }
 
@@ -428,6 +456,31 @@ class CutWorld {
     }
     const isKnown = !this.#journal.stoppedClean || volume.startedClean;
     must('changes are known', isKnown, 'a clean stop was forgotten');
+  }
+
+  /** Each snapshot that was acknowledged is there, none that was deleted, and what there is is exact. */
+  async #checkSnapshots(volume: Volume): Promise<void> {
+    const { snapshots, deletedSnapshots } = this.#journal;
+    const infos = volume.snapshots();
+    for (const name of snapshots) {
+      const info = infos.find((one) => one.name === name);
+      // A cut in the middle of a clean stop gives the home another inode, which no real one does.
+      if (this.#hasNewInodes && info?.reason?.startsWith('its home was changed') === true) continue;
+      must(
+        'exact points',
+        info?.state === 'ready',
+        `snapshot ${name} is ${info?.reason ?? info?.state ?? 'lost'}`,
+      );
+    }
+    for (const { name, point, state } of infos) {
+      if (state !== 'ready') continue;
+      must('exact points', !deletedSnapshots.has(name), `snapshot ${name} is there again`);
+      const device = volume.openSnapshot(name);
+      const content = Buffer.alloc(SIZE_BYTES);
+      await device.read(content, 0);
+      await device.close();
+      this.#compare('exact points', `snapshot ${name}`, this.#clock.imageOf(point), content);
+    }
   }
 
   /** The consumer is at a set that is there, and the next one builds on the newest. */

@@ -188,9 +188,9 @@ export class Snapshots implements Protector {
     try {
       await state.saveSnapshot(record);
     } catch (error) {
-      // The record may be there all the same, and without its file it would be damage to all older snapshots.
-      await state.removeSnapshot(number);
-      await store.remove();
+      // The record may be there all the same. A file that it names must not go before it has gone for sure.
+      const end = (): Promise<void> => store.remove();
+      await state.removeSnapshot(number).then(end, () => store.close());
       throw error;
     }
     return { record, store, unsaved: TrackBits.all(geometry.trackCount) };
@@ -336,13 +336,12 @@ export class Snapshots implements Protector {
   async delete(name: string): Promise<void> {
     const member = this.#chain.findLast((one) => one.name === name && one.record.state !== 'creating');
     if (member === undefined) throw unknown(name);
-    if (member.readerCount > 0) {
-      const message = `Snapshot ${name} is in use by ${member.readerCount} readers; end them first`;
-      throw new VolumeError('snapshot-in-use', message, { name });
-    }
-    if (member.number === this.#options.state.rollback) {
-      const message = `Snapshot ${name} is in use: the volume is being rolled back to it, which the next opening finishes`;
-      throw new VolumeError('snapshot-in-use', message, { name });
+    const isRollback = member.number === this.#options.state.rollback;
+    if (isRollback || member.readerCount > 0) {
+      const users = isRollback ? 'a rollback to it, which' : `${member.readerCount} readers, which`;
+      throw new VolumeError('snapshot-in-use', `Snapshot ${name} is in use by ${users} must end first`, {
+        name,
+      });
     }
     await this.#deleteMember(member);
   }
@@ -570,13 +569,8 @@ export class Snapshots implements Protector {
     }
     const count = this.#chain.length;
     if (count < LIMITS.snapshotCountMax) return;
-    throw new VolumeError(
-      'too-many-snapshots',
-      `The volume has ${count} snapshots already; delete one first`,
-      {
-        count,
-      },
-    );
+    const message = `The volume has ${count} snapshots already; delete one first`;
+    throw new VolumeError('too-many-snapshots', message, { count });
   }
 
   async #record(member: Member, record: SnapshotRecord): Promise<void> {
