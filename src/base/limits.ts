@@ -44,8 +44,19 @@ export const LIMITS = {
   zeroPieceBytesMax: 64 * MIB,
   /** Trims put off because a point still needs the blocks; more are forgotten, which a trim allows. */
   deferredTrimCountMax: 65_536,
-  /** Old points kept per volume; the oldest unregistered boundary folds beyond it. */
+  /** Boundaries that consumers and snapshots may keep from folding; beyond it the oldest consumers' fold too. */
   pointCountMax: 4_096,
+  /**
+   * The newest points do not fold, whoever needs them: a store that has lost its newest sets asks for one before, and
+   * an NBD client may ask for any.
+   */
+  pointRecentCount: 8,
+  /** Folded points that are still answered, from an older boundary; one takes some 100 bytes. */
+  pointAliasCountMax: 4_096,
+  /** Stores whose last session may have left a set that the volume was not told of ... */
+  pointClaimantCountMax: 256,
+  /** ... and points kept for each of them: those of some full backups in a row that failed, and a base. */
+  pointClaimCountMax: 4,
 
   /** Asynchronous native calls at once in the process; each holds a thread of Node's pool, and koffi fails at 257. */
   nativeCallCountMax: 2,

@@ -1,6 +1,6 @@
 /**
  * Goal: what is said of one range is what the whole answer says of it, at every instant, freezes between two
- * questions included. Method: random histories of writes, points and dropped points, asked for every point and
+ * questions included. Method: random histories of writes, points and forgotten points, asked for every point and
  * for ones nobody knows; the answers held against sets of numbers kept beside.
  */
 
@@ -55,7 +55,9 @@ class Model {
       this.history.close(point, 0);
       this.since.set(point, new Set());
     } else if (taken.kind === 'drop') {
-      for (const { point } of this.history.drop(3)) this.since.set(point, 'all');
+      const kept = this.history.closed.slice(-3);
+      for (const { point } of this.history.closed.slice(0, -3)) this.since.set(point, 'all');
+      this.history.fold(new Set(kept.map(({ number }) => number)));
     } else if (taken.kind === 'markAll') {
       this.history.markAll();
       for (const point of this.since.keys()) this.since.set(point, 'all');

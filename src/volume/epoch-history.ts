@@ -3,10 +3,15 @@
  * P on (DESIGN section 4, promise 3). So any number of stores, each at its own point, come out of one
  * mechanism.
  *
+ * A boundary that nobody needs folds: its epoch's tracks go to the next younger one, and its point becomes an
+ * alias that is answered as the next older boundary is, with more tracks and never fewer. An alias is its
+ * epoch's number and nothing else; which boundary answers is found when somebody asks, so that one which folds
+ * in its turn leaves nothing to be changed. A point older than all boundaries is unknown.
+ *
  * In memory this is the truth; `state.ts` keeps what must outlive the process.
  */
 
-import { assert } from '../base/index.ts';
+import { assert, LIMITS } from '../base/index.ts';
 import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 
 /** The epoch that a point closed. */
@@ -18,19 +23,39 @@ export interface ClosedEpoch {
   readonly tracks: TrackSet;
 }
 
-/** An epoch closed by this process: what was the open set becomes a track set when somebody first asks. */
-class JustClosedEpoch implements ClosedEpoch {
+/** A point whose boundary has folded. */
+export interface FoldedPoint {
+  /** Of the epoch that it closed. */
+  readonly number: number;
+  readonly point: string;
+}
+
+/** What a fold changed, to be recorded in one transaction. */
+export interface Fold {
+  /** Their points are aliases now, their tracks those of a younger epoch. */
+  readonly folded: readonly ClosedEpoch[];
+  /** Epochs that got tracks of folded ones. */
+  readonly grown: readonly ClosedEpoch[];
+  /** The epoch of the oldest boundary: all points before it are unknown, and their epochs' tracks needed by nobody. */
+  readonly oldest: number;
+  /** Epochs whose points are unknown now, for want of room for their aliases. */
+  readonly forgotten: readonly number[];
+}
+
+/** What was the open set becomes a track set when somebody first asks. */
+class HistoryEpoch implements ClosedEpoch {
   readonly number: number;
   readonly point: string;
   readonly createdMs: number;
   #bits: TrackBits | undefined;
   #tracks: TrackSet | undefined;
 
-  constructor(number: number, point: string, createdMs: number, bits: TrackBits) {
-    this.number = number;
-    this.point = point;
-    this.createdMs = createdMs;
-    this.#bits = bits;
+  constructor(name: Omit<ClosedEpoch, 'tracks'>, tracks: TrackBits | TrackSet) {
+    this.number = name.number;
+    this.point = name.point;
+    this.createdMs = name.createdMs;
+    if (tracks instanceof TrackSet) this.#tracks = tracks;
+    else this.#bits = tracks;
   }
 
   get tracks(): TrackSet {
@@ -38,11 +63,18 @@ class JustClosedEpoch implements ClosedEpoch {
     this.#bits = undefined;
     return this.#tracks;
   }
+
+  /** More tracks changed in it. A set that was asked for before stays what it was. */
+  absorb(older: readonly ClosedEpoch[]): void {
+    this.#tracks = TrackSet.union([...older.map(({ tracks }) => tracks), this.tracks]);
+  }
 }
 
 export class EpochHistory {
   readonly trackCount: number;
-  readonly #closed: ClosedEpoch[];
+  #closed: HistoryEpoch[];
+  /** Folded points, and the numbers of the epochs that they closed. */
+  readonly #aliases: Map<string, number>;
   #open: TrackBits;
   #openNumber: number;
 
@@ -52,11 +84,13 @@ export class EpochHistory {
     readonly open: TrackBits;
     /** Oldest first. */
     readonly closed: readonly ClosedEpoch[];
+    readonly aliases?: readonly FoldedPoint[];
   }) {
     this.trackCount = options.trackCount;
     this.#open = options.open;
     this.#openNumber = options.openNumber;
-    this.#closed = [...options.closed];
+    this.#closed = options.closed.map((epoch) => new HistoryEpoch(epoch, epoch.tracks));
+    this.#aliases = new Map(options.aliases?.map(({ point, number }) => [point, number]));
     for (const epoch of this.#closed)
       assert(epoch.number < options.openNumber, `Epoch ${epoch.number} is not closed`);
   }
@@ -69,7 +103,7 @@ export class EpochHistory {
     return this.#open.size;
   }
 
-  /** Oldest first. */
+  /** The boundaries, oldest first. */
   get closed(): readonly ClosedEpoch[] {
     return this.#closed;
   }
@@ -95,13 +129,17 @@ export class EpochHistory {
   }
 
   knows(point: string): boolean {
-    return this.#closed.some((epoch) => epoch.point === point);
+    return this.#placeOf(point) >= 0;
   }
 
-  /** Whether one known point is older than another. */
+  /** The epoch closed by the boundary that answers for the point: its own, or the next older one's. */
+  boundaryOf(point: string): number | undefined {
+    return this.#closed[this.#placeOf(point)]?.number;
+  }
+
+  /** Whether one known point is older than another. Exact for folded ones too. */
   isBefore(point: string, other: string): boolean {
-    const place = (one: string): number => this.#closed.findIndex((epoch) => epoch.point === one);
-    return place(point) < place(other);
+    return this.#numberOf(point) < this.#numberOf(other);
   }
 
   /**
@@ -112,7 +150,7 @@ export class EpochHistory {
    */
   close(point: string, createdMs: number, planned?: TrackBits): ClosedEpoch {
     planned?.addAll(this.#open);
-    const closed = new JustClosedEpoch(this.#openNumber, point, createdMs, this.#open);
+    const closed = new HistoryEpoch({ number: this.#openNumber, point, createdMs }, this.#open);
     this.#closed.push(closed);
     this.#openNumber += 1;
     this.#open = new TrackBits(this.trackCount);
@@ -121,7 +159,7 @@ export class EpochHistory {
 
   /** The tracks of the closed epochs since the point: what `changedSince` gives without the open epoch. */
   closedSince(point: string): TrackSet {
-    const place = this.#closed.findIndex((epoch) => epoch.point === point);
+    const place = this.#placeOf(point);
     if (place < 0) return TrackSet.all(this.trackCount);
     return TrackSet.union(this.#closed.slice(place + 1).map((epoch) => epoch.tracks));
   }
@@ -132,16 +170,68 @@ export class EpochHistory {
    * @param to a known point, after `from`.
    */
   changedBetween(from: string, to: string): TrackSet {
-    const last = this.#closed.findIndex((epoch) => epoch.point === to);
-    assert(last >= 0, `Point ${to} is unknown`);
-    const first = this.#closed.findIndex((epoch) => epoch.point === from);
+    const end = this.#numberOf(to);
+    // Of a folded one, the next younger: what is between the two is in the answer.
+    const last = this.#closed.findIndex(({ number }) => number >= end);
+    assert(this.knows(to) && last >= 0, `Point ${to} is unknown`);
+    const first = this.#placeOf(from);
     if (first < 0) return TrackSet.all(this.trackCount);
     return TrackSet.union(this.#closed.slice(first + 1, last + 1).map((epoch) => epoch.tracks));
   }
 
-  /** Drops the oldest boundaries beyond `countMax`: their points become unknown. @returns what was dropped. */
-  drop(countMax: number): ClosedEpoch[] {
-    return this.#closed.splice(0, Math.max(0, this.#closed.length - countMax));
+  /**
+   * Folds every boundary but those to keep and the newest. The answers for what is kept, and for aliases that a
+   * kept one answers for, stay what they are. It takes time by the size of the sets that are folded.
+   *
+   * @param kept numbers of the epochs whose points stay boundaries.
+   */
+  fold(kept: ReadonlySet<number>): Fold {
+    const folded: HistoryEpoch[] = [];
+    const grown: HistoryEpoch[] = [];
+    const staying: HistoryEpoch[] = [];
+    let going: HistoryEpoch[] = [];
+    const newest = this.#closed.at(-1);
+    for (const epoch of this.#closed) {
+      if (epoch !== newest && !kept.has(epoch.number)) {
+        going.push(epoch);
+        continue;
+      }
+      // Where no older one stays, nobody is left who could ask for their tracks.
+      if (staying.length > 0 && going.length > 0) {
+        epoch.absorb(going);
+        grown.push(epoch);
+        folded.push(...going);
+      }
+      going = [];
+      staying.push(epoch);
+    }
+    this.#closed = staying;
+    for (const { point, number } of folded) this.#aliases.set(point, number);
+    const oldest = staying[0]?.number ?? this.#openNumber;
+    return { folded, grown, oldest, forgotten: this.#forgetAliases(oldest) };
+  }
+
+  /** Aliases that no boundary answers for, and the oldest beyond the limit. @returns the epochs of the latter. */
+  #forgetAliases(oldest: number): number[] {
+    for (const [point, number] of this.#aliases) if (number < oldest) this.#aliases.delete(point);
+    const excessCount = this.#aliases.size - LIMITS.pointAliasCountMax;
+    if (excessCount <= 0) return [];
+    const excess = [...this.#aliases].toSorted(([, a], [, b]) => a - b).slice(0, excessCount);
+    for (const [point] of excess) this.#aliases.delete(point);
+    return excess.map(([, number]) => number);
+  }
+
+  /**
+   * Takes a point back that could not be recorded. Its tracks count as changed in the next epoch, so that no
+   * older point loses them; the point itself is unknown.
+   */
+  withdraw({ number }: ClosedEpoch): void {
+    const place = this.#closed.findIndex((epoch) => epoch.number === number);
+    const [epoch] = place < 0 ? [] : this.#closed.splice(place, 1);
+    if (epoch === undefined) return;
+    const younger = this.#closed[place];
+    if (younger === undefined) this.#open.addAll(TrackBits.from(epoch.tracks, this.trackCount));
+    else younger.absorb([epoch]);
   }
 
   /** Every track whose content may differ from what it was at the point; for an unknown point, every track. */
@@ -158,7 +248,7 @@ export class EpochHistory {
    */
   changedIn(point: string, run: TrackRun): TrackSet {
     const asked = TrackSet.ofRun(run);
-    const place = this.#closed.findIndex((epoch) => epoch.point === point);
+    const place = this.#placeOf(point);
     if (place < 0) return asked;
     const changed = this.#open.tracksIn(run);
     for (let index = place + 1; index < this.#closed.length; index += 1) {
@@ -168,5 +258,18 @@ export class EpochHistory {
       changed.addAll(epoch.tracks.intersection(asked));
     }
     return changed;
+  }
+
+  /** Of the boundary that answers for the point; -1 where none does. */
+  #placeOf(point: string): number {
+    const place = this.#closed.findIndex((epoch) => epoch.point === point);
+    if (place >= 0) return place;
+    const alias = this.#aliases.get(point);
+    return alias === undefined ? -1 : this.#closed.findLastIndex(({ number }) => number < alias);
+  }
+
+  /** Of the epoch that the point closed; 0 where it is unknown. */
+  #numberOf(point: string): number {
+    return this.#closed.find((epoch) => epoch.point === point)?.number ?? this.#aliases.get(point) ?? 0;
   }
 }

@@ -1,18 +1,26 @@
 /**
  * How a volume fixes points and keeps them: the next epoch's intent log made beforehand, the switch with the gate
- * closed, the durable record afterwards; and which boundaries may fold.
+ * closed, the durable record afterwards; and which of them stay boundaries.
+ *
+ * A point stays one while a consumer's record or a snapshot names it. The record may lag behind the store: a crash
+ * between the catalog and the record leaves a set that the volume was not told of. So the point of a session, and
+ * its base, are _claimed_ for its store, durably before the set is sealed, until that store is asked again or the
+ * record has moved. All else folds, in the transaction that records a point or a consumer.
  */
 
 import { type Clock, LIMITS, randomId } from '../base/index.ts';
 import type { TrackBits } from '../tracks/index.ts';
-import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
+import type { ClosedEpoch, EpochHistory, Fold } from './epoch-history.ts';
+import { boundariesToKeep } from './folding.ts';
 import { IntentLog, type IntentPlace, regionOf, removeSegments } from './intent-log.ts';
-import type { VolumeState } from './state.ts';
+import type { Snapshots } from './snapshots.ts';
+import type { Claim, Consumer, VolumeState } from './state.ts';
 import type { WritePath } from './write-path.ts';
 
 export interface PointsOptions {
   readonly epochs: EpochHistory;
   readonly state: VolumeState;
+  readonly snapshots: Pick<Snapshots, 'points'>;
   readonly writePath: WritePath;
   readonly intentPlace: IntentPlace;
   readonly clock: Clock;
@@ -29,10 +37,16 @@ export class Points {
   #isRecorded = true;
   /** The open epoch's tracks are those that were written, and not whole regions that a crash left in doubt. */
   #isExact: boolean;
+  /** Epochs that are closed, and whose points are not recorded yet. */
+  readonly #unrecorded = new Set<number>();
+  /** By consumer, that which claimed last at the end. */
+  readonly #claims: Map<string, Claim>;
+  readonly #held = new Set<{ readonly point: string }>();
 
   constructor(options: PointsOptions) {
     this.#options = options;
     this.#isExact = options.startedClean;
+    this.#claims = new Map(options.state.claims().map((claim) => [claim.name, claim]));
   }
 
   /** False once a point could not be recorded: after a stop everything must count as changed then. */
@@ -54,6 +68,7 @@ export class Points {
   fix(planned?: TrackBits): ClosedEpoch {
     const { epochs, clock, writePath } = this.#options;
     const closed = epochs.close(randomId(), clock.now(), planned);
+    this.#unrecorded.add(closed.number);
     const last = writePath.intents;
     if (this.#nextIntents !== undefined) writePath.switchIntents(this.#nextIntents);
     this.#nextIntents = undefined;
@@ -66,6 +81,51 @@ export class Points {
   /** The second flush, begun after the switch, and the durable record of the point. */
   makeDurable(closed: ClosedEpoch): Promise<void> {
     return this.#track(this.#record(closed));
+  }
+
+  /** Until it is released, the answers for the point stay what they are now. */
+  hold(point: string): () => void {
+    const held = { point };
+    this.#held.add(held);
+    return () => this.#held.delete(held);
+  }
+
+  /**
+   * From now on the point is kept for a store that may get a set of it, and so is the set's base; durable with the
+   * next record. Where the store was asked what it has, it has nothing newer than the base.
+   */
+  claim(claim: {
+    readonly consumer: string;
+    readonly point: string;
+    readonly base: string | undefined;
+    readonly wasAsked: boolean;
+  }): void {
+    const { consumer: name, point, base, wasAsked } = claim;
+    const before = wasAsked ? [] : (this.#claims.get(name)?.points ?? []);
+    const points = [...before, ...(base === undefined ? [] : [base]), point];
+    this.#claims.delete(name);
+    this.#claims.set(name, { name, points: points.slice(-LIMITS.pointClaimCountMax) });
+    for (const oldest of this.#claims.keys()) {
+      if (this.#claims.size <= LIMITS.pointClaimantCountMax) break;
+      this.#claims.delete(oldest);
+    }
+  }
+
+  /** Makes the claims durable where no point is recorded with them. */
+  saveClaims(): Promise<void> {
+    return this.#track(this.#options.state.saveClaims([...this.#claims.values()]));
+  }
+
+  /** Moves a consumer's point; see `VolumeState.saveConsumer`. Its claim ends, and what it needed may fold. */
+  async saveConsumer(consumer: Consumer): Promise<void> {
+    const claim = this.#claims.get(consumer.name);
+    const claims = [...this.#claims.values()].filter((one) => one !== claim);
+    const fold = this.#fold(consumer.point, claims, [
+      consumer,
+      ...this.#options.state.consumers().filter(({ name }) => name !== consumer.name),
+    ]);
+    await this.#options.state.saveConsumer(consumer, { fold, claims });
+    if (this.#claims.get(consumer.name) === claim) this.#claims.delete(consumer.name);
   }
 
   /** Finishes when no point is on its way to the disk. */
@@ -83,14 +143,31 @@ export class Points {
     return tracked;
   }
 
+  /** Called right before the transaction that records the outcome: nothing is awaited in between. */
+  #fold(point: string, claims: readonly Claim[], consumers: readonly Consumer[]): Fold {
+    const { epochs, snapshots } = this.#options;
+    const points = [
+      point,
+      ...Array.from(this.#held, (held) => held.point),
+      ...snapshots.points(),
+      ...claims.toReversed().flatMap((claim) => claim.points),
+      ...consumers.toSorted((a, b) => b.atMs - a.atMs).map((consumer) => consumer.point),
+    ];
+    return epochs.fold(boundariesToKeep(epochs, { unrecorded: this.#unrecorded, points }));
+  }
+
   async #record(closed: ClosedEpoch): Promise<void> {
     const { state, epochs, writePath, intentPlace } = this.#options;
     try {
       await writePath.flush();
-      await state.savePoint(closed, epochs.drop(LIMITS.pointCountMax));
+      this.#unrecorded.delete(closed.number);
+      const claims = [...this.#claims.values()];
+      await state.savePoint(closed, { fold: this.#fold(closed.point, claims, state.consumers()), claims });
       await removeSegments(intentPlace.directory, (epoch) => epoch === closed.number);
     } catch (error) {
       this.#isRecorded = false;
+      this.#unrecorded.delete(closed.number);
+      epochs.withdraw(closed);
       throw error;
     }
   }

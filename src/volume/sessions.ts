@@ -18,7 +18,6 @@ import { Protection } from './protection.ts';
 import { BackupSession, type BackupSessionOptions, type SessionPlan } from './session.ts';
 import { SnapshotTracks } from './snapshot-tracks.ts';
 import type { Snapshot, Snapshots } from './snapshots.ts';
-import type { VolumeState } from './state.ts';
 import type { WritePath } from './write-path.ts';
 
 export interface SessionRequest {
@@ -51,7 +50,6 @@ export interface SessionsOptions {
   readonly identity: VolumeIdentity;
   readonly geometry: Geometry;
   readonly home: BlockDevice;
-  readonly state: VolumeState;
   readonly epochs: EpochHistory;
   readonly snapshots: Snapshots;
   readonly writePath: WritePath;
@@ -81,12 +79,15 @@ export class Sessions {
     const container = new IntermediateContainer(request.areas);
     let chosen: ChosenBase | undefined;
     let planned: TrackBits | undefined;
+    // What is planned and what is protected must be the same tracks.
+    let release: (() => void) | undefined;
     let fixed: { readonly closed: ClosedEpoch; readonly protection: Protection } | undefined;
     return {
       prepare: () => {
         this.#refuseSecond();
         this.#starting = request;
         chosen = this.#chooseBase(request);
+        release = chosen.base === undefined ? undefined : points.hold(chosen.base);
         planned = this.#planSince(chosen.base);
       },
       fix: () => {
@@ -96,14 +97,18 @@ export class Sessions {
       },
       abandon: async () => {
         if (this.#starting === request) this.#starting = undefined;
+        release?.();
         await container.close();
       },
       begin: (freezeMs) => {
         assert(chosen !== undefined && fixed !== undefined, 'A session was not fixed');
         const { closed, protection } = fixed;
         this.#starting = undefined;
+        const plan = this.#planOf(closed.point, chosen, freezeMs);
+        this.#claim(request, plan);
+        release?.();
         return this.#begin({
-          plan: this.#planOf(closed.point, chosen, freezeMs),
+          plan,
           consumer: request.consumer,
           tracks: protection,
           container,
@@ -119,7 +124,7 @@ export class Sessions {
     // Nothing is diverted: the snapshot keeps it.
     for (const area of request.areas) await area.close();
     // From here on nothing is awaited, so that no other session can begin in between.
-    const { snapshots, geometry, refuse } = this.#options;
+    const { snapshots, geometry, points, refuse } = this.#options;
     refuse();
     this.#refuseSecond();
     const { snapshot, release } = snapshots.hold(name);
@@ -127,12 +132,13 @@ export class Sessions {
       this.#refuseBehind(request, snapshot);
       const plan = this.#planOf(snapshot.point, this.#chooseBase(request), 0);
       const tracks = TrackBits.from(plan.tracks, geometry.trackCount);
+      this.#claim(request, plan);
       return this.#begin({
         plan,
         consumer: request.consumer,
         tracks: new SnapshotTracks({ snapshots, snapshot, geometry, tracks, release }),
         container: { entryCount: 0, entryCountMax: 0 },
-        durable: Promise.resolve(),
+        durable: points.saveClaims(),
         onEnded: () => undefined,
       });
     } catch (error) {
@@ -142,12 +148,12 @@ export class Sessions {
   }
 
   #begin({ plan, consumer, onEnded, ...parts }: SessionParts): BackupSession {
-    const { state, clock } = this.#options;
+    const { points, clock } = this.#options;
     const { point } = plan;
     const session: BackupSession = new BackupSession({
       ...parts,
       plan,
-      saveConsumer: (set) => state.saveConsumer({ name: consumer, point, set, atMs: clock.now() }),
+      saveConsumer: (set) => points.saveConsumer({ name: consumer, point, set, atMs: clock.now() }),
       onEnded: () => {
         onEnded();
         if (this.#running === session) this.#running = undefined;
@@ -155,6 +161,12 @@ export class Sessions {
     });
     this.#running = session;
     return session;
+  }
+
+  /** The points that the session's store may have sets of, once it has ended in whatever way. */
+  #claim({ consumer, level }: SessionRequest, { point, base }: SessionPlan): void {
+    // For a full set nobody looks what the store has.
+    this.#options.points.claim({ consumer, point, base, wasAsked: level !== 'full' });
   }
 
   /** From here on no write passes one of these tracks unsaved. */

@@ -11,7 +11,7 @@ import { stat } from 'node:fs/promises';
 import { CorruptionError } from '../base/index.ts';
 import { type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
 import { TrackBits, TrackSet } from '../tracks/index.ts';
-import { type ClosedEpoch, EpochHistory } from './epoch-history.ts';
+import { type ClosedEpoch, EpochHistory, type Fold, type FoldedPoint } from './epoch-history.ts';
 import type { FoundSegment } from './intent-log.ts';
 
 const FORMAT_VERSION = 0;
@@ -88,6 +88,22 @@ interface OpenRecord {
 interface PointRecord {
   readonly point: string;
   readonly createdMs: number;
+  /** Present where the boundary has folded: there is no epoch of its own then. */
+  readonly folded?: true;
+}
+
+/** Points that a store may have sets of, beside the one that its consumer's record names. */
+export interface Claim {
+  /** The consumer. */
+  readonly name: string;
+  readonly points: readonly string[];
+}
+
+/** What else is recorded where the need for boundaries changes. */
+export interface BoundaryChanges {
+  readonly fold: Fold;
+  /** All there are. */
+  readonly claims: readonly Claim[];
 }
 
 /** What `load` found, and whether the volume was stopped cleanly. */
@@ -173,7 +189,7 @@ export class VolumeState {
     const open = this.#open;
     if (open === undefined)
       throw new CorruptionError(`Record of the open epoch is missing in ${path}`, { where: path });
-    const closed = this.#loadClosed(trackCount);
+    const { closed, aliases } = this.#loadPoints(trackCount);
     const bytes = this.#state.get('open-tracks');
     const saved =
       bytes === undefined
@@ -186,26 +202,31 @@ export class VolumeState {
       const isLogged = segments.some(({ epoch }) => epoch === open.number);
       const loose: FoundSegment[] = [{ epoch: open.tracksEpoch ?? open.number, tracks: saved }, ...segments];
       if (!isLogged) loose.push({ epoch: open.number, tracks: TrackSet.all(trackCount) });
-      for (const { epoch, tracks } of loose) fold(tracks, epoch, closed, openTracks);
+      for (const { epoch, tracks } of loose) addLoose(tracks, epoch, closed, openTracks);
     }
     const openBits = TrackBits.from(openTracks, trackCount);
-    const history = new EpochHistory({ trackCount, openNumber, open: openBits, closed });
+    const history = new EpochHistory({ trackCount, openNumber, open: openBits, closed, aliases });
     return { history, isClean: open.isClean };
   }
 
-  #loadClosed(trackCount: number): ClosedEpoch[] {
+  #loadPoints(trackCount: number): { readonly closed: ClosedEpoch[]; readonly aliases: FoldedPoint[] } {
     const { path } = this.#file;
     const closed: ClosedEpoch[] = [];
+    const aliases: FoldedPoint[] = [];
     for (const { key, value } of this.#points.range()) {
-      const { point, createdMs }: PointRecord = JSON.parse(value.toString());
-      const bytes = this.#epochs.get(key);
+      const { point, createdMs, folded }: PointRecord = JSON.parse(value.toString());
       const number = key.readUInt32BE(0);
+      if (folded === true) {
+        aliases.push({ number, point });
+        continue;
+      }
+      const bytes = this.#epochs.get(key);
       if (bytes === undefined)
         throw new CorruptionError(`Epoch ${number} is missing in ${path}`, { where: path });
       const tracks = TrackSet.deserialize(bytes, `${path} epoch ${number}`, trackCount);
       closed.push({ number, point, createdMs, tracks });
     }
-    return closed;
+    return { closed, aliases };
   }
 
   get stamp(): HomeStamp | undefined {
@@ -241,10 +262,10 @@ export class VolumeState {
   }
 
   /**
-   * Records a point with the epoch it closed; `dropped` boundaries go in the same transaction. Points may be
-   * recorded in any order: that of a session which failed early may come after the next one's.
+   * Records a point with the epoch it closed; boundaries fold in the same transaction, perhaps into this one.
+   * Points may be recorded in any order: that of a session which failed early may come after the next one's.
    */
-  async savePoint(closed: ClosedEpoch, dropped: readonly ClosedEpoch[]): Promise<void> {
+  async savePoint(closed: ClosedEpoch, changes: BoundaryChanges): Promise<void> {
     const record: PointRecord = { point: closed.point, createdMs: closed.createdMs };
     const before = this.#open;
     const number = Math.max(closed.number + 1, before?.number ?? 0);
@@ -257,11 +278,38 @@ export class VolumeState {
       this.#points.put(keyOf(closed.number), json(record));
       this.#epochs.put(keyOf(closed.number), tracks);
       this.#put('open', open);
-      for (const epoch of dropped) {
-        this.#points.remove(keyOf(epoch.number));
-        this.#epochs.remove(keyOf(epoch.number));
-      }
+      this.#putBoundaries(changes);
     });
+  }
+
+  /**
+   * In one transaction the tracks of a folded epoch are in the younger one, and its own record goes. A boundary may be
+   * here that folded for a transaction which failed: it misses nothing, since tracks only go to younger epochs, and all
+   * that is older than the oldest boundary goes, whether it is known to be here or not.
+   */
+  #putBoundaries({ fold, claims }: BoundaryChanges): void {
+    for (const { number, tracks } of fold.grown) this.#epochs.put(keyOf(number), tracks.serialize());
+    for (const { number, point, createdMs } of fold.folded) {
+      const record: PointRecord = { point, createdMs, folded: true };
+      this.#points.put(keyOf(number), json(record));
+      this.#epochs.remove(keyOf(number));
+    }
+    for (const key of fold.forgotten.map(keyOf))
+      if (this.#epochs.get(key) === undefined) this.#points.remove(key);
+    for (const table of [this.#points, this.#epochs]) {
+      const older = Array.from(table.range({ end: keyOf(fold.oldest) }), ({ key }) => key);
+      for (const key of older) table.remove(key);
+    }
+    this.#put('claims', claims);
+  }
+
+  claims(): Claim[] {
+    const bytes = this.#state.get('claims');
+    return bytes === undefined ? [] : JSON.parse(bytes.toString());
+  }
+
+  async saveClaims(claims: readonly Claim[]): Promise<void> {
+    await this.#commit(() => this.#put('claims', claims));
   }
 
   /** The clean mark: the open epoch exactly, and how the home looks. The home was flushed before. */
@@ -283,8 +331,11 @@ export class VolumeState {
   }
 
   /** Moves a consumer's point; only after its set is sealed and catalogued (promise 4). */
-  async saveConsumer(consumer: Consumer): Promise<void> {
-    await this.#commit(() => this.#consumers.put(consumer.name, json(consumer)));
+  async saveConsumer(consumer: Consumer, changes: BoundaryChanges): Promise<void> {
+    await this.#commit(() => {
+      this.#consumers.put(consumer.name, json(consumer));
+      this.#putBoundaries(changes);
+    });
   }
 
   /** Oldest first. */
@@ -331,6 +382,7 @@ export class VolumeState {
     await this.#commit(() => {
       this.#put('volume', record);
       if (!isRenamed) return;
+      this.#state.remove('claims');
       for (const table of [this.#points, this.#epochs, this.#consumers]) {
         for (const key of Array.from(table.range(), (entry) => entry.key)) table.remove(key);
       }
@@ -369,7 +421,7 @@ export async function homeStamp(path: string): Promise<HomeStamp | undefined> {
  * Adds tracks to the first recorded point's epoch at or after theirs, else to the open epoch. Where the point of their
  * epoch was recorded, that has them exactly.
  */
-function fold(tracks: TrackSet, epoch: number, closed: ClosedEpoch[], open: TrackSet): void {
+function addLoose(tracks: TrackSet, epoch: number, closed: ClosedEpoch[], open: TrackSet): void {
   const place = closed.findIndex(({ number }) => number >= epoch);
   const target = closed[place];
   if (target === undefined) open.addAll(tracks);

@@ -124,6 +124,7 @@ export class Volume implements BlockDevice {
     this.#points = new Points({
       epochs,
       state,
+      snapshots,
       writePath: this.#writePath,
       intentPlace,
       clock: this.#clock,
