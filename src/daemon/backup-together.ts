@@ -84,7 +84,13 @@ async function backUpOne(
     workerPath: host.options.workerPath,
     signal: AbortSignal.any([session.signal, group.signal]),
     ...(snapshot === undefined ? {} : { snapshot }),
-    aroundFreeze: (freeze) => group.arrive(freeze),
+    aroundFreeze: (freeze, over) => {
+      // At once: the backup has not ended before the hooks have, which the failure of the group ends.
+      const fail = (): void => group.fail(over.reason);
+      if (over.aborted) fail();
+      over.addEventListener('abort', fail);
+      return group.arrive(freeze);
+    },
     begin: (one, request) => group.begin(one, request),
     onSaved: () => group.save(),
     onProgress: (progress) => {

@@ -59,10 +59,11 @@ export class FreezeGroup {
   }
 
   /** A member's session begins, with those of all others. Snapshots need no freeze. */
-  begin(volume: Volume, request: SessionRequest): Promise<BackupSession> {
+  async begin(volume: Volume, request: SessionRequest): Promise<BackupSession> {
     const wish: Wish = { volume, request, begun: deferred() };
     this.#wishes.push(wish);
-    if (this.#wishes.length === this.#options.count) void this.#beginAll();
+    if (this.#failed.signal.aborted) await this.#giveUp(this.#failed.signal.reason);
+    else if (this.#wishes.length === this.#options.count) void this.#beginAll();
     return wish.begun.promise;
   }
 
@@ -86,10 +87,7 @@ export class FreezeGroup {
 
   /** The freeze will not be: what was brought for it is given back. */
   async #giveUp(error: unknown): Promise<void> {
-    for (const { request, begun } of this.#wishes.splice(0)) {
-      for (const area of request.areas) await area.close();
-      begun.reject(error);
-    }
+    for (const wish of this.#wishes.splice(0)) await giveBack(wish, error);
   }
 
   async #beginAll(): Promise<void> {
@@ -101,10 +99,25 @@ export class FreezeGroup {
         const session = sessions[index];
         if (session !== undefined) begun.resolve(session);
       }
-      for (const { volume, request, begun } of ofSnapshots) begun.resolve(await volume.beginSession(request));
+      for (let next = ofSnapshots[0]; next !== undefined; next = ofSnapshots[0]) {
+        // From here on the areas are the volume's.
+        ofSnapshots.shift();
+        try {
+          next.begun.resolve(await next.volume.beginSession(next.request));
+        } catch (error) {
+          next.begun.reject(error);
+          throw error;
+        }
+      }
     } catch (error) {
       // Those that have begun ignore it, and end when the group fails.
-      for (const { begun } of this.#wishes) begun.reject(error);
+      for (const { begun } of live) begun.reject(error);
+      for (const wish of ofSnapshots) await giveBack(wish, error);
     }
   }
+}
+
+async function giveBack({ request, begun }: Wish, error: unknown): Promise<void> {
+  for (const area of request.areas) await area.close();
+  begun.reject(error);
 }
