@@ -36,6 +36,8 @@ const USAGE_CODES: ReadonlySet<string> = new Set([
   'duplicate-name',
   'unknown-export',
   'invalid-geometry',
+  'invalid-name',
+  'named-twice',
   'ambiguous-set',
   'bad-table',
   'bad-remap-file',

@@ -89,7 +89,10 @@ async function backUpOne(
       const fail = (): void => group.fail(over.reason);
       if (over.aborted) fail();
       over.addEventListener('abort', fail);
-      return group.arrive(freeze);
+      return group.arrive(async () => {
+        if (snapshot === undefined) host.refuseRollingBack();
+        await freeze();
+      });
     },
     begin: (one, request) => group.begin(one, request),
     onSaved: () => group.save(),

@@ -32,6 +32,10 @@ export interface DaemonErrorDetails {
   'clients-connected': { readonly exportName: string; readonly count: number };
   /** Volumes that are to freeze together are served by several processes, or some by none. */
   'not-served-together': { readonly directories: readonly string[] };
+  /** One volume is named twice in a group. */
+  'named-twice': { readonly directory: string };
+  /** The volume is being rolled back, or was in part: what it holds is of no one time. */
+  'rolling-back': { readonly volume: string };
   /** Nobody serves the volume, and the command needs a server. */
   'not-served': { readonly directory: string };
   /** An area of the intermediate container cannot be used. */

@@ -7,7 +7,7 @@
 
 import { LIMITS } from '../base/index.ts';
 import { type Export, NbdServer, NbdServerError } from '../nbd/index.ts';
-import type { SnapshotDevice, Volume } from '../volume/index.ts';
+import { type SnapshotDevice, type Volume, VolumeError } from '../volume/index.ts';
 import { findChangedContext, listChangedContexts } from './changed-contexts.ts';
 import { DaemonError } from './errors.ts';
 
@@ -18,8 +18,8 @@ export class VolumeExports {
   readonly #server: NbdServer;
   readonly #readOnly: boolean;
   readonly #warn: (sentence: string) => void;
-  /** Open snapshots, by the names of their exports. */
-  readonly #snapshots = new Map<string, SnapshotDevice>();
+  /** Open snapshots and the names of their volumes, by the names of their exports. */
+  readonly #snapshots = new Map<string, { readonly device: SnapshotDevice; readonly volume: string }>();
 
   constructor(options: {
     readonly server: NbdServer;
@@ -37,22 +37,35 @@ export class VolumeExports {
     return [...this.#snapshots.keys()];
   }
 
-  /** Exports a volume and the snapshots that it has. @throws {NbdServerError} for a name that no export may have. */
-  addVolume(volume: Volume): void {
-    this.#server.addExport(exportOfVolume(volume, this.#readOnly));
-    for (const { name, state } of volume.snapshots()) if (state === 'ready') this.addSnapshot(volume, name);
+  /**
+   * Exports volumes and the snapshots that they have. A volume named as a snapshot of another wins.
+   *
+   * @throws {NbdServerError} for a name that no export may have.
+   */
+  addVolumes(volumes: readonly Volume[]): void {
+    for (const volume of volumes) this.#server.addExport(exportOfVolume(volume, this.#readOnly));
+    for (const volume of volumes) {
+      for (const { name, state } of volume.snapshots()) if (state === 'ready') this.addSnapshot(volume, name);
+    }
+  }
+
+  /** Whether an export is a volume of one of the names, or a snapshot of one. */
+  belongsTo(exportName: string, volumes: readonly string[]): boolean {
+    return volumes.includes(this.#snapshots.get(exportName)?.volume ?? exportName);
   }
 
   /** Exports a snapshot; where that cannot be, it is said, and the snapshot is none the worse. */
   addSnapshot(volume: Volume, name: string): void {
     const exportName = snapshotExportName(volume.identity.name, name);
-    const device = volume.openSnapshot(name);
+    let device: SnapshotDevice | undefined;
     try {
+      device = volume.openSnapshot(name);
       this.#server.addExport(exportOfSnapshot(exportName, device, volume));
-      this.#snapshots.set(exportName, device);
+      this.#snapshots.set(exportName, { device, volume: volume.identity.name });
     } catch (error) {
-      void device.close();
-      if (!(error instanceof NbdServerError)) throw error;
+      void device?.close();
+      // It may have been dropped for want of room meanwhile.
+      if (!(error instanceof NbdServerError || error instanceof VolumeError)) throw error;
       this.#warn(`Snapshot ${name} of ${volume.identity.name} is not exported: ${error.message}`);
     }
   }
@@ -64,7 +77,7 @@ export class VolumeExports {
    */
   async removeSnapshot(volume: Volume, name: string): Promise<void> {
     const exportName = snapshotExportName(volume.identity.name, name);
-    this.#refuseClients(exportName);
+    if (this.#snapshots.has(exportName)) this.#refuseClients(exportName);
     await this.#withdraw(exportName);
   }
 
@@ -74,8 +87,8 @@ export class VolumeExports {
   }
 
   /**
-   * Withdraws the volume's own export while `body` runs, and for good where that fails: what it left is then neither
-   * the one thing nor the other.
+   * Withdraws the volume's own export while `body` rolls it back, and for longer where that was begun and failed:
+   * what it left is then neither the one thing nor the other.
    *
    * @throws {DaemonError} `clients-connected`; what `body` throws.
    */
@@ -83,28 +96,33 @@ export class VolumeExports {
     const { name } = volume.identity;
     this.#refuseClients(name);
     await this.#server.removeExport(name);
-    const result = await body();
-    this.#server.addExport(exportOfVolume(volume, this.#readOnly));
-    return result;
+    try {
+      return await body();
+    } finally {
+      if (volume.unfinishedRollback === undefined)
+        this.#server.addExport(exportOfVolume(volume, this.#readOnly));
+    }
   }
 
   /** Lets all snapshots go. The server serves nobody any more. */
   async close(): Promise<void> {
-    for (const device of this.#snapshots.values()) await device.close();
+    for (const { device } of this.#snapshots.values()) await device.close();
     this.#snapshots.clear();
   }
 
   async #withdraw(exportName: string): Promise<void> {
-    await this.#server.removeExport(exportName);
-    const device = this.#snapshots.get(exportName);
+    const open = this.#snapshots.get(exportName);
+    if (open === undefined) return;
+    // Before anything is awaited: another one of that name may come meanwhile.
     this.#snapshots.delete(exportName);
-    await device?.close();
+    await this.#server.removeExport(exportName);
+    await open.device.close();
   }
 
   #refuseClients(exportName: string): void {
     const count = this.#server.connectionCountOf(exportName);
     if (count === 0) return;
-    const message = `Export ${exportName} has ${count} clients connected; disconnect them first`;
+    const message = `Export ${exportName} has clients connected (${count}); disconnect them first`;
     throw new DaemonError('clients-connected', message, { exportName, count });
   }
 }
@@ -112,11 +130,6 @@ export class VolumeExports {
 /** The name of a snapshot's export. */
 export function snapshotExportName(volume: string, snapshot: string): string {
   return `${volume}${SEPARATOR}${snapshot}`;
-}
-
-/** Whether an export is a volume of one of the names, or a snapshot of one. */
-export function belongsTo(exportName: string, volumes: readonly string[]): boolean {
-  return volumes.some((name) => exportName === name || exportName.startsWith(`${name}${SEPARATOR}`));
 }
 
 function exportOfVolume(volume: Volume, readOnly: boolean): Export {

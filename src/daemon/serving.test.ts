@@ -6,13 +6,15 @@
  * clients of the room `nbd`.
  */
 
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { deferred, MIB, systemClock } from '../base/index.ts';
 import { type BlockDevice, formatNbdUri, NbdClient, NbdServer } from '../nbd/index.ts';
-import { createVolume } from '../volume/index.ts';
+import { createVolume, Volume } from '../volume/index.ts';
+import { ControlClient } from './control-client.ts';
+import { createDeviceRegistry } from './devices.ts';
 import { type FurtherListener, Serving } from './serving.ts';
 
 const BLOCK = 4096;
@@ -133,6 +135,74 @@ t.test('listeners serve all volumes, or those they are restricted to', async (t)
   await own.disconnect();
   await serving.stop();
   for (const path of ['all', 'some', 'a/nbd.sock']) t.notOk(existsSync(at(path)), path);
+});
+
+t.test('snapshots are listed behind their volumes, wherever these are', async (t) => {
+  const at = makeDirectory(t);
+  const volumes = ['a', 'b', 'a@x'].map(at);
+  for (const volume of volumes) await createVolume(volume, { sizeBytes: MIB, trackSizeBytes: 65_536 });
+  for (const name of ['a', 'b']) {
+    const registry = createDeviceRegistry();
+    const volume = await Volume.open(at(name), { registry, activity: 'testing' });
+    await volume.createSnapshot('old');
+    await volume.close();
+  }
+  const serving = await start(t, volumes, [
+    { place: { kind: 'unix', path: at('all') } },
+    { place: { kind: 'unix', path: at('some') }, exports: ['a'] },
+  ]);
+  t.strictSame(
+    serving.uris.filter((uri) => uri.endsWith(at('all'))),
+    ['a', 'b', 'a%40x', 'a%40old', 'b%40old'].map((name) => `nbd+unix:///${name}?socket=${at('all')}`),
+  );
+  const listed = async (socket: string): Promise<readonly string[]> =>
+    (await NbdClient.list(`nbd+unix:///?socket=${socket}`)).map(({ name }) => name);
+  t.strictSame(await listed(at('all')), ['a', 'b', 'a@x', 'a@old', 'b@old']);
+  t.strictSame(await listed(at('some')), ['a', 'a@old'], 'and not the volume that is named like a snapshot');
+  t.strictSame(await listed(at('a/nbd.sock')), ['a', 'a@old']);
+  t.strictSame(await listed(at('b/nbd.sock')), ['b', 'b@old']);
+  await t.rejects(NbdClient.connect(`nbd+unix:///a@x?socket=${at('some')}`), { code: 'export-unknown' });
+  await t.rejects(NbdClient.connect(`nbd+unix:///b@old?socket=${at('some')}`), { code: 'export-unknown' });
+  for (const [socket, name] of [
+    ['a/nbd.sock', 'a'],
+    ['some', 'a'],
+    ['b/nbd.sock', 'b'],
+  ] as const) {
+    const client = await NbdClient.connect(`nbd+unix:///?socket=${at(socket)}`);
+    t.equal(client.exportInfo.name, name, 'the default export is the volume, not one of its snapshots');
+    await client.disconnect();
+  }
+});
+
+t.test('groups, by the control socket: links, volumes named twice, and no hanging', async (t) => {
+  const at = makeDirectory(t);
+  const volumes = ['a', 'b'].map(at);
+  for (const volume of volumes) await createVolume(volume, { sizeBytes: MIB, trackSizeBytes: 65_536 });
+  await start(t, volumes, []);
+  symlinkSync(at('b'), at('link'));
+  const control = await ControlClient.connect(at('a'));
+  if (control === undefined) throw new Error('Nobody answers');
+  t.teardown(() => control.close());
+  const make = (name: string, others: readonly string[]): Promise<unknown> =>
+    control.request({ command: 'snapshot-create', params: { name, others } });
+  await t.rejects(make('one', [at('a')]), { code: 'named-twice' });
+  await t.rejects(make('one', [at('b'), at('link')]), { code: 'named-twice' });
+  await t.rejects(make('one', [at('nowhere')]), { code: 'not-served-together' });
+  t.match(await make('one', [at('link')]), [
+    { volume: 'a', name: 'one' },
+    { volume: 'b', name: 'one' },
+  ]);
+  const backup = { store: '/nowhere', level: 'auto', codec: 'none', container: [] } as const;
+  const others = [{ volume: at('a') }];
+  await t.rejects(control.request({ command: 'backup', params: { ...backup, others } }), {
+    code: 'named-twice',
+  });
+  const listed = await NbdClient.list(`nbd+unix:///?socket=${at('b/nbd.sock')}`);
+  t.strictSame(
+    listed.map(({ name }) => name),
+    ['b', 'b@one'],
+    'a snapshot that was just made is exported',
+  );
 });
 
 t.test('a restriction to a name that nobody has is refused before anything is opened', async (t) => {

@@ -33,7 +33,7 @@ import { CONTROL_SOCKET_NAME } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
-import { belongsTo, VolumeExports } from './exports.ts';
+import { VolumeExports } from './exports.ts';
 import { openSocketPath, removeDeadSocket, removeStaleSocket, type SocketPath } from './socket-path.ts';
 import { VolumeHost } from './volume-host.ts';
 
@@ -149,8 +149,8 @@ export class Serving {
       });
       this.#hosts.push(host);
       this.#peers.set(directory, host);
-      this.#exports.addVolume(host.volume);
     }
+    this.#exports.addVolumes(this.#hosts.map(({ volume }) => volume));
   }
 
   async #listenDefaults(tls: NbdListenerTls | undefined): Promise<void> {
@@ -174,7 +174,7 @@ export class Serving {
     const [only] = names;
     const options = {
       // The snapshots of a volume are wherever it is, those of the future too.
-      exports: { has: (name: string) => belongsTo(name, names) },
+      exports: { has: (name: string) => this.#exports.belongsTo(name, names) },
       ...(only === undefined || names.length > 1 ? {} : { defaultExport: only }),
       ...(tls === undefined ? {} : { tls }),
     };
@@ -192,7 +192,7 @@ export class Serving {
   }
 
   #announce(reached: Omit<NbdAddress, 'exportName'>, names: readonly string[]): void {
-    const snapshots = this.#exports.snapshotNames.filter((name) => belongsTo(name, names));
+    const snapshots = this.#exports.snapshotNames.filter((name) => this.#exports.belongsTo(name, names));
     for (const exportName of [...names, ...snapshots])
       this.#uris.push(formatNbdUri({ ...reached, exportName }));
   }

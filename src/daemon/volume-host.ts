@@ -3,7 +3,8 @@
  * opens the volume itself. The two are one code, so that a command does the same online and offline.
  */
 
-import type { Clock } from '../base/index.ts';
+import { realpath } from 'node:fs/promises';
+import { type Clock, LIMITS, present } from '../base/index.ts';
 import type { DeviceRegistry } from '../device/index.ts';
 import { createSnapshots, Volume } from '../volume/index.ts';
 import { backUpTogether } from './backup-together.ts';
@@ -44,6 +45,9 @@ export class VolumeHost implements ControlHandlers {
   readonly volume: Volume;
   readonly sessions: SessionRegistry;
   readonly options: HostOptions;
+  /** Ends the hooks of snapshots that are being made. */
+  readonly #stopping = new AbortController();
+  #isRollingBack = false;
 
   private constructor(volume: Volume, options: HostOptions) {
     this.volume = volume;
@@ -54,14 +58,19 @@ export class VolumeHost implements ControlHandlers {
   /** Takes the volume's lock and opens it. Errors are those of `Volume.open`. */
   static async open(directory: string, options: HostOptions): Promise<VolumeHost> {
     const { registry, readOnly, clock, activity, warn, exports } = options;
-    const volume: Volume = await Volume.open(directory, {
+    const opened: { volume?: Volume } = {};
+    const volume = await Volume.open(directory, {
       registry,
       readOnly,
       clock,
       activity,
       onWarning: (sentence) => warn?.(sentence),
-      onSnapshotDropped: (name) => void exports?.dropSnapshot(volume, name),
+      onSnapshotDropped: (name) => {
+        // While the volume is being opened nothing of it is exported.
+        if (opened.volume !== undefined) void exports?.dropSnapshot(opened.volume, name);
+      },
     });
+    opened.volume = volume;
     return new VolumeHost(volume, options);
   }
 
@@ -78,9 +87,10 @@ export class VolumeHost implements ControlHandlers {
   /** Backs this volume up, and further ones of the same instant; see `backUpTogether`. */
   async backup(params: BackupParams, events: RequestEvents): Promise<readonly BackupOutcome[]> {
     const { others = [], snapshot } = params;
-    const first = { host: this, snapshot };
-    const further = others.map((other) => ({ host: this.#peer(other.volume), snapshot: other.snapshot }));
-    return backUpTogether([first, ...further], params, events);
+    const snapshots = [snapshot, ...others.map((other) => other.snapshot)];
+    const hosts = await this.#group(others.map((other) => other.volume));
+    const members = hosts.map((host, index) => ({ host, snapshot: snapshots[index] }));
+    return backUpTogether(members, params, events);
   }
 
   async cancel(session: string | undefined): Promise<{ readonly session: string }> {
@@ -90,23 +100,27 @@ export class VolumeHost implements ControlHandlers {
   /** Makes a snapshot of this volume, and of further ones at the same instant: all or none. */
   async snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<readonly SnapshotOutcome[]> {
     const { name, others = [], hooks } = params;
-    const hosts = [this, ...others.map((directory) => this.#peer(directory))];
+    const hosts = await this.#group(others);
     const volumes = hosts.map(({ volume }) => volume);
     const context = {
       volumes: volumes.map(({ identity }) => identity.name),
       snapshot: name,
       clock: this.options.clock,
+      signal: this.#stopping.signal,
       warn: (sentence: string) => this.warn(sentence, events),
     };
-    const { value: made, report } = await withFreezeHooks(hooks, context, () =>
-      createSnapshots(name, volumes),
-    );
-    return hosts.map(({ volume, options }, index) => {
-      options.exports?.addSnapshot(volume, name);
-      const created = made[index];
-      if (created === undefined) throw new Error(`A snapshot of ${volume.identity.name} was not made`);
-      return { volume: volume.identity.name, ...created, ...report };
+    const { value: made, report } = await withFreezeHooks(hooks, context, async () => {
+      for (const host of hosts) host.refuseRollingBack();
+      const created = await createSnapshots(name, volumes);
+      // Before the post-hook, which may take its time; somebody may delete it meanwhile.
+      for (const { options, volume } of hosts) options.exports?.addSnapshot(volume, name);
+      return created;
     });
+    return volumes.map(({ identity }, index) => ({
+      volume: identity.name,
+      ...present(made[index], 'A snapshot was not made'),
+      ...report,
+    }));
   }
 
   async snapshotList(): Promise<readonly object[]> {
@@ -116,6 +130,9 @@ export class VolumeHost implements ControlHandlers {
   /** Deletes a snapshot that no client and no session reads. */
   async snapshotDelete(name: string): Promise<{ readonly name: string }> {
     const { exports } = this.options;
+    const { unfinishedRollback } = this.volume;
+    if (this.volume.snapshots().some((info) => info.name === name && info.number === unfinishedRollback))
+      this.refuseRollingBack();
     await exports?.removeSnapshot(this.volume, name);
     try {
       await this.volume.deleteSnapshot(name);
@@ -137,29 +154,58 @@ export class VolumeHost implements ControlHandlers {
       this.volume.rollBack(name, (tracksDone, tracksTotal) =>
         events.progress({ tracksDone, tracksTotal, bytesRead: 0 }),
       );
-    const tracks = exports === undefined ? await rollBack() : await exports.without(this.volume, rollBack);
-    return { name, tracks };
+    // One that failed may be tried again, or another one in its place.
+    if (this.#isRollingBack) this.refuseRollingBack();
+    this.#isRollingBack = true;
+    try {
+      const tracks = exports === undefined ? await rollBack() : await exports.without(this.volume, rollBack);
+      return { name, tracks };
+    } finally {
+      this.#isRollingBack = false;
+    }
   }
 
-  /** What changed between two snapshots, as extents of bytes. */
-  async snapshotChanges({ from, to }: SnapshotChanges): Promise<Readonly<Record<string, unknown>>> {
+  /** What changed between two snapshots, as extents of bytes; as many as go into one answer. */
+  async snapshotChanges(changes: SnapshotChanges): Promise<Readonly<Record<string, unknown>>> {
+    const { from, to, offsetBytes = 0 } = changes;
     const { geometry } = this.volume;
     const tracks = this.volume.changedSinceSnapshot(from, to);
-    const extents = [...tracks.runs()].map((run) => ({
-      offsetBytes: geometry.offsetOf(run.first),
-      lengthBytes: geometry.lengthOf(run),
-    }));
-    return { from, to: to ?? null, tracks: tracks.size, extents };
+    const extents: { readonly offsetBytes: number; readonly lengthBytes: number }[] = [];
+    let nextOffsetBytes: number | null = null;
+    for (const run of tracks.runs()) {
+      const startBytes = Math.max(offsetBytes, geometry.offsetOf(run.first));
+      const lengthBytes = geometry.offsetOf(run.first) + geometry.lengthOf(run) - startBytes;
+      if (lengthBytes <= 0) continue;
+      if (extents.length === LIMITS.controlExtentCountMax) {
+        nextOffsetBytes = startBytes;
+        break;
+      }
+      extents.push({ offsetBytes: startBytes, lengthBytes });
+    }
+    return { from, to: to ?? null, tracks: tracks.size, extents, nextOffsetBytes };
+  }
+
+  /** @throws {DaemonError} `rolling-back`: what the volume holds now nobody may keep. */
+  refuseRollingBack(): void {
+    const { unfinishedRollback, identity } = this.volume;
+    if (unfinishedRollback === undefined && !this.#isRollingBack) return;
+    const message = this.#isRollingBack
+      ? `Volume ${identity.name} is being rolled back; wait for it`
+      : `Volume ${identity.name} was rolled back in part only; roll it back again`;
+    throw new DaemonError('rolling-back', message, { volume: identity.name });
   }
 
   /** Cancels what runs, waits for it, and starts nothing more. */
   stopSessions(): Promise<void> {
+    const { name } = this.volume.identity;
+    const message = `The server of volume ${name} is stopping and makes no snapshot`;
+    this.#stopping.abort(new DaemonError('stopping', message, { volume: name }));
     return this.sessions.stop();
   }
 
   /** Cancels what runs and closes the volume, durably and with its clean mark where it can be. */
   async close(): Promise<void> {
-    await this.sessions.stop();
+    await this.stopSessions();
     await this.volume.close();
   }
 
@@ -168,11 +214,38 @@ export class VolumeHost implements ControlHandlers {
     events.warning(sentence);
   }
 
-  #peer(directory: string): VolumeHost {
-    const host = this.options.peers.get(directory);
-    if (host !== undefined) return host;
+  /** This host and those of further volumes. */
+  async #group(others: readonly string[]): Promise<readonly VolumeHost[]> {
+    const hosts: VolumeHost[] = [this];
+    for (const directory of others) {
+      const host = await this.#peer(directory);
+      if (hosts.includes(host)) {
+        throw new DaemonError('named-twice', `Volume ${directory} is named twice, wanted once`, {
+          directory,
+        });
+      }
+      hosts.push(host);
+    }
+    return hosts;
+  }
+
+  /** The host of a directory, by whatever links it is named. */
+  async #peer(directory: string): Promise<VolumeHost> {
+    const place = await realPathOf(directory);
+    for (const host of this.options.peers.values()) {
+      if ((await realPathOf(host.volume.identity.directory)) === place) return host;
+    }
     const own = this.volume.identity.directory;
     const message = `Volumes ${own} and ${directory} cannot freeze together, wanted both served by one process or none served`;
     throw new DaemonError('not-served-together', message, { directories: [own, directory] });
+  }
+}
+
+/** The path without links; itself where there is nothing. */
+async function realPathOf(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch {
+    return path;
   }
 }

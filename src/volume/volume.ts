@@ -408,6 +408,11 @@ export class Volume implements BlockDevice {
     }
   }
 
+  /** The number of the snapshot that the volume is being rolled back to, or was in part. */
+  get unfinishedRollback(): number | undefined {
+    return this.#state.rollback;
+  }
+
   async #recordRollback(number: number): Promise<void> {
     try {
       await this.#state.saveRollback(number);
