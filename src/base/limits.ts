@@ -163,6 +163,8 @@ export const LIMITS = {
   /** One line of the control protocol. */
   controlLineBytesMax: MIB,
   controlConnectionCountMax: 64,
+  /** Extents that one answer to `snapshot-changes` has at most; it is one line. */
+  controlExtentCountMax: 4096,
   /** Requests of one control connection that run at once. */
   controlInFlightCountMax: 16,
 

@@ -155,7 +155,7 @@ t.test('requests about snapshots and groups are checked as well', (t) => {
     { id: 2, command: 'snapshot-list' },
     { id: 3, command: 'snapshot-delete', params: { name: 'a' } },
     { id: 4, command: 'snapshot-rollback', params: { name: 'a' } },
-    { id: 5, command: 'snapshot-changes', params: { from: 'a', to: 'b' } },
+    { id: 5, command: 'snapshot-changes', params: { from: 'a', to: 'b', offsetBytes: 4096 } },
     {
       id: 6,
       command: 'backup',
@@ -169,6 +169,7 @@ t.test('requests about snapshots and groups are checked as well', (t) => {
     ['snapshot-create', { name: 'a', others: Array.from({ length: 64 }, () => '/v') }, /has 64 volumes/],
     ['snapshot-delete', {}, /Member name is missing/],
     ['snapshot-changes', { to: 'b' }, /Member from is missing/],
+    ['snapshot-changes', { from: 'a', offsetBytes: -1 }, /Member offsetBytes is -1, wanted a whole number/],
     ['backup', { ...BACKUP, others: [{}] }, /Member volume is missing/],
     ['backup', { ...BACKUP, snapshot: '' }, /Member snapshot is ""/],
   ];

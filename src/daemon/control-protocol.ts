@@ -34,6 +34,8 @@ export type ControlRequest = { readonly id: number } & (
 export interface SnapshotChanges {
   readonly from: string;
   readonly to?: string;
+  /** Extents from here on; the first answer where left out. */
+  readonly offsetBytes?: number;
 }
 
 export const COMMANDS = [
@@ -113,10 +115,25 @@ function readRequest(id: number, value: Json): ControlRequest {
     return { id, command, params: { name: readString(params, 'name') } };
   }
   if (command === 'snapshot-changes') {
-    const to = params['to'] === undefined ? {} : { to: readString(params, 'to') };
-    return { id, command, params: { from: readString(params, 'from'), ...to } };
+    return { id, command, params: readChanges(params) };
   }
   return { id, command };
+}
+
+function readChanges(params: Json): SnapshotChanges {
+  const { to, offsetBytes } = params;
+  if (offsetBytes !== undefined && !isCount(offsetBytes)) {
+    throw badRequest(`Member offsetBytes is ${show(offsetBytes)}, wanted a whole number of bytes`);
+  }
+  return {
+    from: readString(params, 'from'),
+    ...(to === undefined ? {} : { to: readString(params, 'to') }),
+    ...(offsetBytes === undefined ? {} : { offsetBytes }),
+  };
+}
+
+function isCount(value: unknown): value is number {
+  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
 }
 
 function readBackupParams(params: Json): BackupParams {
@@ -212,7 +229,7 @@ function readContainer(value: unknown): readonly ContainerSpec[] {
   return value.map((entry: unknown) => {
     const area = asObject(entry, 'A member of container');
     const sizeBytes = area['sizeBytes'];
-    if (typeof sizeBytes !== 'number' || !Number.isSafeInteger(sizeBytes) || sizeBytes < 0) {
+    if (!isCount(sizeBytes)) {
       throw badRequest(`Member sizeBytes is ${show(sizeBytes)}, wanted a whole number of bytes`);
     }
     if (area['path'] === undefined) return { kind: 'memory', sizeBytes };
@@ -250,7 +267,7 @@ function isObject(value: unknown): value is Json {
 }
 
 function readId(value: unknown): number {
-  if (typeof value === 'number' && Number.isSafeInteger(value) && value >= 0) return value;
+  if (isCount(value)) return value;
   throw badRequest(`Member id is ${show(value)}, wanted a whole number from 0`);
 }
 

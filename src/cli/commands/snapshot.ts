@@ -151,20 +151,34 @@ async function list(context: CommandContext, options: VolumeOptions): Promise<vo
 async function changes(context: CommandContext, options: ChangesOptions): Promise<void> {
   const { from, to } = options;
   await withVolume(context, options.volume, true, async (access) => {
-    const { tracks, extents } = await access.snapshotChanges({ from, ...(to === undefined ? {} : { to }) });
-    const ranges: readonly { readonly offsetBytes: number; readonly lengthBytes: number }[] = Array.isArray(
-      extents,
-    )
-      ? extents
-      : [];
-    for (const { offsetBytes, lengthBytes } of ranges)
-      context.output.report({ event: 'changed', offsetBytes, lengthBytes }, `${offsetBytes}+${lengthBytes}`);
+    const request = { from, ...(to === undefined ? {} : { to }) };
+    let answer = await access.snapshotChanges(request);
+    const { tracks } = answer;
+    for (;;) {
+      for (const { offsetBytes, lengthBytes } of extentsOf(answer))
+        context.output.report(
+          { event: 'changed', offsetBytes, lengthBytes },
+          `${offsetBytes}+${lengthBytes}`,
+        );
+      const next = answer['nextOffsetBytes'];
+      if (typeof next !== 'number') break;
+      answer = await access.snapshotChanges({ ...request, offsetBytes: next });
+    }
     const what = to === undefined ? `since snapshot ${from}` : `from snapshot ${from} to ${to}`;
     context.output.report(
       { event: 'changes', from, to: to ?? null, tracks },
       `${String(tracks)} tracks may have changed ${what}`,
     );
   });
+}
+
+interface Extent {
+  readonly offsetBytes: number;
+  readonly lengthBytes: number;
+}
+
+function extentsOf({ extents }: Readonly<Record<string, unknown>>): readonly Extent[] {
+  return Array.isArray(extents) ? extents : [];
 }
 
 async function rollback(context: CommandContext, options: NamedOptions): Promise<void> {
