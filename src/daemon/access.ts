@@ -76,15 +76,18 @@ export async function reachVolumes(
     throw error;
   }
   const host = present(hosts.get(first), 'A volume that was opened is not there');
+  // The owner is this command, and one of the two ways that a warning takes is enough.
+  const once = (events: RequestEvents): RequestEvents =>
+    options.warn === undefined ? events : { ...events, warning: () => undefined };
   return {
     online: false,
     status: () => host.status(),
-    backup: (params, events) => host.backup(params, events),
+    backup: (params, events) => host.backup(params, once(events)),
     snapshotCreate: async (params, events) =>
-      (await host.snapshotCreate(params, events)).map((one) => ({ ...one })),
+      (await host.snapshotCreate(params, once(events))).map((one) => ({ ...one })),
     snapshotList: async () => (await host.snapshotList()).map((one) => ({ ...one })),
     snapshotDelete: (name) => host.snapshotDelete(name),
-    snapshotRollback: (name, events) => host.snapshotRollback(name, events),
+    snapshotRollback: (name, events) => host.snapshotRollback(name, once(events)),
     snapshotChanges: (changes) => host.snapshotChanges(changes),
     cancel: (session) => host.cancel(session),
     close,

@@ -117,7 +117,11 @@ async function backUpAll(
     ...(others.length === 0 ? {} : { others }),
   };
   const volumes = members.map(({ volume }) => volume);
-  const access = await reachVolumes(volumes, { activity: 'backup', clock, workerPath: workerPath() });
+  const warn = (sentence: string): void => {
+    output.endProgress();
+    output.warn(sentence);
+  };
+  const access = await reachVolumes(volumes, { activity: 'backup', clock, warn, workerPath: workerPath() });
   // Ctrl-C cancels this command's own session, wherever it runs; one that has just not begun is met when it tells its id.
   let session: string | undefined;
   const cancel = (): void => {
@@ -131,10 +135,7 @@ async function backUpAll(
         if (signal.aborted) cancel();
       },
       progress: (progress) => showProgress(output, volumes, progress),
-      warning: (sentence) => {
-        output.endProgress();
-        output.warn(sentence);
-      },
+      warning: warn,
     });
     for (const outcome of outcomes) reportSet(output, outcome);
   } finally {
