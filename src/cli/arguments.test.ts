@@ -1,5 +1,7 @@
 /** Goal: every way to write a value is read right or refused with the value in the message. Method: tables. */
 
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import t from 'tap';
 import {
   absolutePath,
@@ -11,6 +13,7 @@ import {
   readRestriction,
   readSize,
   readTimeMs,
+  readVolumeOrSnapshot,
   several,
   single,
 } from './arguments.ts';
@@ -118,4 +121,33 @@ t.test('places, and options given once or often', (t) => {
   t.strictSame(several('a'), ['a']);
   t.strictSame(several(['a', 'b']), ['a', 'b']);
   t.end();
+});
+
+t.test('a volume, or a snapshot of one', async (t) => {
+  const directory = t.testdir({ vol: {}, 'vol@dir': {}, 'in@side': { vol: {} } });
+  const read = (text: string): Promise<unknown> => readVolumeOrSnapshot(text, directory);
+  const at = (name: string): string => join(directory, name);
+  for (const [text, wanted] of [
+    ['vol', { volume: at('vol') }],
+    ['vol@monday', { volume: at('vol'), snapshot: 'monday' }],
+    ['./vol@a.b-c_1', { volume: at('vol'), snapshot: 'a.b-c_1' }],
+    [at('vol@monday'), { volume: at('vol'), snapshot: 'monday' }],
+    // A directory that exists wins; one may have a snapshot all the same.
+    ['vol@dir', { volume: at('vol@dir') }],
+    ['vol@dir/', { volume: at('vol@dir') }],
+    ['vol@dir@monday', { volume: at('vol@dir'), snapshot: 'monday' }],
+    ['in@side/vol', { volume: at('in@side/vol') }],
+    ['in@side/missing', { volume: at('in@side/missing') }],
+    ['in@side/vol@monday', { volume: at('in@side/vol'), snapshot: 'monday' }],
+    ['missing@monday', { volume: at('missing'), snapshot: 'monday' }],
+  ] as const) {
+    t.strictSame(await read(text), wanted, text);
+  }
+  mkdirSync(at('@odd'));
+  t.strictSame(await read('@odd'), { volume: at('@odd') });
+  writeFileSync(at('vol@file'), '');
+  t.strictSame(await read('vol@file'), { volume: at('vol'), snapshot: 'file' }, 'a file is no volume');
+  for (const bad of ['', 'vol@', '@monday', 'sub/@monday']) {
+    await t.rejects(read(bad), { code: 'usage' }, `'${bad}'`);
+  }
 });

@@ -71,8 +71,10 @@ export async function readVolumeOrSnapshot(
 ): Promise<{ readonly volume: string; readonly snapshot?: string }> {
   const volume = absolutePath('The volume', text, directory);
   const at = volume.lastIndexOf('@');
-  if (at <= volume.lastIndexOf('/') || (await isDirectory(volume))) return { volume };
+  const slash = volume.lastIndexOf('/');
+  if (at <= slash || (await isDirectory(volume))) return { volume };
   const snapshot = volume.slice(at + 1);
+  if (at === slash + 1) throw new UsageError(`The volume is '${text}', wanted one in front of the @`);
   if (snapshot === '') throw new UsageError(`The volume is '${text}', wanted a snapshot's name behind the @`);
   return { volume: volume.slice(0, at), snapshot };
 }
