@@ -26,16 +26,34 @@ export function snapshotFiles({ directory }: Pick<TestVolume, 'directory'>): str
   return readdirSync(join(directory, 'snapshots'));
 }
 
+type Place = Pick<TestVolume, 'directory' | 'volume'>;
+
+function openFile({ directory, volume }: Place, name: string): Promise<SnapshotStore> {
+  const { trackSizeBytes } = volume.geometry;
+  const place = {
+    directory: join(directory, 'snapshots'),
+    storeId: name.replace('.tracks', ''),
+    trackSizeBytes,
+  };
+  return SnapshotStore.open(place, { readOnly: true });
+}
+
+/** The files in which a track differs from its checksum. */
+export async function damagedFiles(test: Place): Promise<string[]> {
+  const damaged: string[] = [];
+  for (const name of snapshotFiles(test)) {
+    const store = await openFile(test, name);
+    if ((await store.verify()).size > 0) damaged.push(name);
+    await store.close();
+  }
+  return damaged;
+}
+
 /** What the file of the volume's only snapshot holds: labels by track, of which there may be more than one. */
 export async function keptIn(test: TestVolume): Promise<Record<number, string>> {
   const [name = ''] = snapshotFiles(test);
   const { trackSizeBytes } = test.volume.geometry;
-  const place = {
-    directory: join(test.directory, 'snapshots'),
-    storeId: name.replace('.tracks', ''),
-    trackSizeBytes,
-  };
-  const store = await SnapshotStore.open(place, { readOnly: true });
+  const store = await openFile(test, name);
   try {
     const kept: Record<number, string> = {};
     for (const track of store.tracks()) {

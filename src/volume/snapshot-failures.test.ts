@@ -177,14 +177,14 @@ const OPERATIONS: readonly Operation[] = [
   {
     name: 'create, and writes meanwhile',
     run: async (volume) => {
-      let hasEnded = false;
+      const ended = new AbortController();
       const created = volume.createSnapshot('five').finally(() => {
-        hasEnded = true;
+        ended.abort();
       });
       created.catch(() => undefined);
       // Not before the instant, or its image would not be known: every write comes when the next epoch has begun.
       const { epoch } = volume.status();
-      while (volume.status().epoch === epoch && !hasEnded) await turn();
+      while (volume.status().epoch === epoch && !ended.signal.aborted) await turn();
       await Promise.allSettled([created, write(volume, ['e0', 'e3', 'e5'])]);
       await created;
     },

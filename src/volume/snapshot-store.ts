@@ -192,6 +192,14 @@ export class SnapshotStore {
     return damaged;
   }
 
+  /** Gives the space of the content back, which nobody needs any more: reading it fails from now on. */
+  async giveUp(): Promise<void> {
+    // A file that grew again would have holes in place of content.
+    this.#failure ??= this.#closed();
+    await this.#writing;
+    await this.#file.truncate(0);
+  }
+
   /** Waits for what is being written or read. */
   async close(): Promise<void> {
     this.#isClosed = true;
@@ -248,7 +256,8 @@ export class SnapshotStore {
     } catch (error) {
       const code = systemCode(error);
       const message = `Snapshot file ${this.path} cannot be written: ${messageOf(error)}`;
-      // What was written of the batch is not valid, and the next one goes over it.
+      // What was written of the batch is not valid, and the next one goes over it; until then others may need the room.
+      await this.#file.truncate(atBytes).catch(() => undefined);
       const isFull = code === 'ENOSPC' || code === 'EDQUOT';
       throw new VolumeError(
         isFull ? 'snapshot-full' : 'snapshot-failed',

@@ -16,10 +16,19 @@
  * Readers need no lock: they read the home, then look whether a store has got the track meanwhile.
  */
 
-import { CorruptionError, LIMITS, type MaybePromise, messageOf, randomId, Slots } from '../base/index.ts';
+import {
+  CorruptionError,
+  LIMITS,
+  type MaybePromise,
+  messageOf,
+  randomId,
+  Slots,
+  systemCode,
+} from '../base/index.ts';
 import { TrackBits, type TrackRun } from '../tracks/index.ts';
 import { VolumeError } from './errors.ts';
 import type { Geometry } from './geometry.ts';
+import { assertSnapshotName, gone, unknown } from './snapshot-errors.ts';
 import { SnapshotFolder } from './snapshot-folder.ts';
 import { SnapshotStore } from './snapshot-store.ts';
 import type { SnapshotRecord, VolumeState } from './state.ts';
@@ -78,6 +87,8 @@ interface Member extends Snapshot {
   readerCount: number;
   /** It is about to be recorded as deleted: nobody may begin to read it. */
   isLeaving: boolean;
+  /** Holders without whom it must not go even where the disk is full. */
+  pinCount: number;
 }
 
 /** A snapshot between `prepare` and `finish`. */
@@ -86,8 +97,6 @@ export interface PreparedSnapshot {
   readonly store: SnapshotStore;
   readonly unsaved: TrackBits;
 }
-
-const NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]*$/;
 
 export class Snapshots implements Protector {
   readonly #options: SnapshotsOptions;
@@ -100,6 +109,7 @@ export class Snapshots implements Protector {
   #unsaved: TrackBits | undefined;
   readonly #copies = new Map<number, Promise<void>>();
   #dropping: Promise<void> | undefined;
+  readonly #deletions = new Set<Promise<void>>();
   /** Deletions and what they leave to be done, one after the other. */
   readonly #turn = new Slots(1);
   #isClosing = false;
@@ -138,10 +148,6 @@ export class Snapshots implements Protector {
     await Promise.allSettled(this.#copies.values());
     await this.#turn.run(async () => undefined);
     for (const member of this.#chain) await this.#closeStore(member);
-  }
-
-  get count(): number {
-    return this.#chain.length;
   }
 
   /** Oldest first. Those that are being made or deleted are listed too. */
@@ -208,6 +214,7 @@ export class Snapshots implements Protector {
       store,
       readerCount: 0,
       isLeaving: false,
+      pinCount: 0,
     };
     this.#chain.push(member);
     this.#newest = member;
@@ -279,14 +286,24 @@ export class Snapshots implements Protector {
     return this.#chain.filter(({ record }) => record.state === 'ready').map(({ name }) => name);
   }
 
-  /** From now on the snapshot is not deleted until the reader has let it go; only a full disk may drop it. */
-  hold(name: string): { readonly snapshot: Snapshot; readonly release: () => void } {
+  /**
+   * From now on the snapshot is not deleted until the reader has let it go; only a full disk may drop it, and with
+   * `isPinned` not even that.
+   */
+  hold(
+    name: string,
+    { isPinned = false }: { readonly isPinned?: boolean } = {},
+  ): { readonly snapshot: Snapshot; readonly release: () => void } {
     const member = this.#find(name);
+    const pins = isPinned ? 1 : 0;
     member.readerCount += 1;
+    member.pinCount += pins;
     let isHeld = true;
     const release = (): void => {
-      member.readerCount -= isHeld ? 1 : 0;
+      if (!isHeld) return;
       isHeld = false;
+      member.readerCount -= 1;
+      member.pinCount -= pins;
     };
     return { snapshot: member, release };
   }
@@ -375,7 +392,7 @@ export class Snapshots implements Protector {
       try {
         await this.#newest.store.save(track, content);
       } catch (error) {
-        if (this.#options.whenFull === 'refuse') throw error;
+        if (this.#options.whenFull === 'refuse' || systemCode(error) !== 'snapshot-full') throw error;
         await this.#dropOldest(error);
         continue;
       }
@@ -394,11 +411,21 @@ export class Snapshots implements Protector {
     return this.#dropping;
   }
 
+  /** @throws the reason where nothing may be dropped. */
   async #drop(reason: unknown): Promise<void> {
-    const oldest = this.#chain.find(({ record }) => isLive(record));
+    if (this.#deletions.size > 0) {
+      // They make room, or are left to be finished.
+      await Promise.allSettled(this.#deletions);
+      return;
+    }
+    const oldest = this.#chain.find(({ record }) => record.state !== 'damaged');
     if (oldest === undefined) return;
-    // Without it the rollback could never be finished. No other may go in its place: this one needs what they hold.
-    if (oldest.number === this.#options.state.rollback) throw reason;
+    if (oldest.record.state === 'deleting') {
+      await this.#deleteMember(oldest);
+      return;
+    }
+    // Without it a rollback could never be finished. No other may go in its place: this one needs what they hold.
+    if (oldest.pinCount > 0 || oldest.number === this.#options.state.rollback) throw reason;
     await this.#recordDeleting(oldest);
     // Whoever is deleting it may have been faster.
     if (!this.#chain.includes(oldest)) return;
@@ -408,7 +435,13 @@ export class Snapshots implements Protector {
     await oldest.store?.remove();
   }
 
-  async #deleteMember(member: Member): Promise<void> {
+  #deleteMember(member: Member): Promise<void> {
+    const deletion = this.#deleteAndDissolve(member).finally(() => this.#deletions.delete(deletion));
+    this.#deletions.add(deletion);
+    return deletion;
+  }
+
+  async #deleteAndDissolve(member: Member): Promise<void> {
     if (member.record.state !== 'deleting') {
       await this.#recordDeleting(member);
       this.#renew();
@@ -417,9 +450,17 @@ export class Snapshots implements Protector {
   }
 
   async #recordDeleting(member: Member): Promise<void> {
+    const record: SnapshotRecord = { ...member.record, state: 'deleting' };
     member.isLeaving = true;
     try {
-      await this.#record(member, { ...member.record, state: 'deleting' });
+      try {
+        await this.#record(member, record);
+      } catch (error) {
+        if (systemCode(error) !== 'no-space' || this.#olderOf(member) !== undefined) throw error;
+        // Nobody else needs what it holds, and without that the record has room.
+        await member.store?.giveUp();
+        await this.#record(member, record);
+      }
     } finally {
       member.isLeaving = false;
     }
@@ -560,10 +601,7 @@ export class Snapshots implements Protector {
   }
 
   #assertNew(name: string): void {
-    if (name.length > LIMITS.snapshotNameLengthMax || !NAME.test(name)) {
-      const message = `Snapshot name ${JSON.stringify(name)} is not made of up to ${LIMITS.snapshotNameLengthMax} letters, digits, '.', '_' and '-', the first no '.' or '-'`;
-      throw new VolumeError('invalid-name', message, { name });
-    }
+    assertSnapshotName(name);
     if (this.#chain.some((member) => member.name === name && member.record.state !== 'deleting')) {
       throw new VolumeError('snapshot-exists', `Snapshot ${name} exists already`, { name });
     }
@@ -603,6 +641,7 @@ export class Snapshots implements Protector {
         store,
         readerCount: 0,
         isLeaving: false,
+        pinCount: 0,
       });
     }
     if (!readOnly) await this.#folder.removeStrays(this.#chain.map(({ record }) => record));
@@ -624,12 +663,4 @@ export class Snapshots implements Protector {
 /** Whether copies are made for it, and its content can be read. */
 function isLive({ state }: SnapshotRecord): boolean {
   return state === 'creating' || state === 'ready';
-}
-
-function gone(name: string): VolumeError {
-  return new VolumeError('snapshot-gone', `Snapshot ${name} was deleted or dropped`, { name });
-}
-
-function unknown(name: string): VolumeError {
-  return new VolumeError('unknown-snapshot', `The volume has no snapshot ${name}`, { name });
 }

@@ -399,7 +399,7 @@ export class Volume implements BlockDevice {
    */
   async rollBack(name: string, onProgress?: (done: number, total: number) => void): Promise<number> {
     this.#refuse();
-    const { snapshot, release } = this.#snapshots.hold(name);
+    const { snapshot, release } = this.#snapshots.hold(name, { isPinned: true });
     try {
       await this.#recordRollback(snapshot.number);
       return await this.#rollBackTo(snapshot, onProgress);
@@ -450,7 +450,7 @@ export class Volume implements BlockDevice {
     const found = this.#snapshots.list().find((one) => one.number === number);
     try {
       if (found === undefined) throw new Error(`there is no snapshot number ${number}`);
-      const { snapshot, release } = this.#snapshots.hold(found.name);
+      const { snapshot, release } = this.#snapshots.hold(found.name, { isPinned: true });
       try {
         await this.#rollBackTo(snapshot);
       } finally {
