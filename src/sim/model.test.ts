@@ -15,7 +15,7 @@ import t from 'tap';
 import { contentOf, ModelVolume, SECTOR_BYTES } from './model.ts';
 import { runModel } from './model-run.ts';
 
-const RUNS = 50;
+const RUNS = 30;
 const FIRST_SEED = env['COWBELL_SEED'] === undefined ? 1 : Number(env['COWBELL_SEED']);
 const LAST_SEED = env['COWBELL_SEED'] === undefined ? FIRST_SEED + RUNS - 1 : FIRST_SEED;
 
