@@ -10,12 +10,12 @@
  * writes, and how much depends on what it did before.
  */
 
-import { closeSync, existsSync, fsyncSync, mkdtempSync, openSync, rmSync, statfsSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync, statfsSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { dropCache } from '../src/base/index.ts';
 import { freePort, must } from '../native-tests/support/process.ts';
+import { median, runFio, warm } from './fio.ts';
 import {
   cpuSeconds,
   type Peer,
@@ -59,46 +59,24 @@ async function measure(
   connections: number,
   seconds: number,
 ): Promise<Measured> {
-  await warm(peer);
+  await warm(peer.file);
   const cpuBefore = cpuSeconds(peer);
-  const output = await must('fio', [
-    '--name=bench',
-    '--ioengine=nbd',
-    `--uri=${peer.uri[transport]}`,
-    `--rw=${workload.rw}`,
-    `--bs=${workload.blockSize}`,
-    `--iodepth=${workload.depth}`,
-    `--numjobs=${connections}`,
-    '--group_reporting',
-    `--size=${SIZE_BYTES}`,
-    '--time_based',
-    `--runtime=${seconds}`,
-    '--output-format=json',
-  ]);
-  const report: unknown = JSON.parse(output.slice(output.indexOf('{')));
-  const bytes = totalBytes(report);
+  const { bytes } = await runFio({
+    ...workload,
+    uri: peer.uri[transport],
+    sizeBytes: SIZE_BYTES,
+    seconds,
+    connections,
+  });
   return {
     bytesPerSecond: bytes / seconds,
     cpuSecondsPerGib: (cpuSeconds(peer) - cpuBefore) / (bytes / 1024 ** 3),
   };
 }
 
-/**
- * Brings what a peer serves into the page cache, always in the same way: a machine may have taken it away since its
- * last turn, and a write costs several times as much where the cache holds the file in large pieces as where it
- * holds it in small ones, which depends on what came before.
- */
-async function warm(peer: Peer): Promise<void> {
-  const descriptor = openSync(peer.file, 'r+');
-  fsyncSync(descriptor);
-  await dropCache(descriptor);
-  closeSync(descriptor);
-  await must('dd', [`if=${peer.file}`, 'of=/dev/null', 'bs=1M', 'status=none']);
-}
-
 /** One nbdcopy of the whole export, out of a server to nowhere or from a file into it. */
 async function measureCopy(peer: Peer, direction: 'out' | 'in', source: string): Promise<Measured> {
-  await warm(peer);
+  await warm(peer.file);
   const cpuBefore = cpuSeconds(peer);
   const started = performance.now();
   await must('nbdcopy', direction === 'out' ? [peer.uri.unix, 'null:'] : [source, peer.uri.unix]);
@@ -107,23 +85,6 @@ async function measureCopy(peer: Peer, direction: 'out' | 'in', source: string):
     bytesPerSecond: SIZE_BYTES / seconds,
     cpuSecondsPerGib: (cpuSeconds(peer) - cpuBefore) / (SIZE_BYTES / 1024 ** 3),
   };
-}
-
-/** The bytes that fio's first (grouped) job read and wrote. */
-function totalBytes(report: unknown): number {
-  let bytes = 0;
-  const visit = (value: unknown, key: string): void => {
-    if (key === 'io_bytes' && typeof value === 'number') bytes += value;
-    if (typeof value !== 'object' || value === null) return;
-    for (const [name, inner] of Object.entries(value)) if (name !== 'client_stats') visit(inner, name);
-  };
-  visit(report, '');
-  return bytes;
-}
-
-function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
 }
 
 function medianOf(results: readonly Measured[], key: keyof Measured): number {

@@ -30,7 +30,7 @@ interface Place {
 const TICKS_PER_SECOND = 100;
 
 /** User and system seconds that the processes and their threads have used so far. */
-export function cpuSeconds(peer: Peer): number {
+export function cpuSeconds(peer: { readonly pids: readonly number[] }): number {
   let ticks = 0;
   for (const pid of peer.pids) {
     const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]?.split(' ') ?? [];

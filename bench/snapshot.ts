@@ -1,0 +1,395 @@
+/**
+ * What tracking and snapshots cost: `bench/snapshot [--rounds N] [--seconds S] [--only TEXT] [--directory DIR]
+ * [--freezes N] [--json]`.
+ *
+ * As in `bench/datapath`: all servers run at once and idle while another is measured, each row is one fio job that
+ * every server runs once in each round, in a rotating order, and figures are medians of the rounds. A ratio is the
+ * median of the ratios of the rounds, so that what a busy machine takes from both in one round counts less.
+ *
+ * Rows of four kinds, see README.md: tracking, first touches, snapshots, freezes.
+ */
+
+import { existsSync, mkdtempSync, rmSync, statfsSync } from 'node:fs';
+import { loadavg, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { must, Running } from '../native-tests/support/process.ts';
+import {
+  fioArguments,
+  type FioJob,
+  type FioReport,
+  median,
+  quantile,
+  reportOf,
+  runFio,
+  warm,
+} from './fio.ts';
+import { cpuSeconds } from './peers.ts';
+import {
+  type Contender,
+  CowbellContender,
+  type Kind,
+  QcowContender,
+  startBare,
+  TRACK_BYTES,
+} from './snapshot-peers.ts';
+
+/** A file system in memory. */
+const MEMORY = '/dev/shm';
+const MIB = 1024 ** 2;
+const SIZE_BYTES = 256 * MIB;
+const DEPTHS = [32, 1] as const;
+const COUNTS = [1, 8] as const;
+
+/** Every second region of the intent log (128 tracks of 64 KiB): those that follow a logged one are logged ahead. */
+const TOUCH_STRIDE_BYTES = 16 * MIB;
+/** As many regions as a freeze takes over into the next epoch's log. */
+const TOUCH_COUNT = 4096;
+
+interface Measured extends FioReport {
+  readonly cpuSecondsPerGib: number;
+}
+
+interface Settings {
+  readonly rounds: number;
+  readonly seconds: number;
+  readonly freezes: number;
+  readonly only: string;
+  readonly json: boolean;
+  readonly directory: string;
+}
+
+type Job = Omit<FioJob, 'uri' | 'sizeBytes' | 'seconds'>;
+
+const randomJob = (rw: 'randread' | 'randwrite', depth: number): Job => ({ rw, blockSize: '4k', depth });
+
+/** One 4 KiB write into each track. */
+const hitJob = (depth: number): Job => ({
+  rw: 'write',
+  blockSize: '4k',
+  depth,
+  strideBytes: TRACK_BYTES,
+  requestCount: SIZE_BYTES / TRACK_BYTES,
+});
+
+class Bench {
+  readonly #settings: Settings;
+
+  constructor(settings: Settings) {
+    this.#settings = settings;
+  }
+
+  wants(title: string): boolean {
+    return title.includes(this.#settings.only);
+  }
+
+  async measure(
+    server: { uri: string; pids: readonly number[] },
+    job: Job,
+    size = SIZE_BYTES,
+  ): Promise<Measured> {
+    const cpuBefore = cpuSeconds(server);
+    const report = await runFio({
+      ...job,
+      uri: server.uri,
+      sizeBytes: size,
+      seconds: this.#settings.seconds,
+    });
+    return { ...report, cpuSecondsPerGib: (cpuSeconds(server) - cpuBefore) / (report.bytes / 1024 ** 3) };
+  }
+
+  /**
+   * Runs a row and reports it.
+   *
+   * @param ratios of the first to the second, by kind and number of snapshots.
+   */
+  async row(
+    title: string,
+    contenders: readonly Contender[],
+    ratios: readonly (readonly [string, string])[],
+    run: (contender: Contender) => Promise<Measured>,
+  ): Promise<void> {
+    if (!this.wants(title)) return;
+    const results = new Map<string, Measured[]>(contenders.map(({ name }) => [name, []]));
+    for (let round = 0; round < this.#settings.rounds; round += 1) {
+      for (let index = 0; index < contenders.length; index += 1) {
+        const contender = contenders[(index + round) % contenders.length];
+        if (contender !== undefined) results.get(contender.name)?.push(await run(contender));
+      }
+    }
+    const figures = [...results].map(([name, measured]) => ({ name, ...mediansOf(measured) }));
+    const compared = ratios.map(([first, second]) => ({
+      first,
+      second,
+      speed: ratioOf(results, first, second, 'requestsPerSecond'),
+      cpu: ratioOf(results, first, second, 'cpuSecondsPerGib'),
+    }));
+    if (this.#settings.json) return this.print({ row: title, load: loadavg()[0], figures, ratios: compared });
+    console.log(`\n${title} (load average ${loadavg()[0]?.toFixed(1)})`);
+    for (const figure of figures) console.log(textOf(figure));
+    for (const { first, second, speed, cpu } of compared)
+      console.log(`  ${first} / ${second}: speed ${speed.toFixed(2)}, CPU per GiB ${cpu.toFixed(2)}`);
+  }
+
+  print(record: object): void {
+    console.log(JSON.stringify(record));
+  }
+}
+
+function mediansOf(measured: readonly Measured[]): Measured {
+  const of = (key: keyof Measured): number => median(measured.map((one) => one[key]));
+  return {
+    bytes: of('bytes'),
+    seconds: of('seconds'),
+    requestsPerSecond: of('requestsPerSecond'),
+    latencyMsP50: of('latencyMsP50'),
+    latencyMsP99: of('latencyMsP99'),
+    latencyMsP999: of('latencyMsP999'),
+    latencyMsMax: of('latencyMsMax'),
+    cpuSecondsPerGib: of('cpuSecondsPerGib'),
+  };
+}
+
+function ratioOf(
+  results: ReadonlyMap<string, readonly Measured[]>,
+  first: string,
+  second: string,
+  key: keyof Measured,
+): number {
+  const others = results.get(second) ?? [];
+  return median(
+    (results.get(first) ?? []).map((one, round) => one[key] / (others[round]?.[key] ?? Number.NaN)),
+  );
+}
+
+function textOf(figure: Measured & { readonly name: string }): string {
+  const { name, requestsPerSecond, latencyMsP50, latencyMsP99, latencyMsMax, cpuSecondsPerGib } = figure;
+  const latencies = [latencyMsP50, latencyMsP99, latencyMsMax].map((value) => value.toFixed(2)).join(' / ');
+  const speed = `${requestsPerSecond.toFixed(0).padStart(7)} per second`;
+  return `  ${name.padEnd(12)} ${speed}   p50 / p99 / max ${latencies} ms   ${cpuSecondsPerGib.toFixed(2)} CPU s/GiB`;
+}
+
+const MIXED: readonly (readonly [Kind, Kind])[] = [
+  ['cowbell', 'internal'],
+  ['cowbell', 'overlay'],
+];
+
+/** Cowbell with each number of snapshots against both kinds of peer with as many. */
+const PEER_RATIOS = COUNTS.flatMap((count) =>
+  MIXED.map(([own, peer]) => [`${own}-${count}`, `${peer}-${count}`] as const),
+);
+/** Cowbell with snapshots against itself without. */
+const OWN_RATIOS = COUNTS.map((count) => [`cowbell-${count}`, 'cowbell-0'] as const);
+
+async function trackingRows(bench: Bench, directory: string, source: string): Promise<void> {
+  if (!bench.wants('tracking')) return;
+  const wanted = { directory, sizeBytes: SIZE_BYTES, snapshotCount: 0, source };
+  const on = await CowbellContender.start('tracking-on', wanted);
+  const off = await startBare('tracking-off', wanted);
+  for (const depth of DEPTHS) {
+    const title = `4K randwrite d${depth}, tracking on and off`;
+    await bench.row(title, [on, off], [['tracking-on', 'tracking-off']], async (contender) => {
+      for (const file of contender.files()) await warm(file);
+      return bench.measure({ uri: contender.uri(), pids: contender.pids() }, randomJob('randwrite', depth));
+    });
+  }
+  await Promise.all([on.stop(), off.stop()]);
+}
+
+/** The first write of an epoch into each region, which waits for the intent log unless the region was hot. */
+async function firstTouchRows(bench: Bench, directory: string): Promise<void> {
+  if (!bench.wants('first touches')) return;
+  const sizeBytes = TOUCH_COUNT * TOUCH_STRIDE_BYTES;
+  const wanted = { directory, sizeBytes, snapshotCount: 0 };
+  const on = await CowbellContender.start('touch', wanted);
+  const off = await startBare('touch-off', wanted);
+  const job = (depth: number): Job => ({
+    rw: 'write',
+    blockSize: '4k',
+    depth,
+    strideBytes: TOUCH_STRIDE_BYTES,
+    requestCount: TOUCH_COUNT,
+  });
+  const touch = (contender: Contender, depth: number): Promise<Measured> =>
+    bench.measure({ uri: contender.uri(), pids: contender.pids() }, job(depth), sizeBytes);
+  // Otherwise the first round would allocate what the others write again.
+  for (const contender of [on, off])
+    await runFio({ ...job(32), uri: contender.uri(), sizeBytes, seconds: 120 });
+  for (const depth of DEPTHS) {
+    const cold = { ...pickOf(on), name: 'cold' };
+    const hot = { ...pickOf(on), name: 'hot' };
+    const bare = { ...pickOf(off), name: 'tracking-off' };
+    const ratios = [
+      ['cold', 'tracking-off'],
+      ['hot', 'tracking-off'],
+    ] as const;
+    await bench.row(
+      `first touches of regions, 4K write d${depth}`,
+      [cold, hot, bare],
+      ratios,
+      async (contender) => {
+        if (contender !== bare) await runFio({ ...job(32), uri: on.uri(), sizeBytes, seconds: 120 });
+        if (contender !== bare) await on.freeze();
+        // Nothing is written between two freezes: nothing is hot then.
+        if (contender === cold) await on.freeze();
+        return touch(contender, depth);
+      },
+    );
+  }
+  await Promise.all([on.stop(), off.stop()]);
+}
+
+/** The same contender, to be given another name. */
+function pickOf(contender: Contender): Contender {
+  return {
+    name: contender.name,
+    kind: contender.kind,
+    snapshotCount: contender.snapshotCount,
+    uri: () => contender.uri(),
+    pids: () => contender.pids(),
+    files: () => contender.files(),
+    renew: () => contender.renew(),
+    serveOldest: () => contender.serveOldest(),
+    stop: () => contender.stop(),
+  };
+}
+
+async function snapshotRows(bench: Bench, directory: string, source: string): Promise<void> {
+  if (!bench.wants('snapshots')) return;
+  const wanted = (snapshotCount: number) => ({ directory, sizeBytes: SIZE_BYTES, snapshotCount, source });
+  const all: Contender[] = [
+    await CowbellContender.start('cowbell-0', wanted(0)),
+    await QcowContender.start('qcow2', 'qcow2-0', wanted(0)),
+  ];
+  for (const count of COUNTS) {
+    all.push(await CowbellContender.start(`cowbell-${count}`, wanted(count)));
+    for (const kind of ['internal', 'overlay'] as const)
+      all.push(await QcowContender.start(kind, `${kind}-${count}`, wanted(count)));
+  }
+  const kept = all.filter(({ snapshotCount }) => snapshotCount > 0);
+  const measure = async (contender: Contender, job: Job): Promise<Measured> => {
+    for (const file of contender.files()) await warm(file);
+    return bench.measure({ uri: contender.uri(), pids: contender.pids() }, job);
+  };
+  for (const depth of DEPTHS) {
+    await bench.row(
+      `snapshots: 4K write d${depth}, each the first of its track`,
+      kept,
+      PEER_RATIOS,
+      async (contender) => {
+        await contender.renew();
+        return measure(contender, hitJob(depth));
+      },
+    );
+  }
+  const ratios = [...OWN_RATIOS, ['cowbell-0', 'qcow2-0'] as const, ...PEER_RATIOS];
+  // From here on every track is kept.
+  for (const contender of kept)
+    await runFio({ ...hitJob(32), uri: contender.uri(), sizeBytes: SIZE_BYTES, seconds: 120 });
+  for (const rw of ['randwrite', 'randread'] as const) {
+    for (const depth of DEPTHS) {
+      const title = `snapshots: 4K ${rw} d${depth}, all tracks kept`;
+      await bench.row(title, all, ratios, (contender) => measure(contender, randomJob(rw, depth)));
+    }
+  }
+  for (const depth of DEPTHS) {
+    await bench.row(
+      `snapshots: 4K randread d${depth} of the oldest`,
+      kept,
+      PEER_RATIOS,
+      async (contender) => {
+        const oldest = await contender.serveOldest();
+        const measured = await bench.measure(oldest, randomJob('randread', depth));
+        await oldest.end();
+        return measured;
+      },
+    );
+  }
+  for (const contender of all) await contender.stop();
+}
+
+/** Freezes under load, and what a client sees of them; the same load without freezes beside it. */
+async function freezeRows(
+  bench: Bench,
+  directory: string,
+  source: string,
+  settings: Settings,
+): Promise<void> {
+  const title = 'freezes under 4K randwrite d32';
+  if (!bench.wants(title)) return;
+  const wanted = { directory, sizeBytes: SIZE_BYTES, snapshotCount: 0, source };
+  const contender = await CowbellContender.start('freezes', wanted);
+  const quiet = await bench.measure(
+    { uri: contender.uri(), pids: contender.pids() },
+    randomJob('randwrite', 32),
+  );
+  const job = { ...randomJob('randwrite', 32), uri: contender.uri(), sizeBytes: SIZE_BYTES, seconds: 3600 };
+  const load = new Running('fio', fioArguments(job));
+  const pauses: number[] = [];
+  while (pauses.length < settings.freezes) pauses.push(await contender.freeze());
+  const { stdout } = await load.stop('SIGINT');
+  await contender.stop();
+  const frozen = reportOf(stdout);
+  const pause = {
+    count: pauses.length,
+    msP50: quantile(pauses, 0.5),
+    msP99: quantile(pauses, 0.99),
+    msMax: Math.max(...pauses),
+  };
+  if (settings.json) return bench.print({ row: title, load: loadavg()[0], pause, frozen, quiet });
+  console.log(`\n${title} (load average ${loadavg()[0]?.toFixed(1)})`);
+  console.log(
+    `  gate closed  p50 ${pause.msP50.toFixed(2)} ms   p99 ${pause.msP99.toFixed(2)} ms   max ${pause.msMax.toFixed(2)} ms of ${pause.count} freezes`,
+  );
+  for (const [name, { requestsPerSecond, latencyMsP99, latencyMsP999, latencyMsMax, seconds }] of [
+    ['frozen', frozen],
+    ['quiet', quiet],
+  ] as const) {
+    console.log(
+      `  ${name.padEnd(12)} ${requestsPerSecond.toFixed(0).padStart(7)} per second   p99 / p99.9 / max ${[latencyMsP99, latencyMsP999, latencyMsMax].map((value) => value.toFixed(2)).join(' / ')} ms   in ${seconds.toFixed(0)} s`,
+    );
+  }
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: {
+      rounds: { type: 'string', default: '5' },
+      seconds: { type: 'string', default: '3' },
+      freezes: { type: 'string', default: '120' },
+      only: { type: 'string', default: '' },
+      json: { type: 'boolean', default: false },
+      directory: { type: 'string', default: existsSync(MEMORY) ? MEMORY : tmpdir() },
+    },
+  });
+  const directory = mkdtempSync(join(values.directory, 'cowbell-bench-'));
+  const settings: Settings = {
+    ...values,
+    directory,
+    rounds: Number(values.rounds),
+    seconds: Number(values.seconds),
+    freezes: Number(values.freezes),
+  };
+  const bench = new Bench(settings);
+  const source = join(directory, 'source.raw');
+  try {
+    const free = statfsSync(directory);
+    if (free.bavail * free.bsize < 32 * SIZE_BYTES)
+      throw new Error(`The benchmark needs 8 GiB free under ${directory}`);
+    await must('dd', [
+      'if=/dev/urandom',
+      `of=${source}`,
+      'bs=1M',
+      `count=${SIZE_BYTES / MIB}`,
+      'status=none',
+    ]);
+    await trackingRows(bench, directory, source);
+    await firstTouchRows(bench, directory);
+    await snapshotRows(bench, directory, source);
+    await freezeRows(bench, directory, source, settings);
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+await main();
