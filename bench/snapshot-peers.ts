@@ -129,6 +129,11 @@ export class CowbellContender implements Contender {
     return freezeMs;
   }
 
+  /** Tracks written since the last freeze. */
+  async changedTracks(): Promise<number> {
+    return Number((await this.#access.status())['changedTracks']);
+  }
+
   async serveOldest(): ReturnType<Contender['serveOldest']> {
     const uri = this.#uriOf(`${this.name}@${this.#names[0] ?? ''}`);
     return { uri, pids: this.pids(), end: async () => undefined };

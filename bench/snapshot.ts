@@ -4,7 +4,8 @@
  *
  * As in `bench/datapath`: all servers run at once and idle while another is measured, each row is one fio job that
  * every server runs once in each round, in a rotating order, and figures are medians of the rounds. A ratio is the
- * median of the ratios of the rounds, so that what a busy machine takes from both in one round counts less.
+ * median of the ratios of the rounds, so that what a busy machine takes from both in one round counts less; beside it
+ * stands the ratio of the two best rounds, which are those that were disturbed least.
  *
  * Rows of four kinds, see README.md: tracking, first touches, snapshots, freezes.
  */
@@ -25,6 +26,7 @@ import {
   warm,
 } from './fio.ts';
 import { cpuSeconds } from './peers.ts';
+import { measureTrackingCost } from './tracking-cost.ts';
 import {
   type Contender,
   CowbellContender,
@@ -45,6 +47,9 @@ const COUNTS = [1, 8] as const;
 const TOUCH_STRIDE_BYTES = 16 * MIB;
 /** As many regions as a freeze takes over into the next epoch's log. */
 const TOUCH_COUNT = 4096;
+
+/** Between two freezes, so that the load gets to its usual speed in between. */
+const FREEZE_GAP_MS_MAX = 200;
 
 interface Measured extends FioReport {
   readonly cpuSecondsPerGib: number;
@@ -118,17 +123,18 @@ class Bench {
       }
     }
     const figures = [...results].map(([name, measured]) => ({ name, ...mediansOf(measured) }));
-    const compared = ratios.map(([first, second]) => ({
-      first,
-      second,
-      speed: ratioOf(results, first, second, 'requestsPerSecond'),
-      cpu: ratioOf(results, first, second, 'cpuSecondsPerGib'),
-    }));
+    const compared = ratios.map(([first, second]) => compare(results, first, second));
     if (this.#settings.json) return this.print({ row: title, load: loadavg()[0], figures, ratios: compared });
     console.log(`\n${title} (load average ${loadavg()[0]?.toFixed(1)})`);
     for (const figure of figures) console.log(textOf(figure));
-    for (const { first, second, speed, cpu } of compared)
-      console.log(`  ${first} / ${second}: speed ${speed.toFixed(2)}, CPU per GiB ${cpu.toFixed(2)}`);
+    for (const ratio of compared) {
+      const [speed, bestSpeed, cpu, bestCpu] = [ratio.speed, ratio.bestSpeed, ratio.cpu, ratio.bestCpu].map(
+        (value) => value.toFixed(2),
+      );
+      console.log(
+        `  ${ratio.first} / ${ratio.second}: speed ${speed} (best ${bestSpeed}), CPU per GiB ${cpu} (best ${bestCpu})`,
+      );
+    }
   }
 
   print(record: object): void {
@@ -150,16 +156,32 @@ function mediansOf(measured: readonly Measured[]): Measured {
   };
 }
 
-function ratioOf(
-  results: ReadonlyMap<string, readonly Measured[]>,
-  first: string,
-  second: string,
-  key: keyof Measured,
-): number {
-  const others = results.get(second) ?? [];
-  return median(
-    (results.get(first) ?? []).map((one, round) => one[key] / (others[round]?.[key] ?? Number.NaN)),
-  );
+interface Ratio {
+  readonly first: string;
+  readonly second: string;
+  readonly speed: number;
+  readonly cpu: number;
+  readonly bestSpeed: number;
+  readonly bestCpu: number;
+}
+
+function compare(results: ReadonlyMap<string, readonly Measured[]>, first: string, second: string): Ratio {
+  const of = (name: string, key: keyof Measured): number[] =>
+    (results.get(name) ?? []).map((one) => one[key]);
+  const ratio = (key: keyof Measured): number => {
+    const others = of(second, key);
+    return median(of(first, key).map((value, round) => value / (others[round] ?? Number.NaN)));
+  };
+  const best = (key: keyof Measured, pick: (...values: number[]) => number): number =>
+    pick(...of(first, key)) / pick(...of(second, key));
+  return {
+    first,
+    second,
+    speed: ratio('requestsPerSecond'),
+    cpu: ratio('cpuSecondsPerGib'),
+    bestSpeed: best('requestsPerSecond', Math.max),
+    bestCpu: best('cpuSecondsPerGib', Math.min),
+  };
 }
 
 function textOf(figure: Measured & { readonly name: string }): string {
@@ -181,8 +203,17 @@ const PEER_RATIOS = COUNTS.flatMap((count) =>
 /** Cowbell with snapshots against itself without. */
 const OWN_RATIOS = COUNTS.map((count) => [`cowbell-${count}`, 'cowbell-0'] as const);
 
-async function trackingRows(bench: Bench, directory: string, source: string): Promise<void> {
+async function trackingRows(
+  bench: Bench,
+  directory: string,
+  source: string,
+  settings: Settings,
+): Promise<void> {
   if (!bench.wants('tracking')) return;
+  const cost = await measureTrackingCost(directory, SIZE_BYTES);
+  const inProcess = 'tracking, 4K writes in process, onto a device that does nothing';
+  if (settings.json) bench.print({ row: inProcess, load: loadavg()[0], cost });
+  else console.log(`\n${inProcess}\n  on ${cost.onNs.toFixed(0)} ns, off ${cost.offNs.toFixed(0)} ns for each`);
   const wanted = { directory, sizeBytes: SIZE_BYTES, snapshotCount: 0, source };
   const on = await CowbellContender.start('tracking-on', wanted);
   const off = await startBare('tracking-off', wanted);
@@ -324,22 +355,27 @@ async function freezeRows(
     randomJob('randwrite', 32),
   );
   const job = { ...randomJob('randwrite', 32), uri: contender.uri(), sizeBytes: SIZE_BYTES, seconds: 3600 };
+  await contender.freeze();
   const load = new Running('fio', fioArguments(job));
+  while ((await contender.changedTracks()) === 0) await pause(10);
   const pauses: number[] = [];
-  while (pauses.length < settings.freezes) pauses.push(await contender.freeze());
+  while (pauses.length < settings.freezes) {
+    pauses.push(await contender.freeze());
+    await pause(Math.random() * FREEZE_GAP_MS_MAX);
+  }
   const { stdout } = await load.stop('SIGINT');
   await contender.stop();
   const frozen = reportOf(stdout);
-  const pause = {
+  const closed = {
     count: pauses.length,
     msP50: quantile(pauses, 0.5),
     msP99: quantile(pauses, 0.99),
     msMax: Math.max(...pauses),
   };
-  if (settings.json) return bench.print({ row: title, load: loadavg()[0], pause, frozen, quiet });
+  if (settings.json) return bench.print({ row: title, load: loadavg()[0], closed, frozen, quiet });
   console.log(`\n${title} (load average ${loadavg()[0]?.toFixed(1)})`);
   console.log(
-    `  gate closed  p50 ${pause.msP50.toFixed(2)} ms   p99 ${pause.msP99.toFixed(2)} ms   max ${pause.msMax.toFixed(2)} ms of ${pause.count} freezes`,
+    `  gate closed  p50 ${closed.msP50.toFixed(2)} ms   p99 ${closed.msP99.toFixed(2)} ms   max ${closed.msMax.toFixed(2)} ms of ${closed.count} freezes`,
   );
   for (const [name, { requestsPerSecond, latencyMsP99, latencyMsP999, latencyMsMax, seconds }] of [
     ['frozen', frozen],
@@ -349,6 +385,10 @@ async function freezeRows(
       `  ${name.padEnd(12)} ${requestsPerSecond.toFixed(0).padStart(7)} per second   p99 / p99.9 / max ${[latencyMsP99, latencyMsP999, latencyMsMax].map((value) => value.toFixed(2)).join(' / ')} ms   in ${seconds.toFixed(0)} s`,
     );
   }
+}
+
+async function pause(ms: number): Promise<void> {
+  await new Promise((resolve) => setTimeout(resolve, ms));
 }
 
 async function main(): Promise<void> {
@@ -383,7 +423,7 @@ async function main(): Promise<void> {
       `count=${SIZE_BYTES / MIB}`,
       'status=none',
     ]);
-    await trackingRows(bench, directory, source);
+    await trackingRows(bench, directory, source, settings);
     await firstTouchRows(bench, directory);
     await snapshotRows(bench, directory, source);
     await freezeRows(bench, directory, source, settings);
