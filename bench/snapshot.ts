@@ -213,7 +213,8 @@ async function trackingRows(
   const cost = await measureTrackingCost(directory, SIZE_BYTES);
   const inProcess = 'tracking, 4K writes in process, onto a device that does nothing';
   if (settings.json) bench.print({ row: inProcess, load: loadavg()[0], cost });
-  else console.log(`\n${inProcess}\n  on ${cost.onNs.toFixed(0)} ns, off ${cost.offNs.toFixed(0)} ns for each`);
+  else
+    console.log(`\n${inProcess}\n  on ${cost.onNs.toFixed(0)} ns, off ${cost.offNs.toFixed(0)} ns for each`);
   const wanted = { directory, sizeBytes: SIZE_BYTES, snapshotCount: 0, source };
   const on = await CowbellContender.start('tracking-on', wanted);
   const off = await startBare('tracking-off', wanted);
