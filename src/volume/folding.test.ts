@@ -424,3 +424,21 @@ t.test('a state without claims and folded points opens', async (t) => {
   await disk.state.savePoint(first, { fold: NOTHING, claims: [{ name: 'x', points: ['p0'] }] });
   t.same(disk.state.claims(), [{ name: 'x', points: ['p0'] }]);
 });
+
+t.test('a boundary that folded for a transaction which failed goes with the next one', async (t) => {
+  const disk = new Disk();
+  t.teardown(() => disk.destroy());
+  await disk.create();
+  for (let index = 0; index < LIMITS.pointRecentCount; index += 1) {
+    disk.mark(index);
+    disk.freeze();
+    t.same(await disk.record(0), []);
+  }
+  disk.freeze();
+  // The oldest is unknown now, in memory alone; the tracks of the next one are about to be nobody's.
+  disk.fold([], disk.consumers);
+  disk.freeze();
+  t.same([...(await disk.record(0)), ...(await disk.record(0)), ...(await disk.reopen())], []);
+  t.equal(disk.history.closed.length, LIMITS.pointRecentCount);
+  t.notOk(disk.history.knows('p0'));
+});
