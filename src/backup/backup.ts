@@ -24,8 +24,6 @@ export interface BackUpOptions extends Pick<
   readonly store: Store;
   readonly level: Level;
   readonly codec: Codec;
-  /** The source is a snapshot: it is told what the store has in any case, since it may not go back behind that. */
-  readonly isSnapshot?: boolean;
   readonly clock?: Clock;
 }
 
@@ -39,10 +37,8 @@ export async function backUp(options: BackUpOptions): Promise<SetOutcome> {
   const clock = options.clock ?? systemClock;
   const startedMs = clock.monotonicMs();
   const { volumeId, name, sizeBytes, trackSizeBytes } = source.volume;
-  const offered =
-    level === 'full' && options.isSnapshot !== true
-      ? { candidates: [] }
-      : await baseCandidates(store, volumeId);
+  // A full set builds on none of them, but must not be of an older point than they are.
+  const offered = await baseCandidates(store, volumeId);
   const plan = await source.begin({ consumer: store.id, level, ...offered });
   const base = plan.base === undefined ? undefined : await openBase(store, volumeId, plan.base);
   const set = await store.createSet({

@@ -166,7 +166,6 @@ class Host {
       storePath,
       level,
       codec,
-      isSnapshot: this.#options.snapshot !== undefined,
     });
   }
 

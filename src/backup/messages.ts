@@ -27,8 +27,6 @@ export interface StartMessage {
   readonly storePath: string;
   readonly level: Level;
   readonly codec: Codec;
-  /** A snapshot is saved. */
-  readonly isSnapshot: boolean;
 }
 
 /** A plan as it travels. */

@@ -56,7 +56,6 @@ async function runSession(
       store,
       level: start.level,
       codec: start.codec,
-      isSnapshot: start.isSnapshot,
       signal,
       onProgress: (progress) => {
         const nowMs = performance.now();
