@@ -44,6 +44,8 @@ export const LIMITS = {
   zeroPieceBytesMax: 64 * MIB,
   /** Trims put off because a point still needs the blocks; more are forgotten, which a trim allows. */
   deferredTrimCountMax: 65_536,
+  /** Tracks written since the last flush that are known one by one, 64 KiB of them; more are known by region. */
+  unflushedTrackCountMax: 16_384,
   /** Boundaries that consumers and snapshots may keep from folding; beyond it the oldest consumers' fold too. */
   pointCountMax: 4_096,
   /**

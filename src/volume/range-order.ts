@@ -27,6 +27,11 @@ export class RangeOrder {
     return this.#tickets.size;
   }
 
+  /** The bytes of each piece that has not finished: from `start` to `end - 1`. */
+  ranges(): Iterable<{ readonly start: number; readonly end: number }> {
+    return this.#tickets;
+  }
+
   /** Whether a piece over bytes `start` to `end - 1` would have to wait. */
   conflicts(start: number, end: number): boolean {
     for (const ticket of this.#tickets) {

@@ -252,6 +252,7 @@ export class VolumeState {
     await this.#commit(() => {
       this.#putOpen(history.openNumber, tracks);
       this.#state.remove('poison');
+      this.#state.remove('suspect');
     });
   }
 
@@ -371,8 +372,20 @@ export class VolumeState {
     return bytes === undefined ? undefined : JSON.parse(bytes.toString());
   }
 
-  async savePoison(poison: PoisonRecord): Promise<void> {
-    await this.#commit(() => this.#put('poison', poison));
+  /** The tracks that count as suspect; all where nobody has recorded which. */
+  suspects(trackCount: number): TrackSet {
+    if (this.poison === undefined) return TrackSet.empty();
+    const bytes = this.#state.get('suspect');
+    if (bytes === undefined) return TrackSet.all(trackCount);
+    return TrackSet.deserialize(bytes, `${this.#file.path} suspect tracks`, trackCount);
+  }
+
+  async savePoison(poison: PoisonRecord, suspects: TrackSet): Promise<void> {
+    const tracks = suspects.serialize();
+    await this.#commit(() => {
+      this.#put('poison', poison);
+      this.#state.put('suspect', tracks);
+    });
   }
 
   /** The volume under a new identity: no point of the old one is known any more. */

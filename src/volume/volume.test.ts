@@ -343,6 +343,33 @@ t.test(
   },
 );
 
+t.test('what was written since the last good flush is suspect until a check', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 16 });
+  await writeLabel(test.volume, 1, 'flushed');
+  await test.volume.flush();
+  t.equal(test.volume.status().suspectTracks, 0);
+  await writeLabel(test.volume, 2, 'x');
+  const gate = test.home.hold({ kind: 'write' });
+  const inFlight = writeLabel(test.volume, 3, 'x');
+  await gate.arrived(1);
+  await test.volume.flush();
+  gate.remove();
+  await inFlight;
+  await writeLabel(test.volume, 9, 'x');
+  test.home.fail({ kind: 'flush', nth: 1 });
+  await t.rejects(test.volume.flush());
+  t.equal(
+    test.volume.status().suspectTracks,
+    2,
+    'the one after the good flush, and the one that ran beside it',
+  );
+  const volume = await test.reopen();
+  t.equal(volume.status().suspectTracks, 2);
+  await volume.check();
+  t.equal(volume.status().suspectTracks, 0);
+  t.equal((await test.reopen()).status().suspectTracks, 0);
+});
+
 t.test('ENOSPC from a write poisons nothing', async (t) => {
   const { volume, home } = await makeTestVolume(t, { trackCount: 4 });
   home.fail({ kind: 'write', nth: 1 }, Object.assign(new Error('No space left'), { code: 'ENOSPC' }));

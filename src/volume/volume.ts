@@ -57,6 +57,8 @@ export interface VolumeStatus extends VolumeIdentity {
   readonly consumers: readonly (Consumer & { readonly changedTracks: number })[];
   readonly startedClean: boolean;
   readonly poisoned: PoisonRecord | undefined;
+  /** Tracks written since the last good flush of a volume that was poisoned then; see `check`. */
+  readonly suspectTracks: number;
   readonly writesWaiting: number;
   readonly trimsForgotten: number;
   readonly session: SessionStatus | undefined;
@@ -89,6 +91,7 @@ export class Volume implements BlockDevice {
   /** From its beginning no session begins any more. */
   #closing: Promise<void> | undefined;
   #poison: PoisonRecord | undefined;
+  #suspects: TrackSet;
   #poisoning: Promise<void> | undefined;
   /** False once something that a clean stop would have to know was not recorded. */
   #mayStopClean = true;
@@ -103,6 +106,7 @@ export class Volume implements BlockDevice {
     this.#home = parts.home;
     this.#epochs = parts.epochs;
     this.#poison = parts.state.poison;
+    this.#suspects = parts.state.suspects(parts.geometry.trackCount);
     this.identity = parts.identity;
     this.geometry = parts.geometry;
     this.startedClean = parts.startedClean;
@@ -271,6 +275,7 @@ export class Volume implements BlockDevice {
         .map((consumer) => ({ ...consumer, changedTracks: this.changedSince(consumer.point).size })),
       startedClean: this.startedClean,
       poisoned: this.#poison,
+      suspectTracks: this.#suspects.size,
       writesWaiting: this.#writePath.waitingCount,
       trimsForgotten: this.#writePath.forgottenTrimCount,
       session: this.#sessions.running?.status(),
@@ -482,6 +487,7 @@ export class Volume implements BlockDevice {
     this.#epochs.markAll();
     await this.#state.saveChecked(this.#epochs);
     this.#poison = undefined;
+    this.#suspects = TrackSet.empty();
     await this.#finishRollback();
   }
 
@@ -621,6 +627,7 @@ export class Volume implements BlockDevice {
     if (this.#poison !== undefined) return;
     const poison: PoisonRecord = { reason: messageOf(error), atMs: this.#clock.now() };
     this.#poison = poison;
+    this.#suspects = this.#writePath.unflushedTracks();
     this.#sessions.running?.fail(error);
     // Where it cannot be recorded the process stays poisoned, and the next opening is an unclean one.
     this.#poisoning = this.#recordPoison(poison);
@@ -628,7 +635,7 @@ export class Volume implements BlockDevice {
 
   async #recordPoison(poison: PoisonRecord): Promise<void> {
     try {
-      await this.#state.savePoison(poison);
+      await this.#state.savePoison(poison, this.#suspects);
     } catch {
       this.#mayStopClean = false;
     }

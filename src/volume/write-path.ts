@@ -17,7 +17,7 @@
 
 import { assert, LIMITS, type MaybePromise, systemCode } from '../base/index.ts';
 import type { BlockDevice, WriteOptions } from '../device/index.ts';
-import type { TrackRun } from '../tracks/index.ts';
+import type { TrackRun, TrackSet } from '../tracks/index.ts';
 import { DeferredTrims } from './deferred-trims.ts';
 import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
@@ -25,6 +25,7 @@ import { Gate } from './gate.ts';
 import type { Geometry } from './geometry.ts';
 import type { IntentLog } from './intent-log.ts';
 import { RangeOrder } from './range-order.ts';
+import { UnflushedTracks } from './unflushed-tracks.ts';
 
 export type Change =
   | { readonly kind: 'write'; readonly source: Buffer }
@@ -67,11 +68,13 @@ export class WritePath {
   readonly #protectors = new Set<Protector>();
   readonly #trims = new DeferredTrims(LIMITS.deferredTrimCountMax);
   readonly #trimming = new Set<Promise<void>>();
+  readonly #unflushed: UnflushedTracks;
   #waitingCount = 0;
 
   constructor(options: WritePathOptions) {
     this.#options = options;
     this.#intents = options.intents;
+    this.#unflushed = new UnflushedTracks(options.geometry.trackCount);
   }
 
   /** Calls that wait for a backup at this moment. */
@@ -82,6 +85,11 @@ export class WritePath {
   /** Trims that were dropped because too many were put off. */
   get forgottenTrimCount(): number {
     return this.#trims.forgottenCount;
+  }
+
+  /** Of these nobody knows whether they are on the disk: written since the last flush that succeeded. */
+  unflushedTracks(): TrackSet {
+    return this.#unflushed.tracks();
   }
 
   /** The log of the open epoch. */
@@ -165,6 +173,7 @@ export class WritePath {
   /** Covers every change that had finished when it was called. */
   async flush(): Promise<void> {
     this.#options.refuse();
+    const ticket = this.#unflushed.beginFlush(this.#runsInFlight());
     try {
       await this.#options.home.flush();
     } catch (error) {
@@ -173,6 +182,12 @@ export class WritePath {
     }
     // One that failed beside it may have been told of what this one's writes have lost, and this one not.
     this.#options.refuse();
+    this.#unflushed.flushed(ticket);
+  }
+
+  *#runsInFlight(): Generator<TrackRun> {
+    for (const { start, end } of this.#order.ranges())
+      yield this.#options.geometry.tracksOf(start, end - start);
   }
 
   #mayPass(change: Change, run: TrackRun, offsetBytes: number, lengthBytes: number): boolean {
@@ -231,6 +246,7 @@ export class WritePath {
     let done: MaybePromise<void>;
     try {
       this.#options.epochs.mark(run);
+      this.#unflushed.mark(run);
       done = this.#perform(change, offsetBytes, lengthBytes);
     } catch (error) {
       this.gate.leave();
