@@ -89,39 +89,45 @@ t.test('a sync that failed covers nothing, and is not tried again', async (t) =>
 });
 
 t.test('whatever a crash left of the last batch, the batches before it are found', async (t) => {
-  const place = makePlace(t);
+  const place = makePlace(t, 10_000);
   const path = join(place.directory, PATH);
   const log = await IntentLog.create(place, 7, []);
   await log.cover(one(400));
   await log.cover({ first: 0, count: 300 });
   await log.cover(one(800));
   const durable = statSync(path).size;
-  await log.cover({ first: 500, count: 290 });
+  // Two sectors.
+  await log.cover({ first: 5000, count: 1300 });
   await log.close();
   const whole = readFileSync(path);
   const expected = regions(...Array.from({ length: 30 }, (_, index) => index), 40, 80);
   await fc.assert(
     fc.asyncProperty(fc.nat(whole.length - durable - 1), fc.boolean(), async (at, isCut) => {
       writeFileSync(path, whole);
+      const sectorAt = durable + at - (at % 512);
       if (isCut) truncateSync(path, durable + at);
-      else writeFileSync(path, Buffer.from(whole).fill(0xff, durable + at));
-      const found = await tracksFound(place);
-      return expected.every((track) => found.includes(track)) && found.length < place.trackCount;
+      else writeFileSync(path, Buffer.from(whole).fill(0, sectorAt, sectorAt + 512));
+      const [found] = await findSegments(place);
+      t.equal(found?.condition, at === 0 && isCut ? 'whole' : 'torn');
+      t.equal(found?.isBegun, true);
+      return (
+        expected.every((track) => found?.tracks.has(track)) && (found?.tracks.size ?? 0) < place.trackCount
+      );
     }),
     { numRuns: 100 },
   );
 });
 
-t.test('damage in front of a good batch means that every track may have been written', async (t) => {
+t.test('a changed byte of any batch means that every track may have been written', async (t) => {
   const place = makePlace(t);
   const path = join(place.directory, PATH);
   const log = await IntentLog.create(place, 7, []);
   for (const track of [10, 400, 800]) await log.cover(one(track));
   await log.close();
   const whole = readFileSync(path);
-  // The last batch may be torn; of the others every byte that counts is guarded.
-  for (let at = 0; at < 1024; at += 1) {
-    if (at % 512 >= 40) continue;
+  // The bytes that count of each batch; the first one has no region.
+  for (let at = 0; at < whole.length; at += 1) {
+    if (at % 512 >= (at < 512 ? 36 : 40)) continue;
     const harmed = Buffer.from(whole);
     harmed[at] = (harmed[at] ?? 0) ^ 1;
     writeFileSync(path, harmed);
@@ -133,11 +139,11 @@ t.test('a segment of another volume, epoch or place is not believed', async (t) 
   const place = makePlace(t);
   const log = await IntentLog.create(place, 7, [1]);
   await log.close();
-  t.same(await tracksFound({ ...place, volumeId: 'f'.repeat(32) }), []);
+  const foreign = await findSegments({ ...place, volumeId: 'f'.repeat(32) });
+  t.match(foreign, [{ condition: 'damaged', isBegun: false, tracks: { size: place.trackCount } }]);
   writeFileSync(join(place.directory, 'intent-0000000008.log'), readFileSync(join(place.directory, PATH)));
   const [, copy] = await findSegments(place);
-  t.match(copy, { epoch: 8 });
-  t.ok(copy?.tracks.isEmpty);
+  t.match(copy, { epoch: 8, condition: 'damaged', isBegun: false, tracks: { size: place.trackCount } });
   t.same(
     await tracksFound({ ...place, regionTracks: 999 }),
     regions(1),

@@ -11,7 +11,8 @@
  * A segment is one file for one epoch, `intent-<epoch>.log`, a row of batches (FORMAT.md). A batch begins on a
  * sector and is never touched again, so that a torn write harms only the batch that was being written, and of that
  * one nobody has been told. The next batch is begun when the sync of the last one has finished; so a bad batch in
- * front of a good one is damage and not a crash, and the reader says so.
+ * front of a good one is damage and not a crash, and the reader says so. So is a last batch of which every sector is
+ * there, since a crash leaves sectors out and never changes one; and a segment in use without its first batch.
  *
  * It keeps no set of tracks; that is `epoch-history.ts`. It does not know when an epoch ends.
  */
@@ -52,6 +53,10 @@ export interface FoundSegment {
   readonly epoch: number;
   /** The tracks that may have been written, in whole regions; all where the segment is damaged. */
   readonly tracks: TrackSet;
+  /** `torn` at its end, as a crash leaves it; `damaged` as none does. */
+  readonly condition: 'whole' | 'torn' | 'damaged';
+  /** Its first batch is there: without it nobody has written by this segment, or it is damaged. */
+  readonly isBegun: boolean;
 }
 
 export class IntentLog {
@@ -87,11 +92,11 @@ export class IntentLog {
    * that epoch says is given up.
    */
   static async create(place: IntentPlace, epoch: number, regions: Iterable<number>): Promise<IntentLog> {
-    const path = join(place.directory, nameOf(epoch));
+    const path = join(place.directory, segmentName(epoch));
     const file = await open(path, 'w', 0o600);
     try {
       const log = new IntentLog(place, epoch, path, file);
-      await log.#append(new Set(regions));
+      await log.#append(new Set(regions), 'first');
       await syncDirectory('volume-directory', place.directory);
       return log;
     } catch (error) {
@@ -169,10 +174,11 @@ export class IntentLog {
     this.#writing = undefined;
   }
 
-  async #append(regions: ReadonlySet<number>): Promise<void> {
+  async #append(regions: ReadonlySet<number>, place: 'first' | 'later' = 'later'): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure.error;
-    if (regions.size > 0) {
-      const batch = encodeBatch(this.#place, this.epoch, this.#lengthBytes, [...regions]);
+    // The first one is there in any case, so that a segment that lost it is told from a new one.
+    if (regions.size > 0 || place === 'first') {
+      const batch = encodeBatch(this.#place, this.epoch, this.#lengthBytes, regions);
       await writeWhole(this.#file, batch, this.#lengthBytes);
       this.#lengthBytes += batch.length;
     }
@@ -207,7 +213,7 @@ export async function findSegments(place: IntentPlace): Promise<FoundSegment[]> 
   return await Promise.all(
     epochs.map(async (epoch) => ({
       epoch,
-      tracks: tracksIn(await readFile(join(place.directory, nameOf(epoch))), place, epoch),
+      ...readBatches(await readFile(join(place.directory, segmentName(epoch))), place, epoch),
     })),
   );
 }
@@ -219,7 +225,7 @@ export async function findSegments(place: IntentPlace): Promise<FoundSegment[]> 
 export async function removeSegments(directory: string, isDone: (epoch: number) => boolean): Promise<void> {
   try {
     for (const epoch of await epochsIn(directory)) {
-      if (isDone(epoch)) await rm(join(directory, nameOf(epoch)), { force: true });
+      if (isDone(epoch)) await rm(join(directory, segmentName(epoch)), { force: true });
     }
   } catch (error) {
     if (systemCode(error) === undefined) throw error;
@@ -235,11 +241,19 @@ async function epochsIn(directory: string): Promise<number[]> {
     .toSorted((a, b) => a - b);
 }
 
-function nameOf(epoch: number): string {
+/** The file of an epoch's segment. */
+export function segmentName(epoch: number): string {
   return `intent-${String(epoch).padStart(NUMBER_DIGITS, '0')}.log`;
 }
 
-function encodeBatch(place: IntentPlace, epoch: number, atBytes: number, regions: readonly number[]): Buffer {
+function encodeBatch(
+  place: IntentPlace,
+  epoch: number,
+  atBytes: number,
+  unordered: ReadonlySet<number>,
+): Buffer {
+  // Ascending, so that no sector but the first can be all zeroes: `isTorn` tells by that which were written.
+  const regions = [...unordered].toSorted((a, b) => a - b);
   const usedBytes = HEADER_BYTES + regions.length * 4;
   const batch = Buffer.alloc(Math.ceil(usedBytes / SECTOR_BYTES) * SECTOR_BYTES);
   MAGIC.copy(batch);
@@ -263,23 +277,57 @@ function checksumOf(batch: Buffer, volumeId: string, atBytes: number, usedBytes:
   );
 }
 
-/** The tracks of all whole batches; all tracks where one is damaged that a later one stands behind. */
-function tracksIn(bytes: Buffer, place: IntentPlace, epoch: number): TrackSet {
+/** The tracks of all whole batches; all tracks where one is damaged. */
+function readBatches(bytes: Buffer, place: IntentPlace, epoch: number): Omit<FoundSegment, 'epoch'> {
   const tracks = TrackSet.empty();
-  let isTorn = false;
+  let hasTornBatch = false;
+  let isBegun = false;
+  const damaged = (): Omit<FoundSegment, 'epoch'> => ({
+    tracks: TrackSet.all(place.trackCount),
+    condition: 'damaged',
+    isBegun,
+  });
   for (let at = 0; at + SECTOR_BYTES <= bytes.length;) {
     const batch = decodeBatch(bytes, at, place.volumeId, epoch);
     if (batch === undefined) {
-      isTorn = true;
+      if (!hasTornBatch && !isTorn(bytes, at, epoch)) return damaged();
+      hasTornBatch = true;
       at += SECTOR_BYTES;
       continue;
     }
-    if (isTorn) return TrackSet.all(place.trackCount);
+    if (hasTornBatch) return damaged();
+    isBegun = true;
     const batchPlace = { ...place, regionTracks: batch.regionTracks };
     for (const region of batch.regions) tracks.addRun(tracksOfRegion(region, batchPlace));
     at += batch.lengthBytes;
   }
-  return tracks;
+  const isCut = bytes.length % SECTOR_BYTES !== 0;
+  return { tracks, condition: hasTornBatch || isCut ? 'torn' : 'whole', isBegun };
+}
+
+/** Whether a crash can have left a bad batch like this: some of its sectors are as they were written, others not there. */
+function isTorn(bytes: Buffer, at: number, epoch: number): boolean {
+  const first = bytes.subarray(at, at + SECTOR_BYTES);
+  if (isBlank(first)) return true;
+  if (!isHeader(first, epoch)) return false;
+  const usedBytes = HEADER_BYTES + first.readUInt32BE(MAGIC.length + 8) * 4;
+  for (let last = -1, place = HEADER_BYTES; place + 4 <= Math.min(usedBytes, SECTOR_BYTES); place += 4) {
+    const region = first.readUInt32BE(place);
+    if (region <= last) return false;
+    last = region;
+  }
+  if (at + usedBytes > bytes.length) return true;
+  for (let sector = SECTOR_BYTES; sector < usedBytes; sector += SECTOR_BYTES)
+    if (isBlank(bytes.subarray(at + sector, at + sector + SECTOR_BYTES))) return true;
+  return false;
+}
+
+function isBlank(sector: Buffer): boolean {
+  return sector.every((byte) => byte === 0);
+}
+
+function isHeader(header: Buffer, epoch: number): boolean {
+  return header.subarray(0, MAGIC.length).equals(MAGIC) && header.readUInt32BE(MAGIC.length) === epoch;
 }
 
 interface Batch {
@@ -290,8 +338,7 @@ interface Batch {
 
 function decodeBatch(bytes: Buffer, at: number, volumeId: string, epoch: number): Batch | undefined {
   const header = bytes.subarray(at, at + HEADER_BYTES);
-  if (!header.subarray(0, MAGIC.length).equals(MAGIC) || header.readUInt32BE(MAGIC.length) !== epoch)
-    return undefined;
+  if (!isHeader(header, epoch)) return undefined;
   const count = header.readUInt32BE(MAGIC.length + 8);
   const usedBytes = HEADER_BYTES + count * 4;
   if (at + usedBytes > bytes.length) return undefined;

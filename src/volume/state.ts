@@ -199,9 +199,14 @@ export class VolumeState {
     const openNumber = Math.max(open.number, ...segments.map(({ epoch }) => epoch + 1));
     const openTracks = open.isClean ? saved : TrackSet.empty();
     if (!open.isClean) {
+      const all = TrackSet.all(trackCount);
       const isLogged = segments.some(({ epoch }) => epoch === open.number);
-      const loose: FoundSegment[] = [{ epoch: open.tracksEpoch ?? open.number, tracks: saved }, ...segments];
-      if (!isLogged) loose.push({ epoch: open.number, tracks: TrackSet.all(trackCount) });
+      // The segment of an epoch that the state names was complete when it came to be named.
+      const told = segments.map(({ epoch, tracks, isBegun }) =>
+        isBegun || epoch > open.number ? { epoch, tracks } : { epoch, tracks: all },
+      );
+      const loose = [{ epoch: open.tracksEpoch ?? open.number, tracks: saved }, ...told];
+      if (!isLogged) loose.push({ epoch: open.number, tracks: all });
       for (const { epoch, tracks } of loose) addLoose(tracks, epoch, closed, openTracks);
     }
     const openBits = TrackBits.from(openTracks, trackCount);
