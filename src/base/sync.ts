@@ -25,6 +25,7 @@ export const SYNC_NAMES = [
   'home-create',
   'volume-state',
   'volume-directory',
+  'intent-log-create',
   'intent-log',
   'snapshot-store',
   'snapshot-directory',

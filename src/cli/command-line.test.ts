@@ -6,6 +6,7 @@
  * tested by the native tests.
  */
 
+import { readFileSync, writeFileSync } from 'node:fs';
 import { PassThrough } from 'node:stream';
 import t, { type Test } from 'tap';
 import { ManualClock } from '../base/index.ts';
@@ -119,6 +120,38 @@ t.test('a volume is created, shown and looked at', async (t) => {
   t.match((await cowbell(directory, ['volume', 'show', 'vol'])).stdout, /^name: +vol$/m);
   t.match((await cowbell(directory, ['status', 'vol'])).stdout, /^served: +no$/m);
   t.match((await cowbell(directory, ['volume', 'check', 'vol'])).stdout, /it reads through$/m);
+});
+
+t.test('a check says what is wrong, mends it, and ends with 3 where it cannot', async (t) => {
+  const directory = t.testdir();
+  await cowbell(directory, ['volume', 'create', 'vol', '--size', '1M']);
+  const state = `${directory}/vol/state.mdb`;
+  const sound = readFileSync(state);
+  const bytes = Buffer.from(sound);
+  bytes[bytes.lastIndexOf('"isClean"') + 1] = 0x49;
+  writeFileSync(state, bytes);
+  const dry = await cowbell(directory, ['volume', 'check', 'vol', '--dry-run']);
+  t.equal(dry.status, 3);
+  t.match(dry.stdout, /^state.mdb open epoch: its record is damaged or missing; would be done: every track/m);
+  const mended = await cowbell(directory, ['volume', 'check', 'vol', '--json']);
+  t.equal(mended.status, 0);
+  const events = mended.stdout
+    .trim()
+    .split('\n')
+    .map((line): unknown => JSON.parse(line));
+  t.match(
+    events.filter((event) => !JSON.stringify(event).includes('"progress"')),
+    [
+      { event: 'finding', severity: 'damage', where: 'state.mdb open epoch', repaired: true },
+      { event: 'check', name: 'vol', startedClean: false, clearedFailure: null, findings: 1, damageLeft: 0 },
+      { event: 'done' },
+    ],
+  );
+  writeFileSync(state, Buffer.from(sound).fill(0, 0, 512));
+  const lost = await cowbell(directory, ['volume', 'check', 'vol']);
+  t.equal(lost.status, 3);
+  t.match(lost.stdout, /^state.mdb: .*; the home is untouched: .*--size 1048576 --track-size 65536/m);
+  t.match(lost.stderr, /^cowbell: Volume .* is damaged: state.mdb: /m);
 });
 
 t.test('a store is made and listed', async (t) => {

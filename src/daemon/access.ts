@@ -13,7 +13,7 @@ import type { SnapshotChanges } from './control-protocol.ts';
 import type { RequestEvents } from './control-server.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
-import { Volume } from '../volume/index.ts';
+import { type CheckOptions, type CheckResult, checkVolume as checkOffline } from '../volume/index.ts';
 import { VolumeHost } from './volume-host.ts';
 
 export type StatusRecord = Readonly<Record<string, unknown>>;
@@ -144,30 +144,15 @@ export async function cancelSession(
 }
 
 /**
- * Reads a volume through and clears the mark of a failed flush. Never while it is served: nothing may write.
+ * Checks a volume and repairs it; see `checkVolume` of the volume. Never while it is served: nothing may write.
  *
- * @throws {VolumeError} `in-use` and whatever `Volume.open` and reading throw; what `onProgress` throws ends it.
+ * @throws {VolumeError} `in-use`, with who has it; what `onProgress` throws ends it.
  */
-export async function checkVolume(
+export function checkVolume(
   directory: string,
-  options: {
-    readonly clock: Clock;
-    /** The directory was moved, not copied. */
-    readonly moved: boolean;
-    readonly onProgress: (bytesRead: number, sizeBytes: number) => void;
-  },
-): Promise<StatusRecord> {
-  const { clock, moved, onProgress } = options;
-  const registry = createDeviceRegistry();
-  const volume = await Volume.open(directory, { registry, activity: 'volume check', clock, moved });
-  try {
-    const before = volume.status();
-    await volume.check((bytesRead) => onProgress(bytesRead, volume.sizeBytes));
-    const { startedClean, poisoned } = before;
-    return { ...volume.identity, startedClean, clearedFailure: poisoned?.reason ?? null };
-  } finally {
-    await volume.close();
-  }
+  options: Omit<CheckOptions, 'registry'>,
+): Promise<CheckResult> {
+  return checkOffline(directory, { ...options, registry: createDeviceRegistry() });
 }
 
 class OnlineAccess implements VolumeAccess {

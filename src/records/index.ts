@@ -9,3 +9,4 @@ export {
   type LmdbRange,
   openLmdb,
 } from './lmdb.ts';
+export { checkLmdbFile, type LmdbFileOptions } from './lmdb-file.ts';

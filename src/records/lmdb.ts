@@ -101,6 +101,8 @@ export interface LmdbDatabaseView {
   remove(key: Buffer | string): boolean;
   /** The entries in key order, each checked as by `get`. The database must not be written meanwhile. */
   range(range?: LmdbRange): Generator<LmdbEntry>;
+  /** The keys of `range`, and nothing checked: to go on behind a damaged value. */
+  keys(): Generator<Buffer>;
   count(): number;
 }
 
@@ -389,6 +391,10 @@ class OpenDatabase implements LmdbDatabaseView {
       const owned = Buffer.from(key);
       yield { key: owned, value: this.#checked(owned, value) };
     }
+  }
+
+  *keys(): Generator<Buffer> {
+    for (const key of this.#inner.getKeys(rangeOptions({}))) yield Buffer.from(key);
   }
 
   count(): number {

@@ -57,6 +57,7 @@ t.test(`without any one sync some cut breaks a promise, seed ${SEED}`, async (t)
     'home-create',
     'volume-state',
     'volume-directory',
+    'intent-log-create',
     'intent-log',
     'snapshot-store',
     'snapshot-directory',
@@ -69,6 +70,9 @@ t.test(`without any one sync some cut breaks a promise, seed ${SEED}`, async (t)
   ];
   t.same(names, new Set(wanted), 'the scenario meets every sync');
   for (const without of syncs) {
+    // A segment that lost its beginning means that everything changed: without this sync nothing breaks, and the
+    // backup after a crash is never a small one.
+    if (without.startsWith('intent-log-create')) continue;
     const telling = TELLING[without.split(' ')[0] ?? ''];
     const random = new SeededRandom(SEED);
     let broken: Breach | undefined;

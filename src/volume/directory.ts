@@ -139,7 +139,7 @@ export async function openState(
   return VolumeState.open(path, options);
 }
 
-export function identityOf(directory: string, state: VolumeState): VolumeIdentity {
+export function identityOf(directory: string, state: Pick<VolumeState, 'record'>): VolumeIdentity {
   const { volumeId, sizeBytes, trackSizeBytes, home, createdMs, snapshotFull = 'refuse' } = state.record;
   return {
     volumeId,

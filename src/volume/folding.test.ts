@@ -168,8 +168,9 @@ class Disk {
 
   /** The intent log, with regions of one track: of the open epoch, and of each whose point is not recorded. */
   #segments(): FoundSegment[] {
-    const open = { epoch: this.#history.openNumber, tracks: this.#history.openTracks() };
-    return [...this.#unrecorded.map(({ number, tracks }) => ({ epoch: number, tracks })), open];
+    const sound = { condition: 'whole', isBegun: true } as const;
+    const open = { epoch: this.#history.openNumber, tracks: this.#history.openTracks(), ...sound };
+    return [...this.#unrecorded.map(({ number, tracks }) => ({ epoch: number, tracks, ...sound })), open];
   }
 
   async #wrongAfter(

@@ -1,4 +1,5 @@
 export { type ContainerArea, DeviceArea, MemoryArea } from '../container/index.ts';
+export { checkVolume, type CheckOptions, type CheckResult, type Finding } from './check.ts';
 export {
   createVolume,
   type CreateOptions,

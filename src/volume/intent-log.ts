@@ -183,7 +183,7 @@ export class IntentLog {
       this.#lengthBytes += batch.length;
     }
     try {
-      await syncFile('intent-log', this.#file.fd, this.#path);
+      await syncFile(place === 'first' ? 'intent-log-create' : 'intent-log', this.#file.fd, this.#path);
     } catch (error) {
       this.#failure = { error };
       throw error;

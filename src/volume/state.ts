@@ -14,7 +14,7 @@ import { TrackBits, TrackSet } from '../tracks/index.ts';
 import { type ClosedEpoch, EpochHistory, type Fold, type FoldedPoint } from './epoch-history.ts';
 import type { FoundSegment } from './intent-log.ts';
 
-const FORMAT_VERSION = 0;
+export const FORMAT_VERSION = 0;
 
 /** Which directory a volume was last seen in: a copy of it must not share its points. */
 export interface DirectoryIdentity {
@@ -77,7 +77,7 @@ export interface SnapshotRecord {
   readonly reason?: string;
 }
 
-interface OpenRecord {
+export interface OpenRecord {
   readonly number: number;
   readonly isClean: boolean;
   /** The epoch that `open-tracks` belongs to; `number` where it is missing. */
@@ -85,7 +85,7 @@ interface OpenRecord {
   readonly stamp?: HomeStamp;
 }
 
-interface PointRecord {
+export interface PointRecord {
   readonly point: string;
   readonly createdMs: number;
   /** Present where the boundary has folded: there is no epoch of its own then. */

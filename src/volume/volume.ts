@@ -9,9 +9,9 @@
  * See DESIGN section 4 for the promises; each has its test in this folder or in `backup/`.
  */
 
-import { type FileHandle, open } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { type Clock, dropCache, LIMITS, messageOf, present, Slots, systemClock } from '../base/index.ts';
+import { type Clock, LIMITS, messageOf, present, Slots, systemClock } from '../base/index.ts';
 import {
   assertRange,
   assertZeroOptions,
@@ -31,6 +31,7 @@ import { beginSessions, createSnapshots } from './group.ts';
 import { removeSegments } from './intent-log.ts';
 import { openParts, type OpenParts, type OpenVolumeOptions } from './opening.ts';
 import { Points } from './points.ts';
+import { readThrough } from './read-through.ts';
 import type { BackupSession, SessionStatus } from './session.ts';
 import { type SessionRequest, Sessions } from './sessions.ts';
 import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
@@ -468,20 +469,16 @@ export class Volume implements BlockDevice {
   }
 
   /**
-   * Reads the whole home past the page cache, as far as the system allows, and clears the poisoned state. All
-   * tracks count as changed afterwards. Nothing may be writing. To be called on a fresh opening: a device whose
-   * flush has failed goes on failing it.
+   * Reads the whole home past the page cache and clears the poisoned state. All tracks count as changed afterwards.
+   * Nothing may be writing. To be called on a fresh opening: a device whose flush has failed goes on failing it. For
+   * everything else that may be wrong with a volume see `checkVolume`.
    *
    * @param onProgress called with the bytes read so far.
    * @throws what reading the home throws; the volume then stays as it was.
    */
   async check(onProgress?: (bytesRead: number) => void): Promise<void> {
-    await this.#dropHomeCache();
-    const buffer = Buffer.allocUnsafe(LIMITS.sessionRunBytesMax);
-    for (let offset = 0; offset < this.sizeBytes; offset += buffer.length) {
-      await this.#home.read(buffer.subarray(0, Math.min(buffer.length, this.sizeBytes - offset)), offset);
-      onProgress?.(Math.min(offset + buffer.length, this.sizeBytes));
-    }
+    const unreadable = await readThrough(this.#home, this.identity, this.geometry, onProgress);
+    if (unreadable !== undefined) throw unreadable.error;
     await this.#poisoning;
     if (this.#poison === undefined) return;
     this.#epochs.markAll();
@@ -549,18 +546,6 @@ export class Volume implements BlockDevice {
     const path = homePathOf(this.identity.directory, this.identity.home);
     await this.#state.saveClean(this.#epochs, path === undefined ? undefined : await homeStamp(path));
     await removeSegments(this.identity.directory, () => true);
-  }
-
-  /** After a failed writeback the page cache shows what the disk does not have. */
-  async #dropHomeCache(): Promise<void> {
-    const path = homePathOf(this.identity.directory, this.identity.home);
-    if (path === undefined) return;
-    const handle = await open(path, 'r');
-    try {
-      await dropCache(handle.fd);
-    } finally {
-      await handle.close();
-    }
   }
 
   /** This volume's part in a freeze, around what the point is for. */

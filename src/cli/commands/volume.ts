@@ -1,11 +1,12 @@
 /** `cowbell volume create|show|check`. */
 
 import type { Argv } from 'yargs';
-import { formatSize, LIMITS } from '../../base/index.ts';
+import { CorruptionError, formatSize, LIMITS } from '../../base/index.ts';
 import { checkVolume, createDeviceRegistry } from '../../daemon/index.ts';
 import { DeviceError } from '../../device/index.ts';
 import {
   createVolume,
+  type Finding,
   FULL_POLICIES,
   type FullPolicy,
   readVolumeIdentity,
@@ -22,6 +23,7 @@ interface VolumeOptions extends GlobalOptions {
 
 interface CheckOptions extends VolumeOptions {
   readonly moved: boolean;
+  readonly dryRun: boolean;
 }
 
 interface CreateOptions extends VolumeOptions {
@@ -80,7 +82,7 @@ function addShow(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
 function addCheck(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
   return parser.command(
     'check <volume>',
-    'Read a volume that is not served through, and clear the mark of a failed flush',
+    'Verify a volume that is not served, read it through, and repair what needs no guessing; also the way out after a failed flush. Exit status 3 where damage stays',
     (command) =>
       command
         .positional('volume', { type: 'string', demandOption: true, describe: 'Directory of the volume' })
@@ -89,7 +91,13 @@ function addCheck(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
           default: false,
           describe: 'The directory was moved here, not copied: the volume keeps its id and its points',
         })
-        .example('$0 volume check /srv/vol', ''),
+        .option('dry-run', {
+          type: 'boolean',
+          default: false,
+          describe: 'Report only: change nothing; exit status 3 where there is damage',
+        })
+        .example('$0 volume check /srv/vol', '')
+        .example('$0 volume check --dry-run /srv/vol', 'What would it do?'),
     (options) => run<CheckOptions>(options, check),
   );
 }
@@ -143,16 +151,44 @@ async function show(context: CommandContext, options: VolumeOptions): Promise<vo
 async function check(context: CommandContext, options: CheckOptions): Promise<void> {
   const directory = absolutePath('The volume', options.volume, context.directory);
   const { output, signal, clock } = context;
-  const result = await checkVolume(directory, {
+  const { dryRun, moved } = options;
+  const { identity, findings, startedClean, clearedFailure } = await checkVolume(directory, {
     clock,
-    moved: options.moved,
+    moved,
+    dryRun,
+    onFinding: (finding) =>
+      output.report({ event: 'finding', volume: directory, ...finding }, lineOf(finding)),
     onProgress: (done, total) => {
       signal.throwIfAborted();
       const event = { volume: directory, bytesRead: done, bytesTotal: total };
       output.progress({ title: `Checking ${directory}`, done, total, event });
     },
   });
-  const cleared = result['clearedFailure'];
-  const note = typeof cleared === 'string' ? `; it takes writes again after: ${cleared}` : '';
-  output.report({ event: 'check', ...result }, `Checked ${directory}: it reads through${note}`);
+  const left = findings.filter(({ severity, repaired }) => severity === 'damage' && !repaired);
+  const outcome = {
+    ...identity,
+    startedClean: startedClean ?? null,
+    clearedFailure: clearedFailure ?? null,
+    findings: findings.length,
+    damageLeft: left.length,
+  };
+  const event = { event: 'check', ...outcome };
+  if (left[0] !== undefined) {
+    output.report(event);
+    throw damageOf(directory, left[0], left.length);
+  }
+  const cleared = clearedFailure === undefined ? '' : `; it takes writes again after: ${clearedFailure}`;
+  const mended = findings.some(({ severity }) => severity === 'damage') ? ', all damage is repaired' : '';
+  output.report(event, `Checked ${directory}: it reads through${mended}${cleared}`);
+}
+
+function lineOf({ where, what, how, isRepairable, repaired }: Finding): string {
+  const state = repaired ? 'done: ' : isRepairable ? 'would be done: ' : '';
+  return `${where}: ${what}; ${state}${how}`;
+}
+
+function damageOf(directory: string, first: Finding, count: number): CorruptionError {
+  const more = count > 1 ? `, and ${count - 1} more` : '';
+  const message = `Volume ${directory} is damaged: ${first.where}: ${first.what}${more}`;
+  return new CorruptionError(message, { where: first.where });
 }
