@@ -217,6 +217,24 @@ const HARMS: readonly Harm[] = [
     changed: [3, 2],
   },
   {
+    name: 'the points that stores may have sets of',
+    stop: 'clean',
+    harm: (directory) => edit(directory, 'state', 'claims', 'bad'),
+    finds: [/^state.mdb claims: the record is damaged$/],
+    changed: [3, 2],
+  },
+  {
+    name: 'a folded point, which needs no epoch',
+    stop: 'clean',
+    harm: async (directory) => {
+      const folded = { point: 'f'.repeat(32), createdMs: 1, folded: true };
+      await edit(directory, 'points', epoch(1), Buffer.from(JSON.stringify(folded)));
+      await edit(directory, 'epochs', epoch(1), 'remove');
+    },
+    finds: [],
+    changed: [64, 2],
+  },
+  {
     name: 'the mark of a failure',
     stop: 'killed',
     harm: (directory) => edit(directory, 'state', 'poison', 'bad'),
