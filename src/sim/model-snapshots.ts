@@ -7,7 +7,7 @@
  */
 
 import { systemCode } from '../base/index.ts';
-import type { SnapshotInfo } from '../volume/index.ts';
+import type { SnapshotDevice, SnapshotInfo } from '../volume/index.ts';
 import { contentOf, type ModelImage, SECTOR_BYTES, valuesOf } from './model.ts';
 import { isInjected, type World } from './model-world.ts';
 import { must } from './promises.ts';
@@ -109,15 +109,20 @@ export class ModelSnapshots {
     const count = 1 + world.random.below(sectorCount - first);
     const reading = async (): Promise<void> => {
       const content = Buffer.alloc(count * SECTOR_BYTES);
-      const device = world.volume.openSnapshot(name);
+      let device: SnapshotDevice | undefined;
       try {
+        device = world.volume.openSnapshot(name);
         await device.read(content, first * SECTOR_BYTES);
       } catch (error) {
-        const isDropped = systemCode(error) === 'snapshot-gone' && known.state === 'gone';
+        // One that is being dropped is gone before the volume says so.
+        const code = systemCode(error);
+        const isDropped =
+          (code === 'snapshot-gone' && known.state === 'gone') ||
+          (code === 'unknown-snapshot' && this.#mayDrop && this.#ready()[0]?.[1] === known);
         if (!isDropped) this.#allow(error, `Snapshot ${name} could not be read`);
         return;
       } finally {
-        await device.close();
+        await device?.close();
       }
       const problem = known.image?.mismatch(content, first);
       must('exact points', problem === undefined, `Snapshot ${name} differs from its freeze: ${problem}`);
@@ -166,14 +171,15 @@ export class ModelSnapshots {
     return this.#wasFull && (!this.#world.dropsSnapshots || this.isRollingBack);
   }
 
+  /** Whether the volume may drop its oldest snapshot now. */
+  get #mayDrop(): boolean {
+    return (this.#wasFull || this.#world.storesMayFail) && this.#world.dropsSnapshots;
+  }
+
   /** The volume says that it has dropped one. */
   dropped(name: string): void {
     const [oldest] = this.#ready();
-    must(
-      'exact points',
-      (this.#wasFull || this.#world.storesMayFail) && this.#world.dropsSnapshots,
-      `Snapshot ${name} was dropped for nothing`,
-    );
+    must('exact points', this.#mayDrop, `Snapshot ${name} was dropped for nothing`);
     const known = this.#known.get(name);
     const isOldest = known?.state !== 'ready' || oldest?.[0] === name;
     must('exact points', isOldest, `Snapshot ${name} was dropped, and ${oldest?.[0]} is older`);
