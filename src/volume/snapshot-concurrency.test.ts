@@ -214,5 +214,6 @@ t.test('property: everything at once', async () => {
   const round = fc.array(fc.nat(99), { minLength: 3, maxLength: 16 });
   await fc.assert(fc.asyncProperty(fc.nat(), fc.array(round, { minLength: 3, maxLength: 8 }), run), {
     numRuns: 60,
+    endOnFailure: true,
   });
 });
