@@ -35,6 +35,8 @@ export const LIMITS = {
   snapshotBatchTracksMax: 64,
   /** Copies for snapshots under way beyond which none is begun ahead of its write. */
   snapshotCopiesAheadMax: 64,
+  /** Buffers that copies for a volume's snapshots keep for the next ones: a batch of tracks of the usual size. */
+  snapshotIdleBufferBytesMax: 4 * MIB,
   /** Tracks on their way from a snapshot that is being deleted to the older one, or back to the home. */
   snapshotMoveTracksMax: 32,
 

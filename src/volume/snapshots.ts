@@ -26,6 +26,7 @@ import {
   systemCode,
 } from '../base/index.ts';
 import { TrackBits, type TrackRun } from '../tracks/index.ts';
+import { CopyBuffers } from './copy-buffers.ts';
 import { VolumeError } from './errors.ts';
 import type { Geometry } from './geometry.ts';
 import { assertSnapshotName, gone, unknown } from './snapshot-errors.ts';
@@ -108,6 +109,7 @@ export class Snapshots implements Protector {
   /** Tracks that no store from the newest on has: the next write of one needs a copy. */
   #unsaved: TrackBits | undefined;
   readonly #copies = new Map<number, Promise<void>>();
+  readonly #buffers: CopyBuffers;
   #dropping: Promise<void> | undefined;
   readonly #deletions = new Set<Promise<void>>();
   /** Deletions and what they leave to be done, one after the other. */
@@ -119,6 +121,7 @@ export class Snapshots implements Protector {
     const { directory, geometry, readOnly } = options;
     const { trackSizeBytes } = geometry;
     this.#folder = new SnapshotFolder({ volumeDirectory: directory, trackSizeBytes, readOnly });
+    this.#buffers = new CopyBuffers(options.geometry.trackSizeBytes, LIMITS.snapshotIdleBufferBytesMax);
   }
 
   /**
@@ -381,8 +384,15 @@ export class Snapshots implements Protector {
   }
 
   async #copy(track: number): Promise<void> {
+    const buffer = this.#buffers.take();
+    await this.#copyBy(buffer, track);
+    // Not after a failure: the home may still be filling it.
+    this.#buffers.giveBack(buffer);
+  }
+
+  async #copyBy(buffer: Buffer, track: number): Promise<void> {
     const { geometry, readHome, onReleased } = this.#options;
-    const content = Buffer.allocUnsafe(geometry.lengthOf({ first: track, count: 1 }));
+    const content = buffer.subarray(0, geometry.lengthOf({ first: track, count: 1 }));
     for (;;) {
       const unsaved = this.#unsaved;
       if (unsaved?.has(track) !== true) return;
@@ -541,6 +551,7 @@ export class Snapshots implements Protector {
     this.#newest = newest;
     if (newest === undefined) {
       this.#unsaved = undefined;
+      this.#buffers.clear();
       this.#options.onReleased({ first: 0, count: this.#options.geometry.trackCount });
       return;
     }
