@@ -1,5 +1,5 @@
 /**
- * What tracking and snapshots cost: `bench/snapshot [--rounds N] [--seconds S] [--only TEXT] [--directory DIR]
+ * What tracking and snapshots cost: `bench/snapshot [--rounds N] [--seconds S] [--only SECTION] [--directory DIR]
  * [--freezes N] [--json]`.
  *
  * As in `bench/datapath`: all servers run at once and idle while another is measured, each row is one fio job that
@@ -10,7 +10,8 @@
  * Rows of four kinds, see README.md: tracking, first touches, snapshots, freezes.
  */
 
-import { existsSync, mkdtempSync, rmSync, statfsSync } from 'node:fs';
+import { ARGUMENTS } from './arguments.ts';
+import { existsSync, mkdtempSync, readFileSync, rmSync, statfsSync } from 'node:fs';
 import { loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -55,6 +56,9 @@ interface Measured extends FioReport {
   readonly cpuSecondsPerGib: number;
 }
 
+const SECTIONS = ['tracking', 'touches', 'snapshots', 'freezes'] as const;
+type Section = (typeof SECTIONS)[number];
+
 interface Settings {
   readonly rounds: number;
   readonly seconds: number;
@@ -84,8 +88,9 @@ class Bench {
     this.#settings = settings;
   }
 
-  wants(title: string): boolean {
-    return title.includes(this.#settings.only);
+  wants(section: Section): boolean {
+    const { only } = this.#settings;
+    return only === '' || only === section;
   }
 
   async measure(
@@ -114,7 +119,6 @@ class Bench {
     ratios: readonly (readonly [string, string])[],
     run: (contender: Contender) => Promise<Measured>,
   ): Promise<void> {
-    if (!this.wants(title)) return;
     const results = new Map<string, Measured[]>(contenders.map(({ name }) => [name, []]));
     for (let round = 0; round < this.#settings.rounds; round += 1) {
       for (let index = 0; index < contenders.length; index += 1) {
@@ -230,7 +234,7 @@ async function trackingRows(
 
 /** The first write of an epoch into each region, which waits for the intent log unless the region was hot. */
 async function firstTouchRows(bench: Bench, directory: string): Promise<void> {
-  if (!bench.wants('first touches')) return;
+  if (!bench.wants('touches')) return;
   const sizeBytes = TOUCH_COUNT * TOUCH_STRIDE_BYTES;
   const wanted = { directory, sizeBytes, snapshotCount: 0 };
   const on = await CowbellContender.start('touch', wanted);
@@ -348,7 +352,7 @@ async function freezeRows(
   settings: Settings,
 ): Promise<void> {
   const title = 'freezes under 4K randwrite d32';
-  if (!bench.wants(title)) return;
+  if (!bench.wants('freezes')) return;
   const wanted = { directory, sizeBytes: SIZE_BYTES, snapshotCount: 0, source };
   const contender = await CowbellContender.start('freezes', wanted);
   const quiet = await bench.measure(
@@ -359,11 +363,13 @@ async function freezeRows(
   await contender.freeze();
   const load = new Running('fio', fioArguments(job));
   while ((await contender.changedTracks()) === 0) await pause(10);
+  const before = { waitedMs: waitedMs(contender), atMs: performance.now() };
   const pauses: number[] = [];
   while (pauses.length < settings.freezes) {
     pauses.push(await contender.freeze());
     await pause(Math.random() * FREEZE_GAP_MS_MAX);
   }
+  const waited = (waitedMs(contender) - before.waitedMs) / (performance.now() - before.atMs);
   const { stdout } = await load.stop('SIGINT');
   await contender.stop();
   const frozen = reportOf(stdout);
@@ -373,11 +379,12 @@ async function freezeRows(
     msP99: quantile(pauses, 0.99),
     msMax: Math.max(...pauses),
   };
-  if (settings.json) return bench.print({ row: title, load: loadavg()[0], closed, frozen, quiet });
+  if (settings.json) return bench.print({ row: title, load: loadavg()[0], closed, waited, frozen, quiet });
   console.log(`\n${title} (load average ${loadavg()[0]?.toFixed(1)})`);
   console.log(
     `  gate closed  p50 ${closed.msP50.toFixed(2)} ms   p99 ${closed.msP99.toFixed(2)} ms   max ${closed.msMax.toFixed(2)} ms of ${closed.count} freezes`,
   );
+  console.log(`  the server waited for a processor ${(waited * 100).toFixed(0)} % of the time`);
   for (const [name, { requestsPerSecond, latencyMsP99, latencyMsP999, latencyMsMax, seconds }] of [
     ['frozen', frozen],
     ['quiet', quiet],
@@ -388,12 +395,21 @@ async function freezeRows(
   }
 }
 
+/** For how long the server's main threads were ready to run and did not, since they began (proc(5), schedstat). */
+function waitedMs(contender: Contender): number {
+  const waitedNs = contender
+    .pids()
+    .map((pid) => Number(readFileSync(`/proc/${pid}/schedstat`, 'utf8').split(' ')[1]));
+  return waitedNs.reduce((sum, value) => sum + value, 0) / 1e6;
+}
+
 async function pause(ms: number): Promise<void> {
   await new Promise((resolve) => setTimeout(resolve, ms));
 }
 
 async function main(): Promise<void> {
   const { values } = parseArgs({
+    args: [...ARGUMENTS],
     options: {
       rounds: { type: 'string', default: '5' },
       seconds: { type: 'string', default: '3' },
@@ -403,6 +419,8 @@ async function main(): Promise<void> {
       directory: { type: 'string', default: existsSync(MEMORY) ? MEMORY : tmpdir() },
     },
   });
+  if (values.only !== '' && !SECTIONS.some((section) => section === values.only))
+    throw new Error(`--only is ${values.only}, wanted one of ${SECTIONS.join(', ')}`);
   const directory = mkdtempSync(join(values.directory, 'cowbell-bench-'));
   const settings: Settings = {
     ...values,
