@@ -16,6 +16,8 @@ export {
   seekData,
   seekHole,
   setAttribute,
+  type SharedRange,
+  shareRange,
   tryLock,
   tryLockRange,
   zeroRange,

@@ -40,6 +40,9 @@ export const LIMITS = {
   /** Tracks on their way from a snapshot that is being deleted to the older one, or back to the home. */
   snapshotMoveTracksMax: 32,
 
+  /** A clone of a snapshot is made durable, and may be cancelled, after each step of this size. */
+  cloneStepBytes: 64 * MIB,
+
   /** How long a freeze may wait for the gate to empty before it reopens it and fails. */
   freezeWaitMsMax: 5_000,
   /** Trims and zeroes are cut into pieces of this size, so that none holds a freeze for long. */

@@ -22,9 +22,11 @@ export type LockMode = 'exclusive' | 'shared';
 /** The size of a memory page where Linux runs on x64; on arm64 it may be larger, and a part of one then. */
 const PAGE_BYTES = 4096n;
 
+const EPERM = 1;
 const ENXIO = 6;
 const EAGAIN = 11;
 const EACCES = 13;
+const EXDEV = 18;
 const EINVAL = 22;
 const ENOTTY = 25;
 const EOPNOTSUPP = 95;
@@ -45,6 +47,9 @@ const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const ADVICE_DONT_NEED = 4;
 const BLKGETSIZE64 = 0x8008_1272;
+const FICLONERANGE = 0x4020_940d;
+/** `struct file_clone_range`: descriptor, offset and length of the source, offset in the target; 8 bytes each. */
+const CLONE_STRUCT_BYTES = 32;
 
 /** Whether holes can be told from data and space be given back: false where koffi is absent. */
 export function hasSparseFiles(): boolean {
@@ -179,6 +184,43 @@ async function allocate(
     if (errno !== 0) throw new NativeError('fallocate', errno, `${at}+${length} on descriptor ${descriptor}`);
   }
   return true;
+}
+
+/** What one file is to have of another. */
+export interface SharedRange {
+  readonly sourceOffsetBytes: number;
+  readonly targetOffsetBytes: number;
+  /** 0: up to the source's end. */
+  readonly lengthBytes: number;
+}
+
+/**
+ * Makes a range of the target one with a range of the source without copying (FICLONERANGE): the filesystem shares
+ * the blocks until one of the two is written. The source's dirty pages are written out first. Runs on the thread
+ * pool; takes longer the more extents the range has. Not durable before a sync of the target.
+ *
+ * @returns false where the two are not on one filesystem that can, the range does not fit its blocks, or koffi is
+ *   absent: then copy. Nothing has changed.
+ * @throws {NativeError} through the promise.
+ */
+export async function shareRange(source: number, target: number, range: SharedRange): Promise<boolean> {
+  assertDescriptor(source);
+  assertDescriptor(target);
+  const { sourceOffsetBytes, targetOffsetBytes, lengthBytes } = range;
+  assertBytes('Source offset', sourceOffsetBytes, 0);
+  assertBytes('Target offset', targetOffsetBytes, 0);
+  assertBytes('Range length', lengthBytes, 0);
+  const native = loadNative();
+  const { ioctl } = native ?? {};
+  if (native === undefined || ioctl === undefined) return false;
+  const request = Buffer.alloc(CLONE_STRUCT_BYTES);
+  for (const [index, value] of [source, sourceOffsetBytes, lengthBytes, targetOffsetBytes].entries())
+    request.writeBigInt64LE(BigInt(value), 8 * index);
+  const errno = await untilNotInterrupted(native, (done) => ioctl.async(target, FICLONERANGE, request, done));
+  if (errno === 0) return true;
+  // What filesystems that cannot say, by their kind and the kernel's age.
+  if ([EOPNOTSUPP, ENOTTY, EXDEV, EINVAL, ENOSYS, EPERM].includes(errno)) return false;
+  throw new NativeError('ioctl', errno, `FICLONERANGE from descriptor ${source} to ${target}`);
 }
 
 /** The errno of an asynchronous call, 0 where it succeeded. A call cut off by a signal is repeated. */

@@ -9,7 +9,7 @@ import type { LaneProgress } from '../backup/index.ts';
 import { type Clock, present } from '../base/index.ts';
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import { ControlClient, type RequestListener } from './control-client.ts';
-import type { SnapshotChanges } from './control-protocol.ts';
+import type { SnapshotChanges, SnapshotClone } from './control-protocol.ts';
 import type { RequestEvents } from './control-server.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
@@ -29,6 +29,8 @@ export interface VolumeAccess {
   snapshotDelete(name: string): Promise<unknown>;
   snapshotRollback(name: string, events: RequestEvents): Promise<StatusRecord>;
   snapshotChanges(changes: SnapshotChanges): Promise<StatusRecord>;
+  /** The new volume, and what was copied. */
+  snapshotClone(clone: SnapshotClone, events: RequestEvents): Promise<StatusRecord>;
   cancel(session: string | undefined): Promise<unknown>;
   /** Gives the volume, or the connection, up. */
   close(): Promise<void>;
@@ -89,6 +91,7 @@ export async function reachVolumes(
     snapshotDelete: (name) => host.snapshotDelete(name),
     snapshotRollback: (name, events) => host.snapshotRollback(name, once(events)),
     snapshotChanges: (changes) => host.snapshotChanges(changes),
+    snapshotClone: async (clone, events) => ({ ...(await host.snapshotClone(clone, events)) }),
     cancel: (session) => host.cancel(session),
     close,
   };
@@ -194,6 +197,11 @@ class OnlineAccess implements VolumeAccess {
 
   async snapshotChanges(params: SnapshotChanges): Promise<StatusRecord> {
     return asRecord('snapshot-changes', await this.#client.request({ command: 'snapshot-changes', params }));
+  }
+
+  async snapshotClone(params: SnapshotClone, events: RequestEvents): Promise<StatusRecord> {
+    const request = { command: 'snapshot-clone', params } as const;
+    return asRecord('snapshot-clone', await this.#client.request(request, listenerOf(events)));
   }
 
   async #list(

@@ -156,6 +156,7 @@ t.test('requests about snapshots and groups are checked as well', (t) => {
     { id: 3, command: 'snapshot-delete', params: { name: 'a' } },
     { id: 4, command: 'snapshot-rollback', params: { name: 'a' } },
     { id: 5, command: 'snapshot-changes', params: { from: 'a', to: 'b', offsetBytes: 4096 } },
+    { id: 6, command: 'snapshot-clone', params: { name: 'a', directory: '/w', home: '/w.raw' } },
     {
       id: 6,
       command: 'backup',
@@ -165,6 +166,8 @@ t.test('requests about snapshots and groups are checked as well', (t) => {
   for (const request of good) t.strictSame(parseRequest(encodeLine(request).toString().trimEnd()), request);
   const wrong: [string, object, RegExp][] = [
     ['snapshot-create', {}, /Member name is missing/],
+    ['snapshot-clone', { name: 'a', directory: 'w' }, /Member directory is "w", wanted an absolute path/],
+    ['snapshot-clone', { name: 'a', directory: '/w', home: 'h' }, /Member home is "h", wanted an absolute/],
     ['snapshot-create', { name: 'a', others: ['v'] }, /Member volume is "v", wanted an absolute path/],
     ['snapshot-create', { name: 'a', others: Array.from({ length: 64 }, () => '/v') }, /has 64 volumes/],
     ['snapshot-delete', {}, /Member name is missing/],

@@ -27,6 +27,7 @@ export type ControlRequest = { readonly id: number } & (
   | { readonly command: 'snapshot-delete'; readonly params: { readonly name: string } }
   | { readonly command: 'snapshot-rollback'; readonly params: { readonly name: string } }
   | { readonly command: 'snapshot-changes'; readonly params: SnapshotChanges }
+  | { readonly command: 'snapshot-clone'; readonly params: SnapshotClone }
   | { readonly command: 'cancel'; readonly params: { readonly session?: string } }
 );
 
@@ -36,6 +37,15 @@ export interface SnapshotChanges {
   readonly to?: string;
   /** Extents from here on; the first answer where left out. */
   readonly offsetBytes?: number;
+}
+
+/** Which snapshot becomes a volume of its own, and where. Paths are absolute. */
+export interface SnapshotClone {
+  readonly name: string;
+  /** The new volume's directory. */
+  readonly directory: string;
+  /** Path of the new volume's home; in its directory where left out. */
+  readonly home?: string;
 }
 
 export const COMMANDS = [
@@ -48,6 +58,7 @@ export const COMMANDS = [
   'snapshot-delete',
   'snapshot-rollback',
   'snapshot-changes',
+  'snapshot-clone',
 ] as const;
 
 /** A line of the server. `id` is null where the request had none that could be read. */
@@ -117,6 +128,7 @@ function readRequest(id: number, value: Json): ControlRequest {
   if (command === 'snapshot-changes') {
     return { id, command, params: readChanges(params) };
   }
+  if (command === 'snapshot-clone') return { id, command, params: readCloneParams(params) };
   return { id, command };
 }
 
@@ -137,10 +149,8 @@ function isCount(value: unknown): value is number {
 }
 
 function readBackupParams(params: Json): BackupParams {
-  const store = readString(params, 'store');
-  if (!isAbsolute(store)) throw badRequest(`Member store is ${show(store)}, wanted an absolute path`);
   return {
-    store,
+    store: readAbsolute(params, 'store'),
     level: readChoice(params, 'level', LEVELS),
     codec: readChoice(params, 'codec', CODECS),
     container: readContainer(params['container']),
@@ -157,6 +167,11 @@ function readSnapshotParams(params: Json): SnapshotParams {
     ...(others === undefined ? {} : { others }),
     ...readHooks(params['hooks']),
   };
+}
+
+function readCloneParams(params: Json): SnapshotClone {
+  const home = params['home'] === undefined ? {} : { home: readAbsolute(params, 'home') };
+  return { name: readString(params, 'name'), directory: readAbsolute(params, 'directory'), ...home };
 }
 
 /** Further volumes of a group: directories, or objects with a directory and a snapshot. */
@@ -275,6 +290,12 @@ function readString(value: Json, name: string): string {
   const member = value[name];
   if (typeof member === 'string' && member !== '') return member;
   throw badRequest(`Member ${name} is ${show(member)}, wanted a text`);
+}
+
+function readAbsolute(value: Json, name: string): string {
+  const path = readString(value, name);
+  if (isAbsolute(path)) return path;
+  throw badRequest(`Member ${name} is ${show(path)}, wanted an absolute path`);
 }
 
 function readChoice<T extends string>(value: Json, name: string, choices: readonly T[]): T {

@@ -43,6 +43,7 @@ function makeHandlers(changed: Partial<ControlHandlers> = {}): ControlHandlers {
     snapshotDelete: async (name) => ({ name }),
     snapshotRollback: async (name) => ({ name, tracks: 1 }),
     snapshotChanges: async ({ from }) => ({ from, tracks: 0, extents: [] }),
+    snapshotClone: async ({ name }) => ({ name }),
     cancel: async (session) => ({ session: session ?? 'the one' }),
     ...changed,
   };

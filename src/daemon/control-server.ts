@@ -17,6 +17,7 @@ import {
   encodeLine,
   parseRequest,
   type SnapshotChanges,
+  type SnapshotClone,
 } from './control-protocol.ts';
 import { DaemonError, toWireError } from './errors.ts';
 import { LineSplitter } from './lines.ts';
@@ -41,6 +42,7 @@ export interface ControlHandlers {
   snapshotDelete(name: string): Promise<unknown>;
   snapshotRollback(name: string, events: RequestEvents): Promise<unknown>;
   snapshotChanges(changes: SnapshotChanges): Promise<unknown>;
+  snapshotClone(clone: SnapshotClone, events: RequestEvents): Promise<unknown>;
   cancel(session: string | undefined): Promise<unknown>;
 }
 
@@ -203,6 +205,8 @@ class Connection {
         return this.#handlers.snapshotRollback(request.params.name, this.#eventsOf(request.id));
       case 'snapshot-changes':
         return this.#handlers.snapshotChanges(request.params);
+      case 'snapshot-clone':
+        return this.#handlers.snapshotClone(request.params, this.#eventsOf(request.id));
     }
   }
 

@@ -6,10 +6,10 @@
 import { realpath } from 'node:fs/promises';
 import { type Clock, LIMITS, present } from '../base/index.ts';
 import type { DeviceRegistry } from '../device/index.ts';
-import { createSnapshots, Volume } from '../volume/index.ts';
+import { type ClonedVolume, cloneSnapshot, createSnapshots, Volume } from '../volume/index.ts';
 import { backUpTogether } from './backup-together.ts';
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
-import type { SnapshotChanges } from './control-protocol.ts';
+import type { SnapshotChanges, SnapshotClone } from './control-protocol.ts';
 import type { ControlHandlers, RequestEvents } from './control-server.ts';
 import { DaemonError } from './errors.ts';
 import type { VolumeExports } from './exports.ts';
@@ -44,6 +44,8 @@ export interface SnapshotOutcome {
 export class VolumeHost implements ControlHandlers {
   readonly volume: Volume;
   readonly sessions: SessionRegistry;
+  /** Apart from the sessions: a clone is in no backup's way. */
+  readonly clones: SessionRegistry;
   readonly options: HostOptions;
   /** Ends the hooks of snapshots that are being made. */
   readonly #stopping = new AbortController();
@@ -52,7 +54,9 @@ export class VolumeHost implements ControlHandlers {
   private constructor(volume: Volume, options: HostOptions) {
     this.volume = volume;
     this.options = options;
-    this.sessions = new SessionRegistry({ volumeName: volume.identity.name, clock: options.clock });
+    const names = { volumeName: volume.identity.name, clock: options.clock };
+    this.sessions = new SessionRegistry(names);
+    this.clones = new SessionRegistry(names);
   }
 
   /** Takes the volume's lock and opens it. Errors are those of `Volume.open`. */
@@ -81,7 +85,8 @@ export class VolumeHost implements ControlHandlers {
   async status(): Promise<Readonly<Record<string, unknown>>> {
     const { session, ...status } = this.volume.status();
     // One session at a time: what the volume counts and what the registry knows are of the same one.
-    return { ...status, sessions: this.sessions.list().map((running) => ({ ...session, ...running })) };
+    const backups = this.sessions.list().map((running) => ({ ...session, ...running }));
+    return { ...status, sessions: [...backups, ...this.clones.list()] };
   }
 
   /** Backs this volume up, and further ones of the same instant; see `backUpTogether`. */
@@ -94,7 +99,12 @@ export class VolumeHost implements ControlHandlers {
   }
 
   async cancel(session: string | undefined): Promise<{ readonly session: string }> {
-    return { session: await this.sessions.cancel(session) };
+    const clones = this.clones.list();
+    const isClone =
+      session === undefined
+        ? clones.length > 0 && this.sessions.list().length === 0
+        : clones.some((clone) => clone.session === session);
+    return { session: await (isClone ? this.clones : this.sessions).cancel(session) };
   }
 
   /** Makes a snapshot of this volume, and of further ones at the same instant: all or none. */
@@ -195,12 +205,29 @@ export class VolumeHost implements ControlHandlers {
     throw new DaemonError('rolling-back', message, { volume: identity.name });
   }
 
+  /** Makes a volume of its own of what a snapshot holds. One at a time; it may be cancelled as a session may. */
+  snapshotClone({ name, directory, home }: SnapshotClone, events: RequestEvents): Promise<ClonedVolume> {
+    return this.clones.run('clone', (session) => {
+      events.session(session.id);
+      return cloneSnapshot(this.volume, name, directory, {
+        clock: this.options.clock,
+        signal: session.signal,
+        onProgress: (tracksDone, tracksTotal) => {
+          const progress = { tracksDone, tracksTotal, bytesRead: 0 };
+          session.note(progress);
+          events.progress(progress);
+        },
+        ...(home === undefined ? {} : { home }),
+      });
+    });
+  }
+
   /** Cancels what runs, waits for it, and starts nothing more. */
-  stopSessions(): Promise<void> {
+  async stopSessions(): Promise<void> {
     const { name } = this.volume.identity;
     const message = `The server of volume ${name} is stopping and makes no snapshot`;
     this.#stopping.abort(new DaemonError('stopping', message, { volume: name }));
-    return this.sessions.stop();
+    await Promise.all([this.sessions.stop(), this.clones.stop()]);
   }
 
   /** Cancels what runs and closes the volume, durably and with its clean mark where it can be. */

@@ -78,6 +78,14 @@ export interface BlockDevice {
   flush(): Promise<void>;
   /** The kinds of the range's bytes, in order, without gaps, from `offsetBytes` on; adjacent runs may be alike. */
   extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]>;
+  /**
+   * Makes the same range of another device of the same size read as this one's, without copying: both use the
+   * blocks until one is written. Absent where it never can be done. Bytes that are written meanwhile may be shared
+   * as they were before or after.
+   *
+   * @returns false where it cannot be done; nothing has changed then.
+   */
+  share?(target: BlockDevice, offsetBytes: number, lengthBytes: number): Promise<boolean>;
   /** Releases the resources. Does not flush. Nothing may be in flight. */
   close(): Promise<void>;
 }

@@ -29,6 +29,7 @@ import {
   readNoWait,
   seekData,
   seekHole,
+  shareRange,
   syncFile,
   type SyncName,
   zeroRange,
@@ -266,6 +267,21 @@ class FileDevice implements BlockDevice {
 
   #extent(start: number, end: number, hole: boolean): DeviceExtent {
     return { offsetBytes: start - this.#startBytes, lengthBytes: end - start, hole, zero: hole };
+  }
+
+  async share(target: BlockDevice, offsetBytes: number, lengthBytes: number): Promise<boolean> {
+    assertRange(this, offsetBytes, lengthBytes);
+    if (!(target instanceof FileDevice)) return false;
+    target.#assertWritable(offsetBytes, lengthBytes);
+    try {
+      return await shareRange(this.#descriptor, target.#descriptor, {
+        sourceOffsetBytes: this.#startBytes + offsetBytes,
+        targetOffsetBytes: target.#startBytes + offsetBytes,
+        lengthBytes,
+      });
+    } catch (error) {
+      throw this.#failed(`Sharing with ${target.description}`, offsetBytes, lengthBytes, error);
+    }
   }
 
   async close(): Promise<void> {

@@ -1,4 +1,5 @@
 export { LossyDisk, type LossyDiskOptions } from './lossy-disk.ts';
+export { mountReflinkDisk } from './reflink-disk.ts';
 export { makeScratchDirectory } from './scratch.ts';
 export {
   labelled,

@@ -28,7 +28,7 @@ import { createSparseFile, parseDeviceAddress } from '../device/index.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
 import type { FullPolicy } from './snapshots.ts';
-import { directoryIdentity, VolumeState } from './state.ts';
+import { directoryIdentity, homeStamp, type StartPoint, VolumeState } from './state.ts';
 
 export const STATE_FILE = 'state.mdb';
 const LOCK_FILE = 'lock';
@@ -58,12 +58,22 @@ export interface CreateOptions {
   /** `refuse` where left out. */
   readonly snapshotFull?: FullPolicy;
   readonly clock?: Clock;
+  /** Makes the volume a copy of what another one held. Its home must be a file that is not there yet. */
+  readonly copyOf?: VolumeOrigin;
+}
+
+/** Where the content of a volume comes from. */
+export interface VolumeOrigin {
+  readonly point: string;
+  readonly createdMs: number;
+  /** Writes the content, durably, into the home, which is one hole. The directory is no volume before that is done. */
+  readonly fill: (homePath: string) => Promise<void>;
 }
 
 /**
  * Makes a volume, durable when the promise resolves. On failure whatever was made is removed again.
  *
- * @throws {VolumeError} `exists`, `invalid-geometry`
+ * @throws {VolumeError} `exists`, `invalid-geometry`; with `copyOf` also `home-unusable` and what filling throws
  */
 export async function createVolume(path: string, options: CreateOptions): Promise<VolumeIdentity> {
   const directory = resolve(path);
@@ -74,8 +84,10 @@ export async function createVolume(path: string, options: CreateOptions): Promis
   const homePath = homePathOf(directory, home);
   const makesHome = homePath !== undefined && !(await exists(homePath));
   try {
+    if (options.copyOf !== undefined && !makesHome) throw unusableHome(home, homePath);
     if (makesHome) await createSparseFile(homePath, geometry.sizeBytes, 'home-create');
-    await VolumeState.create(join(directory, STATE_FILE), {
+    const start = makesHome ? await fillHome(homePath, options.copyOf) : undefined;
+    const record = {
       volumeId,
       sizeBytes: geometry.sizeBytes,
       trackSizeBytes: geometry.trackSizeBytes,
@@ -83,7 +95,8 @@ export async function createVolume(path: string, options: CreateOptions): Promis
       createdMs: (options.clock ?? systemClock).now(),
       directory: await directoryIdentity(directory),
       ...(options.snapshotFull === undefined ? {} : { snapshotFull: options.snapshotFull }),
-    });
+    };
+    await VolumeState.create(join(directory, STATE_FILE), record, start);
     if (homePath !== undefined) setAttribute(homePath, HOME_ATTRIBUTE, volumeId);
     if (makesHome) await syncDirectory('volume-directory', dirname(homePath));
     await syncDirectory('volume-directory', directory);
@@ -95,6 +108,18 @@ export async function createVolume(path: string, options: CreateOptions): Promis
     throw error;
   }
   return readVolumeIdentity(directory);
+}
+
+async function fillHome(homePath: string, origin: VolumeOrigin | undefined): Promise<StartPoint | undefined> {
+  if (origin === undefined) return undefined;
+  const { point, createdMs, fill } = origin;
+  await fill(homePath);
+  return { point, createdMs, stamp: await homeStamp(homePath) };
+}
+
+function unusableHome(home: string, homePath: string | undefined): VolumeError {
+  const why = homePath === undefined ? 'is no plain path' : 'exists already';
+  return new VolumeError('home-unusable', `Home ${home} of a copy ${why}, wanted a new file`, { home });
 }
 
 /** Looks at a state file that its owner may be writing; see `readVolumeIdentity`. */

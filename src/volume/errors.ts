@@ -11,7 +11,7 @@ export interface VolumeErrorDetails {
   'invalid-geometry': { readonly value: number | string };
   /** Another process owns the volume or a piece of its home. */
   'in-use': { readonly directory: string; readonly pid?: number; readonly activity?: string };
-  /** The home is missing or smaller than the volume. */
+  /** The home is missing or smaller than the volume; that of a copy is there already or is no plain file. */
   'home-unusable': { readonly home: string };
   'read-only': { readonly directory: string };
   /** A flush or a home write failed earlier; only `volume check` clears it (promise 10). */

@@ -1,5 +1,6 @@
 export { type ContainerArea, DeviceArea, MemoryArea } from '../container/index.ts';
 export { checkVolume, type CheckOptions, type CheckResult, type Finding } from './check.ts';
+export { cloneSnapshot, type ClonedVolume, type CloneOptions } from './clone.ts';
 export {
   createVolume,
   type CreateOptions,

@@ -16,7 +16,7 @@ export interface SnapshotDeviceOptions {
   readonly snapshots: Snapshots;
   readonly name: string;
   readonly geometry: Geometry;
-  readonly home: Pick<BlockDevice, 'extents'>;
+  readonly home: Pick<BlockDevice, 'extents' | 'share'>;
   /** The volume's name, for messages. */
   readonly volumeName: string;
 }
@@ -80,6 +80,27 @@ export class SnapshotDevice implements BlockDevice {
       }
     }
     return said;
+  }
+
+  /**
+   * Shares a range of whole tracks with a device that is to become a copy of this one, as far as the home can.
+   *
+   * @returns the tracks that the home no longer holds, whose content must be written there whatever it reads as
+   *   now; undefined where nothing can be shared.
+   */
+  async shareHome(
+    target: BlockDevice,
+    offsetBytes: number,
+    lengthBytes: number,
+  ): Promise<readonly number[] | undefined> {
+    const { snapshots, geometry, home } = this.#options;
+    if ((await home.share?.(target, offsetBytes, lengthBytes)) !== true) return undefined;
+    // Looked at after the home was shared: a track that was replaced meanwhile is found out here.
+    const run = geometry.tracksOf(offsetBytes, lengthBytes);
+    const replaced: number[] = [];
+    for (let track = run.first; track < run.first + run.count; track += 1)
+      if (!snapshots.isAtHome(this.snapshot, track)) replaced.push(track);
+    return replaced;
   }
 
   /** Lets the snapshot go. */

@@ -389,7 +389,8 @@ async function writeWhole(file: FileHandle, parts: readonly Buffer[], atBytes: n
   }
 }
 
-function isZero(content: Buffer): boolean {
+/** Whether all bytes are zero. */
+export function isZero(content: Buffer): boolean {
   // The first bytes tell of most contents; the rest is one comparison with itself, shifted.
   if (content.length === 0 || content[0] !== 0) return content.length === 0;
   return content.subarray(1).equals(content.subarray(0, -1));

@@ -56,6 +56,14 @@ export interface PoisonRecord {
   readonly atMs: number;
 }
 
+/** The point that a volume which is a copy of another one's begins at. */
+export interface StartPoint {
+  readonly point: string;
+  readonly createdMs: number;
+  /** Of the home, which holds what it did at the point, durably. */
+  readonly stamp: HomeStamp | undefined;
+}
+
 /** What is known of a snapshot besides its content. */
 export interface SnapshotRecord {
   /** Counts from 1 in the order of their points; not used again while one with a higher number is there. */
@@ -135,15 +143,26 @@ export class VolumeState {
     return this.#record;
   }
 
-  /** Makes the file; the directory is synced by the caller. */
-  static async create(path: string, fields: Omit<VolumeRecord, 'formatVersion'>): Promise<void> {
+  /**
+   * Makes the file; the directory is synced by the caller.
+   *
+   * @param start the first boundary, where there is one: nothing has changed since.
+   */
+  static async create(
+    path: string,
+    fields: Omit<VolumeRecord, 'formatVersion'>,
+    start?: StartPoint,
+  ): Promise<void> {
     const record: VolumeRecord = { formatVersion: FORMAT_VERSION, ...fields };
     const file = openLmdb(path, { create: true, ownLock: true });
     const state = new VolumeState(file, record);
     try {
-      const open: OpenRecord = { number: 1, isClean: true };
+      const stamp = start?.stamp;
+      const number = start === undefined ? 1 : 2;
+      const open: OpenRecord = { number, isClean: true, ...(stamp === undefined ? {} : { stamp }) };
       file.transaction(() => {
         state.#put('volume', record);
+        if (start !== undefined) state.#putStart(start);
         state.#put('open', open);
         state.#state.put('open-tracks', TrackSet.empty().serialize());
       });
@@ -411,6 +430,12 @@ export class VolumeState {
   get #open(): OpenRecord | undefined {
     const bytes = this.#state.get('open');
     return bytes === undefined ? undefined : JSON.parse(bytes.toString());
+  }
+
+  #putStart({ point, createdMs }: StartPoint): void {
+    const record: PointRecord = { point, createdMs };
+    this.#points.put(keyOf(1), json(record));
+    this.#epochs.put(keyOf(1), TrackSet.empty().serialize());
   }
 
   #put(key: string, value: object): void {

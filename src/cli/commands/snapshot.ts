@@ -1,8 +1,9 @@
-/** `cowbell snapshot create|list|changes|rollback|delete`. */
+/** `cowbell snapshot create|list|changes|clone|rollback|delete`. */
 
 import type { Argv } from 'yargs';
+import { formatSize } from '../../base/index.ts';
 import { reachVolume, reachVolumes, type VolumeAccess } from '../../daemon/index.ts';
-import { absolutePath } from '../arguments.ts';
+import { absolutePath, isUri, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions, Run } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addFreezeOptions, type FreezeOptions, readFreezeHooks } from '../freeze-options.ts';
@@ -26,9 +27,14 @@ interface ChangesOptions extends VolumeOptions {
   readonly to: string | undefined;
 }
 
+interface CloneOptions extends NamedOptions {
+  readonly newVolume: string;
+  readonly home: string | undefined;
+}
+
 export const addSnapshot: AddCommand = (parser, run) =>
-  parser.command('snapshot', 'Make, list, compare, roll back to and delete snapshots', (command) =>
-    [addCreate, addList, addChanges, addRollback, addDelete]
+  parser.command('snapshot', 'Make, list, compare, clone, roll back to and delete snapshots', (command) =>
+    [addCreate, addList, addChanges, addClone, addRollback, addDelete]
       .reduce((all, add) => add(all, run), command)
       .demandCommand(1, 'No snapshot command is given'),
   );
@@ -77,6 +83,25 @@ function addChanges(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> 
         .positional('to', { type: 'string', describe: 'Another one; the volume itself when left out' })
         .example('$0 snapshot changes /srv/vol monday tuesday', ''),
     (options) => run<ChangesOptions>(options, changes),
+  );
+}
+
+function addClone(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
+  return parser.command(
+    'clone <volume> <name> <new-volume>',
+    'Make a volume of its own, to be read and written, of what a snapshot holds',
+    (command) =>
+      command
+        .positional('volume', { type: 'string', demandOption: true, describe: 'Directory of the volume' })
+        .positional('name', { type: 'string', demandOption: true, describe: 'The snapshot' })
+        .positional('new-volume', { type: 'string', demandOption: true, describe: 'The directory to make' })
+        .option('home', {
+          type: 'string',
+          requiresArg: true,
+          describe: 'New file for the bytes; a file in the new directory when left out',
+        })
+        .example('$0 snapshot clone /srv/vol before-upgrade /srv/trial', ''),
+    (options) => run<CloneOptions>(options, clone),
   );
 }
 
@@ -179,6 +204,44 @@ interface Extent {
 
 function extentsOf({ extents }: Readonly<Record<string, unknown>>): readonly Extent[] {
   return Array.isArray(extents) ? extents : [];
+}
+
+async function clone(context: CommandContext, options: CloneOptions): Promise<void> {
+  const { output, signal, directory } = context;
+  const { name } = options;
+  const home = single('--home', options.home);
+  if (home !== undefined && isUri(home))
+    throw new UsageError(`--home is '${home}', wanted the path of a new file`);
+  const wish = {
+    name,
+    directory: absolutePath('The new volume', options.newVolume, directory),
+    ...(home === undefined ? {} : { home: absolutePath('--home', home, directory) }),
+  };
+  signal.throwIfAborted();
+  await withVolume(context, options.volume, true, async (access) => {
+    // As with a backup, Ctrl-C cancels what this command began, wherever it runs.
+    let session: string | undefined;
+    const cancel = (): void => {
+      if (session !== undefined) access.cancel(session).catch(() => undefined);
+    };
+    signal.addEventListener('abort', cancel);
+    try {
+      const made = await access.snapshotClone(wish, {
+        ...eventsOf(context, `Cloning ${name}`),
+        session: (id) => {
+          session = id;
+          if (signal.aborted) cancel();
+        },
+      });
+      const copied = formatSize(Number(made['copiedBytes']));
+      output.report(
+        { event: 'volume', ...made },
+        `Made volume ${wish.directory} of snapshot ${name}: ${copied} were copied`,
+      );
+    } finally {
+      signal.removeEventListener('abort', cancel);
+    }
+  });
 }
 
 async function rollback(context: CommandContext, options: NamedOptions): Promise<void> {
