@@ -18,6 +18,7 @@ import {
   readNoWait,
   seekData,
   seekHole,
+  shareRange,
   tryLock,
   tryLockRange,
   zeroRange,
@@ -187,4 +188,24 @@ t.test('without koffi everything is data, zeroes must be written and locks are r
   t.throws(() => blockDeviceSize(descriptor), { code: 'ENOTTY' });
   forcePlainNode(false);
   t.equal(hasSparseFiles(), true);
+});
+
+t.test('files share blocks where the filesystem can, and say so where not', async (t) => {
+  const { path, descriptor } = openFresh(t);
+  const other = openSync(`${path}-other`, 'w+');
+  t.teardown(() => closeSync(other));
+  const content = Buffer.alloc(MIB, 5);
+  writeSync(descriptor, content);
+  ftruncateSync(other, 2 * MIB);
+  const range = { sourceOffsetBytes: 0, targetOffsetBytes: MIB, lengthBytes: 0 };
+  const isShared = await shareRange(descriptor, other, range);
+  const found = Buffer.alloc(MIB);
+  readSync(other, found, 0, MIB, MIB);
+  t.same(found, isShared ? content : Buffer.alloc(MIB), isShared ? 'shared' : 'this filesystem cannot');
+  t.equal(await shareRange(descriptor, other, { ...range, sourceOffsetBytes: 1 }), false, 'no whole block');
+  await t.rejects(shareRange(4000, other, range), { code: 'EBADF', syscall: 'ioctl' });
+  await t.rejects(shareRange(descriptor, other, { ...range, lengthBytes: -1 }), AssertionError);
+  forcePlainNode(true);
+  t.teardown(() => forcePlainNode(false));
+  t.equal(await shareRange(descriptor, other, range), false);
 });
