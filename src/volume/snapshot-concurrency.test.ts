@@ -70,7 +70,7 @@ class World {
     const late = async (): Promise<void> => {
       for (let turns = this.random.pick([0, 0, 1, 3, 10]); turns > 0; turns -= 1) await turn();
     };
-    home.delay({ kind: ['write', 'writeZeroes'] }, late);
+    home.delay({ kind: ['read', 'write', 'writeZeroes'] }, late);
     // Replies of reads are late, too: what was read may be old by then.
     const read = home.read.bind(home);
     home.read = async (target, offsetBytes) => {

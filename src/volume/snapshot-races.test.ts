@@ -115,6 +115,20 @@ t.test('a copy that was read before another snapshot is made is no copy for that
   t.same((await labelsInSnapshot(volume, 'one'))[0], 'a0');
 });
 
+t.test('a track that is overwritten while it is read from the home is read again', async (t) => {
+  const { volume, home } = await makeTestVolume(t, { trackCount: TRACKS });
+  await fill(volume, 'a');
+  await volume.createSnapshot('one');
+  const gate = home.hold({ kind: 'read', nth: 1 });
+  const reading = labelsInSnapshot(volume, 'one');
+  await gate.arrived(1);
+  await writeLabel(volume, 1, 'b1');
+  await volume.write(Buffer.alloc(512, 'x'), 2 * TEST_TRACK_BYTES + 512);
+  gate.open();
+  t.same(await reading, ['a0', 'a1', 'a2', 'a3']);
+  gate.remove();
+});
+
 t.test('who opens a snapshot that is being deleted is refused, or may read it', async (t) => {
   const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
   await fill(volume, 'a');
