@@ -43,8 +43,9 @@ export class SnapshotFolder {
   /** @returns the reason where the file is missing, damaged, or shorter than it was. */
   async open(record: SnapshotRecord): Promise<SnapshotStore | CorruptionError> {
     try {
-      const store = await SnapshotStore.open(this.#placeOf(record), { readOnly: this.#options.readOnly });
       const { endBytes = 0 } = record;
+      const options = { readOnly: this.#options.readOnly, durableBytes: endBytes };
+      const store = await SnapshotStore.open(this.#placeOf(record), options);
       if (store.usedBytes >= endBytes) return store;
       await store.close();
       const message = `Snapshot file ${store.path} is whole for ${store.usedBytes} bytes only, and it had ${endBytes}`;

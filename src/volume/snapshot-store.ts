@@ -110,14 +110,21 @@ export class SnapshotStore {
   }
 
   /**
-   * Opens a store and finds its tracks. A batch that a crash tore is dropped.
+   * Opens a store and finds its tracks. A batch that a crash tore is dropped. The last batch may be there in memory
+   * only, where its sync failed or the process died before it: it is written again, durably, before anybody relies on it.
    *
+   * @param options.durableBytes so much of the file is known to be durable.
    * @throws {CorruptionError} where the file is missing, another snapshot's, or damaged before its end.
    */
-  static async open(place: StorePlace, options: { readonly readOnly: boolean }): Promise<SnapshotStore> {
+  static async open(
+    place: StorePlace,
+    options: { readonly readOnly: boolean; readonly durableBytes?: number },
+  ): Promise<SnapshotStore> {
     const store = new SnapshotStore(place, await openExisting(SnapshotStore.pathOf(place), options.readOnly));
     try {
-      await store.#find();
+      const lastBytes = await store.#find();
+      const isDurable = store.#endBytes <= (options.durableBytes ?? 0);
+      if (!options.readOnly && !isDurable && lastBytes < store.#endBytes) await store.#writeAgain(lastBytes);
       return store;
     } catch (error) {
       await store.#file.close();
@@ -294,7 +301,16 @@ export class SnapshotStore {
     return at;
   }
 
-  async #find(): Promise<void> {
+  /** A sync alone would not do: after one that failed, the next finds nothing to write. */
+  async #writeAgain(fromBytes: number): Promise<void> {
+    const bytes = Buffer.allocUnsafe(this.#endBytes - fromBytes);
+    await readWhole(this.#file, bytes, fromBytes, this.path);
+    await writeWhole(this.#file, [bytes], fromBytes);
+    await syncFile('snapshot-store', this.#file.fd, this.path);
+  }
+
+  /** @returns where the last whole batch begins; the end where there is none. */
+  async #find(): Promise<number> {
     const { size } = await this.#file.stat();
     assertStoreHeader(await readPage(this.#file, 0), this.#place, this.path);
     let last: { readonly atBytes: number; readonly entries: readonly BatchEntry[] } | undefined;
@@ -310,6 +326,7 @@ export class SnapshotStore {
       this.#addSlots(last.atBytes, last.entries);
     }
     await this.#assertTorn(size);
+    return Math.min(last?.atBytes ?? this.#endBytes, this.#endBytes);
   }
 
   /** What lies behind the last whole batch must be less than one batch, and no later batch may stand in it. */
