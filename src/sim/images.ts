@@ -120,6 +120,12 @@ export class FileImages {
     }
   }
 
+  /** A page that is written again, if only in part, is for the next sync to write. */
+  written(atBytes: number, lengthBytes: number): void {
+    for (const at of this.#givenUp.keys())
+      if (at < atBytes + lengthBytes && atBytes < at + PAGE_BYTES) this.#givenUp.delete(at);
+  }
+
   #dropGivenUp(path: string): void {
     const content = readFileSync(path);
     for (const [at, { old, durable }] of this.#givenUp) {

@@ -134,6 +134,12 @@ export class LossyDisk {
     this.#failures.set(name, errno);
   }
 
+  /** A range of a file is about to be written: what a failed sync gave up there is on its way to the disk again. */
+  written(path: string, range: { readonly atBytes: number; readonly lengthBytes: number }): void {
+    const inside = this.#inside(path);
+    if (inside !== undefined) this.#images.ofPath(inside)?.written(range.atBytes, range.lengthBytes);
+  }
+
   /** Stops watching and removes what was kept; the tree stays as it is. */
   close(): void {
     observeSyncs(undefined);

@@ -24,7 +24,7 @@ import { CRASH_POINTS, type CrashPoint } from './crash-points.ts';
 import { type ModelImage, ModelVolume, SECTOR_BYTES } from './model.ts';
 import { LossyDisk } from './lossy-disk.ts';
 import { contentOfChain } from './model-content.ts';
-import { FullDisk } from './full-disk.ts';
+import { FileWrites } from './file-writes.ts';
 import { ModelSnapshots } from './model-snapshots.ts';
 import type { RunningBackup } from './model-backup.ts';
 import { must } from './promises.ts';
@@ -50,7 +50,7 @@ export interface WorldOptions {
 interface WorldParts extends WorldOptions {
   readonly random: SeededRandom;
   readonly ids: SeededIds;
-  readonly full: FullDisk;
+  readonly full: FileWrites;
   readonly parent: string;
   readonly sizeBytes: number;
   readonly freezeWaitMsMax: number | undefined;
@@ -89,7 +89,7 @@ export class World {
   readonly storeClock = new CountingClock();
   readonly snapshots: ModelSnapshots;
   /** The files of snapshots have no room where the run says so. */
-  readonly full: FullDisk;
+  readonly full: FileWrites;
   /** The oldest snapshot goes where there is no room; otherwise the write is refused. */
   readonly dropsSnapshots: boolean;
   /** A sync of a snapshot's store has failed: that store takes nothing until the volume is opened again. */
@@ -134,10 +134,11 @@ export class World {
       tear: (path) => path.endsWith('.tracks') || path.endsWith('.log'),
       onEvent: (event, when) => (event.kind === 'commit' ? undefined : this.#onSync(event, when)),
     });
+    parts.full.onWrite = ({ path, ...range }) => this.#lossy.written(path, range);
   }
 
   static async create(random: SeededRandom, ids: SeededIds, options: WorldOptions): Promise<World> {
-    const full = await FullDisk.install('.tracks');
+    const full = await FileWrites.install('.tracks');
     const parent = makeScratchDirectory();
     const trackSizeBytes = random.pick([4096, 4096, 8192]);
     const trackCount = random.pick(options.isSmall === true ? [1, 3, 6, 12] : [1, 5, 12, 30, 70]);
