@@ -21,7 +21,7 @@ import {
 } from '../sim/index.ts';
 import { observeSyncs } from '../base/index.ts';
 import { openState } from './directory.ts';
-import { createSnapshots, type Volume } from './index.ts';
+import { createSnapshots, Volume } from './index.ts';
 
 const TRACKS = 8;
 
@@ -222,6 +222,21 @@ t.test('a rollback brings everything back, is tracked, and newer snapshots stay 
   t.same(await labelsOf(volume), ['a0', 'a1', 'a2', 'a3', 'a4', 'a5', 'a6', 'a7']);
   t.same(await labelsIn(volume, 'two'), before);
   t.same(volume.changedSince(point).toArray(), [1, 2, 3]);
+});
+
+t.test('a volume in the middle of a rollback is not opened for reading only', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: TRACKS });
+  await fill(test.volume, 'a');
+  await test.volume.createSnapshot('one');
+  await writeLabel(test.volume, 1, 'b1');
+  await test.volume.close();
+  const state = await openState(test.directory, { readOnly: false });
+  await state.saveRollback(1);
+  await state.close();
+  const registry = { open: async () => test.home };
+  const reading = Volume.open(test.directory, { registry, activity: 'test', readOnly: true });
+  await t.rejects(reading, { code: 'rollback-unfinished' });
+  t.equal((await labelsOf(await test.reopen()))[1], 'a1');
 });
 
 t.test('several volumes, one instant, all or none', async (t) => {

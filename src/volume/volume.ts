@@ -194,7 +194,10 @@ export class Volume implements BlockDevice {
         parts.homeDamage,
       );
       volume = new Volume(parts, snapshots, options);
-      if (readOnly) return volume;
+      if (readOnly) {
+        volume.#refuseUnfinished();
+        return volume;
+      }
       await volume.#finishRollback();
       snapshots.resume().catch((error: unknown) => warn(messageOf(error)));
       return volume;
@@ -446,6 +449,14 @@ export class Volume implements BlockDevice {
     await this.flush();
     await this.#state.saveRollback(undefined);
     return written;
+  }
+
+  /** What a rollback was interrupted in is neither the one thing nor the other, and reading it only cannot finish it. */
+  #refuseUnfinished(): void {
+    if (this.#state.rollback === undefined) return;
+    const { name } = this.identity;
+    const message = `Volume ${name} was being rolled back when its process ended; open it for writing, which finishes that`;
+    throw new VolumeError('rollback-unfinished', message, this.#place);
   }
 
   /** A rollback that was interrupted is finished before anybody reads the volume. */
