@@ -1,12 +1,7 @@
 /**
  * Buffers of one track each, used again and again. A copy for a snapshot needs one for about a millisecond; allocated
  * for each copy, they are most of what the garbage collector has to do while tracks are being copied.
- *
- * Who takes one gives it back when nobody reads or fills it any more, and where that is not sure leaves it to the
- * garbage collector.
  */
-
-import { assert } from '../base/index.ts';
 
 export class CopyBuffers {
   readonly #sizeBytes: number;
@@ -24,19 +19,13 @@ export class CopyBuffers {
     return this.#idle.length * this.#sizeBytes;
   }
 
-  /** A buffer with content of any kind. */
-  take(): Buffer {
-    return this.#idle.pop() ?? Buffer.allocUnsafe(this.#sizeBytes);
-  }
-
-  /** Gives back the whole of what `take` gave. */
-  giveBack(buffer: Buffer): void {
-    assert(buffer.length === this.#sizeBytes, `A copy's buffer of ${buffer.length} bytes is given back`);
+  /**
+   * Lends a buffer with content of any kind to `body`, which uses no part of it after it has finished. Where it fails,
+   * the device that was to fill the buffer may still be doing so: that one is left to the garbage collector.
+   */
+  async lend(body: (buffer: Buffer) => Promise<void>): Promise<void> {
+    const buffer = this.#idle.pop() ?? Buffer.allocUnsafe(this.#sizeBytes);
+    await body(buffer);
     if (this.#idle.length < this.#idleCountMax) this.#idle.push(buffer);
-  }
-
-  /** Keeps nothing for later. */
-  clear(): void {
-    this.#idle.length = 0;
   }
 }

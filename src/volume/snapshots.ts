@@ -118,10 +118,10 @@ export class Snapshots implements Protector {
 
   private constructor(options: SnapshotsOptions) {
     this.#options = options;
-    const { directory, geometry, readOnly } = options;
-    const { trackSizeBytes } = geometry;
-    this.#folder = new SnapshotFolder({ volumeDirectory: directory, trackSizeBytes, readOnly });
-    this.#buffers = new CopyBuffers(options.geometry.trackSizeBytes, LIMITS.snapshotIdleBufferBytesMax);
+    const { directory: volumeDirectory, readOnly } = options;
+    const { trackSizeBytes } = options.geometry;
+    this.#folder = new SnapshotFolder({ volumeDirectory, trackSizeBytes, readOnly });
+    this.#buffers = new CopyBuffers(trackSizeBytes, LIMITS.snapshotIdleBufferBytesMax);
   }
 
   /**
@@ -261,9 +261,10 @@ export class Snapshots implements Protector {
   save(track: number): Promise<void> {
     const running = this.#copies.get(track);
     if (running !== undefined) return running;
-    const copy = this.#copy(track).finally(() => this.#copies.delete(track));
-    this.#copies.set(track, copy);
-    return copy;
+    const copy = this.#buffers.lend((buffer) => this.#copy(buffer, track));
+    const ended = copy.finally(() => this.#copies.delete(track));
+    this.#copies.set(track, ended);
+    return ended;
   }
 
   /** Begins what the next writes need; a failure shows when they come. */
@@ -383,14 +384,7 @@ export class Snapshots implements Protector {
     return findings;
   }
 
-  async #copy(track: number): Promise<void> {
-    const buffer = this.#buffers.take();
-    await this.#copyBy(buffer, track);
-    // Not after a failure: the home may still be filling it.
-    this.#buffers.giveBack(buffer);
-  }
-
-  async #copyBy(buffer: Buffer, track: number): Promise<void> {
+  async #copy(buffer: Buffer, track: number): Promise<void> {
     const { geometry, readHome, onReleased } = this.#options;
     const content = buffer.subarray(0, geometry.lengthOf({ first: track, count: 1 }));
     for (;;) {
@@ -551,7 +545,6 @@ export class Snapshots implements Protector {
     this.#newest = newest;
     if (newest === undefined) {
       this.#unsaved = undefined;
-      this.#buffers.clear();
       this.#options.onReleased({ first: 0, count: this.#options.geometry.trackCount });
       return;
     }
