@@ -5,6 +5,7 @@
  *   host                                   guest (native-tests/support/vm.ts)
  *   cowbell serve   <--- NBD over TCP ---  nbd-client, ext4, a writer that never rests
  *   cowbell backup  --> store
+ *   cowbell snapshot                      made while it writes, looked into, rolled back to
  *   cowbell restore --> new files, at other addresses
  *   e2fsck, debugfs, sha256sum             judge the result; none of them is ours
  *
@@ -268,6 +269,24 @@ function sha256(path: string): string {
   }
 }
 
+/** Makes a snapshot under the writer. */
+async function makeSnapshot(): Promise<void> {
+  const [line = ''] = (await mustCowbell(['snapshot', 'create', 'first', volume])).split('\n');
+  say(line);
+}
+
+/** What the snapshot's export holds is judged; the volume is rolled back to it and must hold the same. */
+async function judgeSnapshot(wanted: string): Promise<void> {
+  const exported = (name: string): string => `nbd+unix:///${name}?socket=${join(volume, 'nbd.sock')}`;
+  const [kept, now] = [join(work, 'snapshot.img'), join(work, 'rolled-back.img')];
+  await must('nbdcopy', [exported('disk%40first'), kept], { timeoutMs: 120_000 });
+  await mustCowbell(['snapshot', 'rollback', volume, 'first'], { timeoutMs: 120_000 });
+  await must('nbdcopy', [exported('disk'), now], { timeoutMs: 120_000 });
+  await must('cmp', [kept, now]);
+  say('snapshot rollback first: the volume holds what the export disk@first held');
+  await judge(kept, wanted);
+}
+
 async function restoreAndJudge(
   full: SetReport,
   first: string,
@@ -295,6 +314,7 @@ async function story(vm: Vm, server: Running, uri: string): Promise<void> {
   await startWriter(vm);
   const first = await manifest(vm);
   const full = await backup(vm, 'full');
+  await makeSnapshot();
 
   await vm.must(`cp -a /data/second /mnt/files/second; cd /mnt/files
     for file in $(ls | head -n 40); do [ ! -f $file ] || echo changed >>$file; done
@@ -306,6 +326,7 @@ async function story(vm: Vm, server: Running, uri: string): Promise<void> {
     nbd-client -nonetlink -d ${DEVICE}`);
   say(`guest: the writer stopped after ${count} rounds, unmounted`);
   await vm.powerOff();
+  await judgeSnapshot(first);
   await server.stop();
 
   await mustCowbell(['store', 'verify', store]);
