@@ -158,10 +158,10 @@ class Host {
 
   #start(): void {
     const { volume, storePath, level, codec } = this.#options;
-    const { volumeId, name, directory, home, sizeBytes, trackSizeBytes } = volume.identity;
+    const { volumeId, name, directory, home, trackSizeBytes } = volume.identity;
     this.#send({
       kind: 'start',
-      volume: { volumeId, name, sizeBytes, trackSizeBytes },
+      volume: { volumeId, name, trackSizeBytes },
       homePath: homePathOf(directory, home),
       storePath,
       level,

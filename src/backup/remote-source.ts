@@ -19,12 +19,15 @@ export interface RemoteSourceOptions {
   readonly volume: SourceVolume;
   readonly send: (message: ChildMessage) => void;
   /** The home where this process can read it; otherwise every byte comes through the channel. */
-  readonly home: HomeReader | undefined;
+  readonly home: (HomeReader & { readonly sizeBytes: number }) | undefined;
 }
 
 export class RemoteSource implements SessionSource {
   readonly volume: SourceVolume;
-  readonly home: HomeReader;
+  readonly #home: RemoteSourceOptions['home'];
+  readonly #channel: HomeReader;
+  /** The home as it was opened has all of the volume. */
+  #isWhole = true;
   readonly #send: (message: ChildMessage) => void;
   readonly #waiting = new Map<number, Deferred<unknown>>();
   #lastId = 0;
@@ -32,7 +35,8 @@ export class RemoteSource implements SessionSource {
   constructor(options: RemoteSourceOptions) {
     this.volume = options.volume;
     this.#send = options.send;
-    this.home = options.home ?? {
+    this.#home = options.home;
+    this.#channel = {
       read: async (target, offsetBytes) => {
         const bytes = await this.#call('read', { offsetBytes, lengthBytes: target.length });
         assert(bytes.length === target.length, `Read of ${target.length} bytes gave ${bytes.length}`);
@@ -40,6 +44,10 @@ export class RemoteSource implements SessionSource {
       },
       extents: (offsetBytes, lengthBytes) => this.#call('extents', { offsetBytes, lengthBytes }),
     };
+  }
+
+  get home(): HomeReader {
+    return this.#isWhole ? (this.#home ?? this.#channel) : this.#channel;
   }
 
   /** A reply has arrived for one of the calls. */
@@ -53,6 +61,8 @@ export class RemoteSource implements SessionSource {
 
   async begin(request: BeginRequest): Promise<SessionPlan> {
     const plan = await this.#call('begin', request);
+    // The volume may have grown after this process opened its home and before the freeze.
+    this.#isWhole = this.#home === undefined || this.#home.sizeBytes >= plan.sizeBytes;
     return { ...plan, tracks: TrackSet.deserialize(Buffer.from(plan.tracks), 'session plan') };
   }
 

@@ -10,7 +10,6 @@ import type { TrackRun } from '../tracks/index.ts';
 export interface SourceVolume {
   readonly volumeId: string;
   readonly name: string;
-  readonly sizeBytes: number;
   readonly trackSizeBytes: number;
 }
 

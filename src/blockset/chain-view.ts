@@ -64,15 +64,14 @@ export class ChainView {
   }
 
   /**
-   * The BLAKE3 of the track's effective content; undefined for a track of zeroes. The buffer is not to be
-   * changed.
+   * The BLAKE3 of the track's effective content; undefined for a track of zeroes, and for one that the volume did not
+   * have yet. The buffer is not to be changed.
    */
   hashOf(track: number): Buffer | undefined {
     return this.#serving(track)?.reader.hashOf(track);
   }
 
   #serving(track: number): Link | undefined {
-    assert(track >= 0 && track < this.trackCount, `Track ${track} is not below ${this.trackCount}`);
     return this.#links.find((link) => link.serves.has(track));
   }
 
@@ -107,6 +106,7 @@ export class ChainView {
 
   /** Reads one track; undefined where it is zeroes. @throws {CorruptionError} as `readFrame`. */
   readTrack(track: number): Buffer | undefined {
+    assert(track >= 0 && track < this.trackCount, `Track ${track} is not below ${this.trackCount}`);
     const link = this.#serving(track);
     if (link === undefined) return undefined;
     const content = link.reader.readTrack(track);

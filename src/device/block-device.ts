@@ -60,6 +60,7 @@ export interface DeviceExtent {
 }
 
 export interface BlockDevice {
+  /** Only `extend` changes it, and never to less. */
   readonly sizeBytes: number;
   /** The smallest unit of a request; a power of two, at least 512. */
   readonly blockSizeBytes: number;
@@ -86,6 +87,12 @@ export interface BlockDevice {
    * @returns false where it cannot be done; nothing has changed then.
    */
   share?(target: BlockDevice, offsetBytes: number, lengthBytes: number): Promise<boolean>;
+  /**
+   * Becomes as large as `sizeBytes`, a multiple of the block size, or stays as it is where it cannot: `sizeBytes` tells.
+   * A file is made longer, by zeroes; a block device takes up what it has become since it was opened, with what is
+   * there. Durable with the next flush. Absent where a device never can.
+   */
+  extend?(sizeBytes: number): Promise<void>;
   /** Releases the resources. Does not flush. Nothing may be in flight. */
   close(): Promise<void>;
 }

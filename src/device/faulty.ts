@@ -27,11 +27,11 @@ import {
 import { DeviceError } from './errors.ts';
 import { type CachedWrite, VolatileCache } from './volatile-cache.ts';
 
-export type FaultyKind = 'read' | 'write' | 'writeZeroes' | 'trim' | 'flush' | 'extents';
+export type FaultyKind = 'read' | 'write' | 'writeZeroes' | 'trim' | 'flush' | 'extents' | 'extend';
 
 export interface FaultyOperation {
   readonly kind: FaultyKind;
-  /** 0 and the whole size for a flush. */
+  /** 0 and the whole size for a flush; for an extension 0 and the wanted size. */
   readonly offsetBytes: number;
   readonly lengthBytes: number;
   readonly fua: boolean;
@@ -74,7 +74,6 @@ type Stage = 'delay' | 'hold' | 'fail';
 const STAGES: readonly Stage[] = ['delay', 'hold', 'fail'];
 
 export class FaultyDevice implements BlockDevice {
-  readonly sizeBytes: number;
   readonly blockSizeBytes: number;
   readonly capabilities: DeviceCapabilities;
   readonly description: string;
@@ -95,10 +94,13 @@ export class FaultyDevice implements BlockDevice {
 
   constructor(next: BlockDevice) {
     this.#next = next;
-    this.sizeBytes = next.sizeBytes;
     this.blockSizeBytes = next.blockSizeBytes;
     this.capabilities = next.capabilities;
     this.description = `faulty ${next.description}`;
+  }
+
+  get sizeBytes(): number {
+    return this.#next.sizeBytes;
   }
 
   /** Everything that was asked for, in order of arrival, whether it succeeded or not. */
@@ -211,6 +213,13 @@ export class FaultyDevice implements BlockDevice {
   async extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
     return this.#perform({ kind: 'extents', offsetBytes, lengthBytes, fua: false }, () =>
       this.#next.extents(offsetBytes, lengthBytes),
+    );
+  }
+
+  /** A power cut takes nothing of it back: a device that is too large does no harm. */
+  async extend(sizeBytes: number): Promise<void> {
+    await this.#perform({ kind: 'extend', offsetBytes: 0, lengthBytes: sizeBytes, fua: false }, () =>
+      this.#next.extend?.(sizeBytes),
     );
   }
 

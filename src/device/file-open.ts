@@ -122,6 +122,28 @@ export function lockPiece(descriptor: number, piece: Piece, path: string, mode: 
 }
 
 /**
+ * Makes a file at least `sizeBytes` long, by a hole; never shorter. A block device stays as it is. Not durable.
+ *
+ * @returns the size that it has now.
+ * @throws {DeviceError} 'no-space', 'io'
+ */
+export async function extendFile(
+  descriptor: number,
+  description: string,
+  sizeBytes: number,
+): Promise<number> {
+  const stats = await fstat(descriptor);
+  if (stats.isBlockDevice()) return blockDeviceSize(descriptor);
+  if (stats.size >= sizeBytes) return stats.size;
+  try {
+    await ftruncate(descriptor, sizeBytes);
+  } catch (error) {
+    throw deviceErrorFrom(`Extension to ${sizeBytes} bytes`, description, error);
+  }
+  return sizeBytes;
+}
+
+/**
  * Creates a file of `sizeBytes` that is one hole, and makes it durable under `syncName`. Its name is durable
  * only after the caller has synced the directory. Nothing is left behind where it fails.
  *

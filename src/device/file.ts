@@ -44,7 +44,7 @@ import {
   type ZeroOptions,
 } from './block-device.ts';
 import { DeviceError, deviceErrorFrom } from './errors.ts';
-import { lockPiece, measure, openPath, type Piece } from './file-open.ts';
+import { extendFile, lockPiece, measure, openPath, type Piece } from './file-open.ts';
 import { canPunchHoles } from './hole-support.ts';
 import { Pace, type PaceTiming } from './pace.ts';
 import { SharedFlush } from './shared-flush.ts';
@@ -95,11 +95,12 @@ export async function openFileDevice(options: FileDeviceOptions): Promise<BlockD
 }
 
 class FileDevice implements BlockDevice {
-  readonly sizeBytes: number;
   readonly blockSizeBytes: number = LIMITS.blockSizeBytesMin;
   readonly capabilities: DeviceCapabilities;
   readonly description: string;
   readonly #descriptor: number;
+  readonly #options: FileDeviceOptions;
+  #sizeBytes: number;
   /** Where the piece starts in the file. */
   readonly #startBytes: number;
   readonly #smallBytesMax: number;
@@ -115,7 +116,8 @@ class FileDevice implements BlockDevice {
     piece: Piece,
     options: FileDeviceOptions & { readonly fastZero: boolean },
   ) {
-    this.sizeBytes = piece.lengthBytes;
+    this.#options = options;
+    this.#sizeBytes = piece.lengthBytes;
     this.description = piece.description;
     this.capabilities = {
       readOnly: options.readOnly,
@@ -129,6 +131,10 @@ class FileDevice implements BlockDevice {
     this.#flush = new SharedFlush(() => syncFile(options.syncName, descriptor, options.path));
     this.#readPace = new Pace(options.timing);
     this.#writePace = new Pace(options.timing);
+  }
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
   }
 
   read(target: Buffer, offsetBytes: number): MaybePromise<void> {
@@ -282,6 +288,20 @@ class FileDevice implements BlockDevice {
     } catch (error) {
       throw this.#failed(`Sharing with ${target.description}`, offsetBytes, lengthBytes, error);
     }
+  }
+
+  async extend(sizeBytes: number): Promise<void> {
+    const { lengthBytes, lock, path } = this.#options;
+    // A piece is as long as it was said to be.
+    if (sizeBytes <= this.#sizeBytes || lengthBytes !== undefined) return;
+    assert(!this.capabilities.readOnly, `Extension of ${this.description}, which is open read-only`);
+    const addedBytes = sizeBytes - this.#sizeBytes;
+    const added = { offsetBytes: this.#startBytes + this.#sizeBytes, lengthBytes: addedBytes };
+    // First: whoever has a lock beyond the end counts on what is, or is not, there.
+    if (lock !== undefined)
+      lockPiece(this.#descriptor, { ...added, description: this.description }, path, lock);
+    const foundBytes = await extendFile(this.#descriptor, this.description, this.#startBytes + sizeBytes);
+    this.#sizeBytes = Math.max(this.#sizeBytes, Math.min(sizeBytes, foundBytes - this.#startBytes));
   }
 
   async close(): Promise<void> {

@@ -36,7 +36,7 @@ interface Slice {
 }
 
 export class MemoryDevice implements BlockDevice {
-  readonly sizeBytes: number;
+  sizeBytes: number;
   readonly blockSizeBytes: number;
   readonly capabilities: DeviceCapabilities;
   readonly description: string;
@@ -126,6 +126,15 @@ export class MemoryDevice implements BlockDevice {
       }
     }
     return Promise.resolve(extents);
+  }
+
+  extend(sizeBytes: number): Promise<void> {
+    assert(
+      sizeBytes % this.blockSizeBytes === 0,
+      `Device size ${sizeBytes} is not a multiple of the block size`,
+    );
+    this.sizeBytes = Math.max(this.sizeBytes, sizeBytes);
+    return Promise.resolve();
   }
 
   close(): Promise<void> {

@@ -17,12 +17,12 @@ const FULL_WORD = 0xffffffff;
 
 export class TrackBits {
   readonly #chunks: (Uint32Array | undefined)[] = [];
-  readonly trackCount: number;
+  #trackCount: number;
   #size = 0;
 
   /** @param trackCount tracks of the volume; higher numbers are refused. */
   constructor(trackCount: number) {
-    this.trackCount = trackCount;
+    this.#trackCount = trackCount;
   }
 
   static from(set: TrackSet, trackCount: number): TrackBits {
@@ -50,6 +50,16 @@ export class TrackBits {
     return this.#size;
   }
 
+  get trackCount(): number {
+    return this.#trackCount;
+  }
+
+  /** The volume has more tracks now; none of the new ones is in the set. */
+  grow(trackCount: number): void {
+    assert(trackCount >= this.#trackCount, `A set of ${this.#trackCount} tracks cannot have ${trackCount}`);
+    this.#trackCount = trackCount;
+  }
+
   has(track: number): boolean {
     const chunk = this.#chunks[track >>> CHUNK_SHIFT];
     if (chunk === undefined) return false;
@@ -59,8 +69,8 @@ export class TrackBits {
   /** @returns whether the track was new. */
   add(track: number): boolean {
     // Putting the sentence together takes longer than all the rest.
-    if (track < 0 || track >= this.trackCount)
-      assert(false, `Track ${track} is not below ${this.trackCount}`);
+    if (track < 0 || track >= this.#trackCount)
+      assert(false, `Track ${track} is not below ${this.#trackCount}`);
     const index = track >>> CHUNK_SHIFT;
     const chunk = (this.#chunks[index] ??= new Uint32Array(CHUNK_WORDS));
     const word = (track & CHUNK_MASK) >>> 5;
@@ -86,7 +96,22 @@ export class TrackBits {
   }
 
   addRun(run: TrackRun): void {
-    for (let track = run.first; track < run.first + run.count; track += 1) this.add(track);
+    const end = run.first + run.count;
+    if (end > this.#trackCount) assert(false, `Track ${end - 1} is not below ${this.#trackCount}`);
+    for (let track = run.first; track < end;) {
+      // Whole words at once: what a volume grows by may be many millions of tracks.
+      if ((track & 31) === 0 && track + 32 <= end) {
+        const index = track >>> CHUNK_SHIFT;
+        const chunk = (this.#chunks[index] ??= new Uint32Array(CHUNK_WORDS));
+        const word = (track & CHUNK_MASK) >>> 5;
+        this.#size += 32 - bitCount(chunk[word] ?? 0);
+        chunk[word] = FULL_WORD;
+        track += 32;
+      } else {
+        this.add(track);
+        track += 1;
+      }
+    }
   }
 
   /** Adds every track of `other`, a word at a time: a matter of a millisecond for a volume of 1 TiB. */

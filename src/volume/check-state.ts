@@ -15,7 +15,7 @@
 import { existsSync } from 'node:fs';
 import { readFile, rename, rm } from 'node:fs/promises';
 import { basename, dirname } from 'node:path';
-import { CorruptionError, messageOf, syncDirectory } from '../base/index.ts';
+import { CorruptionError, messageOf, present, syncDirectory } from '../base/index.ts';
 import {
   checkLmdbFile,
   checksum,
@@ -45,6 +45,7 @@ const KNOWN_RECORDS: ReadonlySet<string> = new Set([
   'volume',
   'open',
   'open-tracks',
+  'grown',
   'poison',
   'suspect',
   'claims',
@@ -285,6 +286,7 @@ export class StateExam {
     if (lost.length === 0) return;
     const numbers = lost.map(({ bytes }) => (bytes.length === 4 ? bytes.readUInt32BE(0) : 0));
     const reason = 'the record of a snapshot was damaged';
+    const { sizeBytes } = present(this.#record, 'Snapshots of no volume are looked at');
     for (const [index, { bytes }] of lost.entries()) {
       const number = numbers[index] ?? 0;
       const where = `${basename(this.#path)} snapshot ${nameOfKey(bytes)}`;
@@ -299,6 +301,7 @@ export class StateExam {
         storeId: NO_STORE,
         point: '',
         createdMs: 0,
+        sizeBytes,
         state: 'damaged',
         reason,
       };
@@ -343,10 +346,21 @@ export class StateExam {
       this.#change('points', bytes, undefined);
     }
     for (const epoch of points) this.#examineEpoch(epoch);
+    if (this.#isDamaged('state', 'grown')) this.#loseGrown(points);
     for (const { bytes } of this.#keys.get('epochs') ?? []) {
       if (bytes.length !== 4 || !points.has(bytes.readUInt32BE(0))) this.#foldEpoch(bytes, points);
     }
     return { points, last };
+  }
+
+  /** In which epochs the volume grew, and by what, is told by nothing else. */
+  #loseGrown(points: ReadonlySet<number>): void {
+    const how = 'every track counts as changed in every epoch';
+    this.#found('grown', 'the record of what the volume grew by is damaged', how);
+    this.#change('state', 'grown', undefined);
+    const all = TrackSet.all(this.#trackCount).serialize();
+    for (const epoch of points) this.#change('epochs', keyOf(epoch), all);
+    this.#losesOpenTracks = true;
   }
 
   #examineEpoch(epoch: number): void {
@@ -547,7 +561,8 @@ function isSnapshot(value: unknown): value is SnapshotRecord {
     isRecord(value) &&
     typeof value['number'] === 'number' &&
     typeof value['name'] === 'string' &&
-    typeof value['storeId'] === 'string'
+    typeof value['storeId'] === 'string' &&
+    typeof value['sizeBytes'] === 'number'
   );
 }
 

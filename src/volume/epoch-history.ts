@@ -71,7 +71,6 @@ class HistoryEpoch implements ClosedEpoch {
 }
 
 export class EpochHistory {
-  readonly trackCount: number;
   #closed: HistoryEpoch[];
   /** Folded points, and the numbers of the epochs that they closed. */
   readonly #aliases: Map<string, number>;
@@ -86,13 +85,20 @@ export class EpochHistory {
     readonly closed: readonly ClosedEpoch[];
     readonly aliases?: readonly FoldedPoint[];
   }) {
-    this.trackCount = options.trackCount;
+    assert(
+      options.open.trackCount === options.trackCount,
+      'The open epoch is of another size than the volume',
+    );
     this.#open = options.open;
     this.#openNumber = options.openNumber;
     this.#closed = options.closed.map((epoch) => new HistoryEpoch(epoch, epoch.tracks));
     this.#aliases = new Map(options.aliases?.map(({ point, number }) => [point, number]));
     for (const epoch of this.#closed)
       assert(epoch.number < options.openNumber, `Epoch ${epoch.number} is not closed`);
+  }
+
+  get trackCount(): number {
+    return this.#open.trackCount;
   }
 
   get openNumber(): number {
@@ -121,6 +127,12 @@ export class EpochHistory {
   mark(run: TrackRun): void {
     if (run.count === 1) this.#open.add(run.first);
     else this.#open.addRun(run);
+  }
+
+  /** The volume has `trackCount` tracks from now on. The run, up to the new end, counts as changed. */
+  grow(trackCount: number, run: TrackRun): void {
+    this.#open.grow(trackCount);
+    this.#open.addRun(run);
   }
 
   /** The home can no longer be compared with any point: every track counts as changed. */

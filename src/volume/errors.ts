@@ -11,6 +11,8 @@ export interface VolumeErrorDetails {
   'invalid-geometry': { readonly value: number | string };
   /** Another process owns the volume or a piece of its home. */
   'in-use': { readonly directory: string; readonly pid?: number; readonly activity?: string };
+  /** A volume is not made smaller: that would lose what lies behind the new end. */
+  'shrink-refused': { readonly sizeBytes: number; readonly wantedBytes: number };
   /** The home is missing or smaller than the volume; that of a copy is there already or is no plain file. */
   'home-unusable': { readonly home: string };
   'read-only': { readonly directory: string };

@@ -1,18 +1,23 @@
-/** How a volume's bytes fall into tracks. The last track is shorter where the size is no multiple of it. */
+/**
+ * How a volume's bytes fall into tracks. The last track is shorter where the size is no multiple of it.
+ *
+ * A volume has one object of these, which all its parts share and which `grow` changes, so that they see a new size
+ * all at once. A snapshot or a session, whose size is that of its point for ever, has an object of its own.
+ */
 
-import { isPowerOfTwo, LIMITS } from '../base/index.ts';
+import { assert, isPowerOfTwo, LIMITS } from '../base/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
 import { VolumeError } from './errors.ts';
 
 export class Geometry {
-  readonly sizeBytes: number;
   readonly trackSizeBytes: number;
-  readonly trackCount: number;
   readonly #shift: number;
+  #sizeBytes: number;
+  #trackCount: number;
 
   /** @throws {VolumeError} `invalid-geometry` */
   constructor(sizeBytes: number, trackSizeBytes: number) {
-    const { trackSizeBytesMin, trackSizeBytesMax, blockSizeBytesMin, trackCountMax } = LIMITS;
+    const { trackSizeBytesMin, trackSizeBytesMax } = LIMITS;
     if (
       !isPowerOfTwo(trackSizeBytes) ||
       trackSizeBytes < trackSizeBytesMin ||
@@ -24,6 +29,34 @@ export class Geometry {
         { value: trackSizeBytes },
       );
     }
+    this.trackSizeBytes = trackSizeBytes;
+    this.#shift = Math.log2(trackSizeBytes);
+    this.#trackCount = this.#countFor(sizeBytes);
+    this.#sizeBytes = sizeBytes;
+  }
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
+  get trackCount(): number {
+    return this.#trackCount;
+  }
+
+  /**
+   * The volume is that large from now on.
+   *
+   * @param sizeBytes not less than it was.
+   * @throws {VolumeError} `invalid-geometry`
+   */
+  grow(sizeBytes: number): void {
+    assert(sizeBytes >= this.#sizeBytes, `A volume of ${this.#sizeBytes} bytes cannot have ${sizeBytes}`);
+    this.#trackCount = this.#countFor(sizeBytes);
+    this.#sizeBytes = sizeBytes;
+  }
+
+  #countFor(sizeBytes: number): number {
+    const { blockSizeBytesMin, trackCountMax } = LIMITS;
     if (!Number.isSafeInteger(sizeBytes) || sizeBytes <= 0 || sizeBytes % blockSizeBytesMin !== 0) {
       throw new VolumeError(
         'invalid-geometry',
@@ -31,17 +64,15 @@ export class Geometry {
         { value: sizeBytes },
       );
     }
-    this.sizeBytes = sizeBytes;
-    this.trackSizeBytes = trackSizeBytes;
-    this.trackCount = Math.ceil(sizeBytes / trackSizeBytes);
-    this.#shift = Math.log2(trackSizeBytes);
-    if (this.trackCount > trackCountMax) {
+    const trackCount = Math.ceil(sizeBytes / this.trackSizeBytes);
+    if (trackCount > trackCountMax) {
       throw new VolumeError(
         'invalid-geometry',
-        `Volume size ${sizeBytes} needs ${this.trackCount} tracks of ${trackSizeBytes} bytes, at most ${trackCountMax}`,
+        `Volume size ${sizeBytes} needs ${trackCount} tracks of ${this.trackSizeBytes} bytes, at most ${trackCountMax}`,
         { value: sizeBytes },
       );
     }
+    return trackCount;
   }
 
   trackAt(offsetBytes: number): number {
@@ -64,7 +95,7 @@ export class Geometry {
   /** Bytes of a run of tracks that lie inside the volume. */
   lengthOf(run: TrackRun): number {
     return (
-      Math.min((run.first + run.count) * this.trackSizeBytes, this.sizeBytes) -
+      Math.min((run.first + run.count) * this.trackSizeBytes, this.#sizeBytes) -
       run.first * this.trackSizeBytes
     );
   }

@@ -43,6 +43,7 @@ const NUMBER_DIGITS = 10;
 export interface IntentPlace {
   readonly directory: string;
   readonly volumeId: string;
+  /** Of the volume as it is: may become more. */
   readonly trackCount: number;
   /** Tracks of one region. */
   readonly regionTracks: number;
@@ -64,7 +65,6 @@ export class IntentLog {
   readonly #place: IntentPlace;
   readonly #path: string;
   readonly #file: FileHandle;
-  readonly #regionCount: number;
   /** Regions whose number is durable. */
   readonly #logged: TrackBits;
   #lengthBytes = 0;
@@ -83,8 +83,7 @@ export class IntentLog {
     this.epoch = epoch;
     this.#path = path;
     this.#file = file;
-    this.#regionCount = regionCountOf(place);
-    this.#logged = new TrackBits(this.#regionCount);
+    this.#logged = new TrackBits(regionCountOf(place));
   }
 
   /**
@@ -138,6 +137,11 @@ export class IntentLog {
     await Promise.all(waits);
   }
 
+  /** The place has more tracks now. A region that reached beyond the old end has its new tracks too. */
+  grow(): void {
+    this.#logged.grow(regionCountOf(this.#place));
+  }
+
   /** Waits for what is being written. Nobody may cover anything any more. */
   async close(): Promise<void> {
     await this.#writing;
@@ -147,7 +151,7 @@ export class IntentLog {
   /** A stream that reached a region will reach the next ones. */
   #addAhead(region: number): void {
     if (region === 0 || !this.#logged.has(region - 1)) return;
-    const end = Math.min(region + LIMITS.intentAheadRegions, this.#regionCount);
+    const end = Math.min(region + LIMITS.intentAheadRegions, this.#logged.trackCount);
     for (let ahead = region + 1; ahead < end; ahead += 1) {
       if (!this.#logged.has(ahead) && !this.#current.has(ahead)) this.#next.add(ahead);
     }

@@ -94,11 +94,18 @@ export async function openParts(
 
 function intentPlaceOf(
   { directory, volumeId }: VolumeIdentity,
-  { trackCount }: Geometry,
+  geometry: Geometry,
   options: OpenVolumeOptions,
 ): IntentPlace {
   const regionTracks = options.intentRegionTracks ?? LIMITS.intentRegionTracks;
-  return { directory, volumeId, trackCount, regionTracks };
+  return {
+    directory,
+    volumeId,
+    get trackCount() {
+      return geometry.trackCount;
+    },
+    regionTracks,
+  };
 }
 
 /** What the last owner's segments told is recorded before they go; the new one is there before that. */

@@ -128,6 +128,11 @@ export class Points {
     if (this.#claims.get(consumer.name) === claim) this.#claims.delete(consumer.name);
   }
 
+  /** The volume has more tracks now. Not during a freeze. */
+  grow(): void {
+    this.#nextIntents?.grow();
+  }
+
   /** Finishes when no point is on its way to the disk. */
   async whenRecorded(): Promise<void> {
     await Promise.allSettled(this.#recording);

@@ -15,7 +15,7 @@
  * Everything here is in memory: a session that does not survive needs no protection.
  */
 
-import { assert, type Deferred, deferred } from '../base/index.ts';
+import { assert, type Deferred, deferred, LIMITS } from '../base/index.ts';
 import type { IntermediateContainer, SlotWaiter } from '../container/index.ts';
 import { TrackBits, type TrackRun } from '../tracks/index.ts';
 import type { Geometry } from './geometry.ts';
@@ -42,6 +42,7 @@ interface Copy {
 }
 
 export interface ProtectionOptions {
+  /** Of the volume at the session's point; it may have grown since. */
   readonly geometry: Geometry;
   /** The tracks to protect; the protection's from now on. */
   readonly tracks: TrackBits;
@@ -180,7 +181,8 @@ export class Protection implements Protector, SessionTracks {
       copy.saved.resolve();
     }
     this.#pending.resolve();
-    this.#options.onReleased({ first: 0, count: geometry.trackCount });
+    // Trims that were put off may reach into tracks that the volume has grown by.
+    this.#options.onReleased({ first: 0, count: LIMITS.trackCountMax });
     await container.close();
   }
 

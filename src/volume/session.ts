@@ -27,6 +27,8 @@ export interface SessionPlan {
   readonly base: string | undefined;
   /** Why it is a full one, where an incremental was possible by the request. */
   readonly reason: string | undefined;
+  /** The volume's size at the point; it may have grown since. */
+  readonly sizeBytes: number;
   /** The tracks to read: everything for a full set, what changed since the base for an incremental. */
   readonly tracks: TrackSet;
   /** How long the gate was closed. */

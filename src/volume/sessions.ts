@@ -12,7 +12,7 @@ import type { VolumeIdentity } from './directory.ts';
 import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import type { PointUse } from './freeze.ts';
-import type { Geometry } from './geometry.ts';
+import { Geometry } from './geometry.ts';
 import type { Points } from './points.ts';
 import { Protection } from './protection.ts';
 import { BackupSession, type BackupSessionOptions, type SessionPlan } from './session.ts';
@@ -81,7 +81,9 @@ export class Sessions {
     let planned: TrackBits | undefined;
     // What is planned and what is protected must be the same tracks.
     let release: (() => void) | undefined;
-    let fixed: { readonly closed: ClosedEpoch; readonly protection: Protection } | undefined;
+    let fixed:
+      | { readonly closed: ClosedEpoch; readonly protection: Protection; readonly geometry: Geometry }
+      | undefined;
     return {
       prepare: () => {
         this.#refuseSecond();
@@ -93,7 +95,10 @@ export class Sessions {
       fix: () => {
         const tracks = present(planned, 'A session was not prepared');
         const closed = points.fix(tracks);
-        fixed = { closed, protection: this.#protect(tracks, container) };
+        const { sizeBytes, trackSizeBytes } = this.#options.geometry;
+        // The session's size stays what it is now.
+        const geometry = new Geometry(sizeBytes, trackSizeBytes);
+        fixed = { closed, geometry, protection: this.#protect(tracks, container, geometry) };
       },
       abandon: async () => {
         if (this.#starting === request) this.#starting = undefined;
@@ -102,9 +107,9 @@ export class Sessions {
       },
       begin: (freezeMs) => {
         assert(chosen !== undefined && fixed !== undefined, 'A session was not fixed');
-        const { closed, protection } = fixed;
+        const { closed, protection, geometry } = fixed;
         this.#starting = undefined;
-        const plan = this.#planOf(closed.point, chosen, freezeMs);
+        const plan = this.#planOf(closed.point, geometry, chosen, freezeMs);
         this.#claim(request, plan);
         release?.();
         return this.#begin({
@@ -124,19 +129,20 @@ export class Sessions {
     // Nothing is diverted: the snapshot keeps it.
     for (const area of request.areas) await area.close();
     // From here on nothing is awaited, so that no other session can begin in between.
-    const { snapshots, geometry, points, refuse } = this.#options;
+    const { snapshots, points, refuse } = this.#options;
     refuse();
     this.#refuseSecond();
     const { snapshot, release } = snapshots.hold(name);
     try {
       this.#refuseBehind(request, snapshot);
-      const plan = this.#planOf(snapshot.point, this.#chooseBase(request), 0);
+      const { point, geometry } = snapshot;
+      const plan = this.#planOf(point, geometry, this.#chooseBase(request), 0);
       const tracks = TrackBits.from(plan.tracks, geometry.trackCount);
       this.#claim(request, plan);
       return this.#begin({
         plan,
         consumer: request.consumer,
-        tracks: new SnapshotTracks({ snapshots, snapshot, geometry, tracks, release }),
+        tracks: new SnapshotTracks({ snapshots, snapshot, tracks, release }),
         container: { entryCount: 0, entryCountMax: 0 },
         durable: points.saveClaims(),
         onEnded: () => undefined,
@@ -170,8 +176,8 @@ export class Sessions {
   }
 
   /** From here on no write passes one of these tracks unsaved. */
-  #protect(tracks: TrackBits, container: IntermediateContainer): Protection {
-    const { geometry, home, writePath } = this.#options;
+  #protect(tracks: TrackBits, container: IntermediateContainer, geometry: Geometry): Protection {
+    const { home, writePath } = this.#options;
     const protection = new Protection({
       geometry,
       tracks,
@@ -192,15 +198,20 @@ export class Sessions {
       : TrackBits.from(epochs.closedSince(base), geometry.trackCount);
   }
 
-  #planOf(point: string, { base, reason }: ChosenBase, freezeMs: number): SessionPlan {
-    const { geometry, epochs } = this.#options;
+  /** @param geometry of the volume at the point. */
+  #planOf(
+    point: string,
+    { sizeBytes, trackCount }: Geometry,
+    { base, reason }: ChosenBase,
+    freezeMs: number,
+  ): SessionPlan {
     const session = randomId().slice(0, 8);
-    if (base === undefined) {
-      const tracks = TrackSet.all(geometry.trackCount);
-      return { session, level: 'full', point, base, reason, tracks, freezeMs };
-    }
-    const tracks = epochs.changedBetween(base, point);
-    return { session, level: 'incremental', point, base, reason, tracks, freezeMs };
+    const all = TrackSet.all(trackCount);
+    if (base === undefined)
+      return { session, level: 'full', point, base, reason, sizeBytes, tracks: all, freezeMs };
+    // What is known only roughly may reach into tracks that a snapshot does not have yet.
+    const tracks = this.#options.epochs.changedBetween(base, point).intersection(all);
+    return { session, level: 'incremental', point, base, reason, sizeBytes, tracks, freezeMs };
   }
 
   #chooseBase({ level, candidates, reason }: SessionRequest): ChosenBase {

@@ -9,13 +9,11 @@ import {
 } from '../device/index.ts';
 import { LIMITS } from '../base/index.ts';
 import { VolumeError } from './errors.ts';
-import type { Geometry } from './geometry.ts';
 import type { Snapshot, Snapshots } from './snapshots.ts';
 
 export interface SnapshotDeviceOptions {
   readonly snapshots: Snapshots;
   readonly name: string;
-  readonly geometry: Geometry;
   readonly home: Pick<BlockDevice, 'extents' | 'share'>;
   /** The volume's name, for messages. */
   readonly volumeName: string;
@@ -37,7 +35,7 @@ export class SnapshotDevice implements BlockDevice {
     this.#release = release;
     this.snapshot = snapshot;
     this.description = `snapshot ${snapshot.name} of volume ${options.volumeName}`;
-    this.sizeBytes = options.geometry.sizeBytes;
+    this.sizeBytes = snapshot.geometry.sizeBytes;
   }
 
   read(target: Buffer, offsetBytes: number): MaybePromise<void> {
@@ -64,7 +62,8 @@ export class SnapshotDevice implements BlockDevice {
   /** Holes of the home where it still holds the content; a track that was replaced is data. */
   async extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
     assertRange(this, offsetBytes, lengthBytes);
-    const { snapshots, geometry, home } = this.#options;
+    const { snapshots, home } = this.#options;
+    const { geometry } = this.snapshot;
     const extents = await home.extents(offsetBytes, lengthBytes);
     // Looked at after the home was asked: a track that was replaced meanwhile is found out here.
     const said: DeviceExtent[] = [];
@@ -93,7 +92,8 @@ export class SnapshotDevice implements BlockDevice {
     offsetBytes: number,
     lengthBytes: number,
   ): Promise<readonly number[] | undefined> {
-    const { snapshots, geometry, home } = this.#options;
+    const { snapshots, home } = this.#options;
+    const { geometry } = this.snapshot;
     if ((await home.share?.(target, offsetBytes, lengthBytes)) !== true) return undefined;
     // Looked at after the home was shared: a track that was replaced meanwhile is found out here.
     const run = geometry.tracksOf(offsetBytes, lengthBytes);

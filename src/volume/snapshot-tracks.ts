@@ -6,7 +6,6 @@
 
 import { type Deferred, deferred } from '../base/index.ts';
 import type { TrackBits, TrackRun } from '../tracks/index.ts';
-import type { Geometry } from './geometry.ts';
 import type { DivertedTrack } from './protection.ts';
 import type { SessionTracks } from './session.ts';
 import type { Snapshot, Snapshots } from './snapshots.ts';
@@ -14,7 +13,6 @@ import type { Snapshot, Snapshots } from './snapshots.ts';
 export interface SnapshotTracksOptions {
   readonly snapshots: Snapshots;
   readonly snapshot: Snapshot;
-  readonly geometry: Geometry;
   /** The tracks to save; this object's from now on. */
   readonly tracks: TrackBits;
   /** The session no longer reads the snapshot. */
@@ -64,7 +62,8 @@ export class SnapshotTracks implements SessionTracks {
       this.#pending = deferred();
       await this.#pending.promise;
     }
-    const { snapshots, snapshot, geometry } = this.#options;
+    const { snapshots, snapshot } = this.#options;
+    const { geometry } = snapshot;
     const taken = this.#replaced.splice(0, countMax);
     return Promise.all(
       taken.map(async (track): Promise<DivertedTrack> => {

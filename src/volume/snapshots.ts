@@ -28,7 +28,7 @@ import {
 import { TrackBits, type TrackRun } from '../tracks/index.ts';
 import { CopyBuffers } from './copy-buffers.ts';
 import { VolumeError } from './errors.ts';
-import type { Geometry } from './geometry.ts';
+import { Geometry } from './geometry.ts';
 import { assertSnapshotName, gone, unknown } from './snapshot-errors.ts';
 import { SnapshotFolder } from './snapshot-folder.ts';
 import { SnapshotStore } from './snapshot-store.ts';
@@ -62,6 +62,7 @@ export interface SnapshotInfo {
   readonly name: string;
   readonly point: string;
   readonly createdMs: number;
+  readonly sizeBytes: number;
   readonly state: SnapshotRecord['state'];
   readonly reason: string | undefined;
   /** Bytes that its own store takes. */
@@ -79,6 +80,8 @@ export interface Snapshot {
   readonly createdMs: number;
   /** Its place in the order of points. */
   readonly number: number;
+  /** The volume's size at its point, and the tracks that it has. */
+  readonly geometry: Geometry;
 }
 
 interface Member extends Snapshot {
@@ -160,6 +163,7 @@ export class Snapshots implements Protector {
       name: record.name,
       point: record.point,
       createdMs: record.createdMs,
+      sizeBytes: record.sizeBytes,
       state: record.state,
       reason: record.reason,
       usedBytes: store?.usedBytes ?? 0,
@@ -191,6 +195,7 @@ export class Snapshots implements Protector {
       storeId: randomId(),
       point: '',
       createdMs,
+      sizeBytes: geometry.sizeBytes,
       state: 'creating',
     };
     const store = await this.#folder.create(record);
@@ -207,18 +212,7 @@ export class Snapshots implements Protector {
 
   /** From this instant every track is kept before it is replaced. Called with the gate closed. */
   fix({ record, store, unsaved }: PreparedSnapshot, point: string): void {
-    const { name, createdMs, number } = record;
-    const member: Member = {
-      name,
-      point,
-      createdMs,
-      number,
-      record: { ...record, point },
-      store,
-      readerCount: 0,
-      isLeaving: false,
-      pinCount: 0,
-    };
+    const member = this.#memberOf({ ...record, point }, store);
     this.#chain.push(member);
     this.#newest = member;
     this.#unsaved = unsaved;
@@ -322,7 +316,7 @@ export class Snapshots implements Protector {
   }
 
   /**
-   * Reads as the volume was at the snapshot's point. The range lies in the volume.
+   * Reads as the volume was at the snapshot's point. The range lies in the volume as it was.
    *
    * @throws {VolumeError} `snapshot-gone`; {CorruptionError} where a store is damaged.
    */
@@ -385,11 +379,13 @@ export class Snapshots implements Protector {
   }
 
   async #copy(buffer: Buffer, track: number): Promise<void> {
-    const { geometry, readHome, onReleased } = this.#options;
-    const content = buffer.subarray(0, geometry.lengthOf({ first: track, count: 1 }));
+    const { readHome, onReleased } = this.#options;
     for (;;) {
       const unsaved = this.#unsaved;
-      if (unsaved?.has(track) !== true) return;
+      if (this.#newest === undefined || unsaved?.has(track) !== true) return;
+      // What lies beyond the snapshot's end is none of its content.
+      const { geometry } = this.#newest;
+      const content = buffer.subarray(0, geometry.lengthOf({ first: track, count: 1 }));
       await readHome(content, geometry.offsetOf(track));
       // With another set the track may have been written meanwhile: what was read is no copy for it.
       if (this.#unsaved !== unsaved || this.#newest?.store === undefined) continue;
@@ -494,13 +490,14 @@ export class Snapshots implements Protector {
     const batch: number[] = [];
     try {
       for (const track of from.store.tracks()) {
-        if (this.#hasBetween(to, from, track)) continue;
+        // The volume may have grown between the two.
+        if (track >= to.geometry.trackCount || this.#hasBetween(to, from, track)) continue;
         batch.push(track);
         if (batch.length < LIMITS.snapshotMoveTracksMax) continue;
-        await this.#move(batch.splice(0), from.store, to.store);
+        await this.#move(batch.splice(0), from.store, to.store, to.geometry);
         if (this.#isClosing) return false;
       }
-      await this.#move(batch, from.store, to.store);
+      await this.#move(batch, from.store, to.store, to.geometry);
       return true;
     } catch (error) {
       if (isLive(to.record)) throw error;
@@ -515,8 +512,13 @@ export class Snapshots implements Protector {
     );
   }
 
-  async #move(tracks: readonly number[], from: SnapshotStore, to: SnapshotStore): Promise<void> {
-    const { geometry } = this.#options;
+  /** @param geometry of the snapshot that gets them. */
+  async #move(
+    tracks: readonly number[],
+    from: SnapshotStore,
+    to: SnapshotStore,
+    geometry: Geometry,
+  ): Promise<void> {
     const moves = tracks.map(async (track) => {
       const content = Buffer.allocUnsafe(geometry.lengthOf({ first: track, count: 1 }));
       await from.read(content, track, 0);
@@ -548,7 +550,7 @@ export class Snapshots implements Protector {
       this.#options.onReleased({ first: 0, count: this.#options.geometry.trackCount });
       return;
     }
-    const unsaved = TrackBits.all(this.#options.geometry.trackCount);
+    const unsaved = TrackBits.all(newest.geometry.trackCount);
     for (const { number, store } of this.#chain) {
       if (number < newest.number || store === undefined) continue;
       for (const track of store.tracks()) unsaved.delete(track);
@@ -615,6 +617,13 @@ export class Snapshots implements Protector {
     throw new VolumeError('too-many-snapshots', message, { count });
   }
 
+  #memberOf(record: SnapshotRecord, store: SnapshotStore | undefined): Member {
+    const { name, point, createdMs, number, sizeBytes } = record;
+    const geometry = new Geometry(sizeBytes, this.#options.geometry.trackSizeBytes);
+    const unused = { readerCount: 0, isLeaving: false, pinCount: 0 };
+    return { name, point, createdMs, number, geometry, record, store, ...unused };
+  }
+
   async #record(member: Member, record: SnapshotRecord): Promise<void> {
     await this.#options.state.saveSnapshot(record);
     member.record = record;
@@ -634,19 +643,8 @@ export class Snapshots implements Protector {
         now = { ...record, state: 'damaged', reason: damage };
         if (!readOnly) await state.saveSnapshot(now);
       }
-      const { name, point, createdMs, number } = now;
       const store = damage === undefined && opened instanceof SnapshotStore ? opened : undefined;
-      this.#chain.unshift({
-        name,
-        point,
-        createdMs,
-        number,
-        record: now,
-        store,
-        readerCount: 0,
-        isLeaving: false,
-        pinCount: 0,
-      });
+      this.#chain.unshift(this.#memberOf(now, store));
     }
     if (!readOnly) await this.#folder.removeStrays(this.#chain.map(({ record }) => record));
   }

@@ -10,7 +10,7 @@
 import { stat } from 'node:fs/promises';
 import { CorruptionError } from '../base/index.ts';
 import { type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
-import { TrackBits, TrackSet } from '../tracks/index.ts';
+import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 import { type ClosedEpoch, EpochHistory, type Fold, type FoldedPoint } from './epoch-history.ts';
 import type { FoundSegment } from './intent-log.ts';
 
@@ -74,6 +74,8 @@ export interface SnapshotRecord {
   /** Empty until it is fixed. */
   readonly point: string;
   readonly createdMs: number;
+  /** Of the volume at that point. */
+  readonly sizeBytes: number;
   /**
    * `creating` and `deleting`: no longer, or not yet, anybody's; an older snapshot may need what its store holds.
    * `damaged`: no reader gets anything of it, and nothing is kept for it any more.
@@ -112,6 +114,11 @@ export interface BoundaryChanges {
   readonly fold: Fold;
   /** All there are. */
   readonly claims: readonly Claim[];
+}
+
+/** Tracks that the volume grew by, and the epoch that was open then. */
+interface GrownRecord extends TrackRun {
+  readonly epoch: number;
 }
 
 /** What `load` found, and whether the volume was stopped cleanly. */
@@ -226,6 +233,8 @@ export class VolumeState {
       );
       const loose = [{ epoch: open.tracksEpoch ?? open.number, tracks: saved }, ...told];
       if (!isLogged) loose.push({ epoch: open.number, tracks: all });
+      for (const { epoch, first, count } of this.#grown)
+        loose.push({ epoch, tracks: TrackSet.ofRun({ first, count }) });
       for (const { epoch, tracks } of loose) addLoose(tracks, epoch, closed, openTracks);
     }
     const openBits = TrackBits.from(openTracks, trackCount);
@@ -266,6 +275,7 @@ export class VolumeState {
     const closed = isClean ? [] : history.closed;
     await this.#commit(() => {
       this.#putOpen(history.openNumber, tracks);
+      this.#state.remove('grown');
       for (const epoch of closed) this.#epochs.put(keyOf(epoch.number), epoch.tracks.serialize());
     });
   }
@@ -348,7 +358,31 @@ export class VolumeState {
     await this.#commit(() => {
       this.#put('open', open);
       this.#state.put('open-tracks', tracks);
+      this.#state.remove('grown');
     });
+  }
+
+  /**
+   * Records another size, and which tracks count as changed by it, whatever happens before the epoch's own record. Where
+   * this fails and `record` has the new size, it is not known which of the two a later opening will find.
+   *
+   * @param epoch the open one's number.
+   * @param grown from the first track that the new size changes to the new end.
+   */
+  async saveSize(sizeBytes: number, epoch: number, grown: TrackRun): Promise<void> {
+    const record: VolumeRecord = { ...this.#record, sizeBytes };
+    const before = this.#grown;
+    const last = before.at(-1);
+    // Growing again in one epoch goes on where the last time ended.
+    const first = last?.epoch === epoch ? Math.min(last.first, grown.first) : grown.first;
+    const next: GrownRecord = { epoch, first, count: grown.first + grown.count - first };
+    const records = [...(last?.epoch === epoch ? before.slice(0, -1) : before), next];
+    this.#file.transaction(() => {
+      this.#put('volume', record);
+      this.#put('grown', records);
+    });
+    this.#record = record;
+    await this.#file.sync('volume-state');
   }
 
   consumers(): Consumer[] {
@@ -425,6 +459,11 @@ export class VolumeState {
       }
     });
     this.#record = record;
+  }
+
+  get #grown(): readonly GrownRecord[] {
+    const bytes = this.#state.get('grown');
+    return bytes === undefined ? [] : JSON.parse(bytes.toString());
   }
 
   get #open(): OpenRecord | undefined {

@@ -11,7 +11,7 @@ import { UnflushedTracks } from './unflushed-tracks.ts';
 const one = (track: number) => ({ first: track, count: 1 });
 
 t.test('what a flush covers is forgotten when it succeeds, and only then', async (t) => {
-  const unflushed = new UnflushedTracks(100);
+  const unflushed = new UnflushedTracks({ trackCount: 100 });
   unflushed.mark(one(3));
   const first = unflushed.beginFlush([]);
   unflushed.mark({ first: 10, count: 2 });
@@ -38,7 +38,7 @@ t.test('any history of writes and flushes', async (t) => {
   );
   fc.assert(
     fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
-      const unflushed = new UnflushedTracks(60);
+      const unflushed = new UnflushedTracks({ trackCount: 60 });
       let loose: { track: number; age: number }[] = [];
       const running: { ticket: number; age: number }[] = [];
       steps.forEach((next, age) => {
@@ -62,7 +62,7 @@ t.test('any history of writes and flushes', async (t) => {
 
 t.test('more than the list takes is told by whole regions', async (t) => {
   const trackCount = LIMITS.unflushedTrackCountMax * 3 + 5;
-  const unflushed = new UnflushedTracks(trackCount);
+  const unflushed = new UnflushedTracks({ trackCount });
   for (let track = 0; track <= LIMITS.unflushedTrackCountMax; track += 1) unflushed.mark(one(track * 2));
   unflushed.mark(one(trackCount - 1));
   const tracks = unflushed.tracks();

@@ -20,17 +20,22 @@ import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 
 const REGION_TRACKS = LIMITS.intentRegionTracks;
 
+/** Whose tracks they are; it may get more. */
+interface Tracked {
+  readonly trackCount: number;
+}
+
 /** What was written between two beginnings of a flush. */
 class Written {
-  readonly #trackCount: number;
+  readonly #volume: Tracked;
   readonly #list = new Uint32Array(LIMITS.unflushedTrackCountMax);
   #count = 0;
   #last = -1;
   /** Regions of what did not fit. */
   #regions: TrackBits | undefined;
 
-  constructor(trackCount: number) {
-    this.#trackCount = trackCount;
+  constructor(volume: Tracked) {
+    this.#volume = volume;
   }
 
   get isEmpty(): boolean {
@@ -46,7 +51,9 @@ class Written {
   }
 
   #makeRoom(): void {
-    this.#regions ??= new TrackBits(Math.ceil(this.#trackCount / REGION_TRACKS));
+    const regionCount = Math.ceil(this.#volume.trackCount / REGION_TRACKS);
+    this.#regions ??= new TrackBits(regionCount);
+    this.#regions.grow(regionCount);
     for (let index = 0; index < this.#count; index += 1)
       this.#regions.add(Math.floor((this.#list[index] ?? 0) / REGION_TRACKS));
     this.#count = 0;
@@ -56,7 +63,7 @@ class Written {
     const tracks = TrackSet.of(this.#list.subarray(0, this.#count));
     for (const region of this.#regions?.toTrackSet() ?? []) {
       const first = region * REGION_TRACKS;
-      tracks.addRun({ first, count: Math.min(REGION_TRACKS, this.#trackCount - first) });
+      tracks.addRun({ first, count: Math.min(REGION_TRACKS, this.#volume.trackCount - first) });
     }
     return tracks;
   }
@@ -72,7 +79,7 @@ class Written {
 export type FlushTicket = number;
 
 export class UnflushedTracks {
-  readonly #trackCount: number;
+  readonly #volume: Tracked;
   #current: Written;
   /** One to use again. */
   #spare: Written | undefined;
@@ -80,9 +87,9 @@ export class UnflushedTracks {
   readonly #flushing = new Map<FlushTicket, Written>();
   #lastTicket: FlushTicket = 0;
 
-  constructor(trackCount: number) {
-    this.#trackCount = trackCount;
-    this.#current = new Written(trackCount);
+  constructor(volume: Tracked) {
+    this.#volume = volume;
+    this.#current = new Written(volume);
   }
 
   /** The tracks are about to be written. */
@@ -95,7 +102,7 @@ export class UnflushedTracks {
     this.#lastTicket += 1;
     if (this.#current.isEmpty) return this.#lastTicket;
     this.#flushing.set(this.#lastTicket, this.#current);
-    this.#current = this.#spare ?? new Written(this.#trackCount);
+    this.#current = this.#spare ?? new Written(this.#volume);
     this.#spare = undefined;
     for (const run of inFlight) this.mark(run);
     return this.#lastTicket;

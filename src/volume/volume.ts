@@ -28,6 +28,7 @@ import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
 import type { FreezePart, PointUse } from './freeze.ts';
 import { beginSessions, createSnapshots } from './group.ts';
+import { growTo } from './grow.ts';
 import { removeSegments } from './intent-log.ts';
 import { openParts, type OpenParts, type OpenVolumeOptions } from './opening.ts';
 import { Points } from './points.ts';
@@ -71,10 +72,11 @@ export class Volume implements BlockDevice {
   readonly blockSizeBytes = LIMITS.blockSizeBytesMin;
   readonly capabilities: DeviceCapabilities;
   readonly description: string;
-  readonly identity: VolumeIdentity;
+  /** Its size changes by `grow`. */
   readonly geometry: Geometry;
   /** Whether the stop before this opening was a clean one, with the home untouched since. */
   readonly startedClean: boolean;
+  #identity: VolumeIdentity;
   readonly #options: OpenVolumeOptions;
   readonly #clock: Clock;
   readonly #lock: FileHandle;
@@ -108,7 +110,7 @@ export class Volume implements BlockDevice {
     this.#epochs = parts.epochs;
     this.#poison = parts.state.poison;
     this.#suspects = parts.state.suspects(parts.geometry.trackCount);
-    this.identity = parts.identity;
+    this.#identity = parts.identity;
     this.geometry = parts.geometry;
     this.startedClean = parts.startedClean;
     this.description = `volume ${parts.identity.name}`;
@@ -206,6 +208,10 @@ export class Volume implements BlockDevice {
       await home.close();
       throw error;
     }
+  }
+
+  get identity(): VolumeIdentity {
+    return this.#identity;
   }
 
   get sizeBytes(): number {
@@ -375,7 +381,6 @@ export class Volume implements BlockDevice {
     return new SnapshotDevice({
       snapshots: this.#snapshots,
       name,
-      geometry: this.geometry,
       home: this.#home,
       volumeName: this.identity.name,
     });
@@ -444,6 +449,9 @@ export class Volume implements BlockDevice {
       geometry: this.geometry,
       tracks: this.#epochs.changedSince(snapshot.point),
       write: (content, offsetBytes) => this.write(content, offsetBytes),
+      extents: (offsetBytes, lengthBytes) => this.extents(offsetBytes, lengthBytes),
+      writeZeroes: (offsetBytes, lengthBytes) =>
+        this.writeZeroes(offsetBytes, lengthBytes, { mayTrim: true }),
       onProgress,
     });
     await this.flush();
@@ -477,6 +485,33 @@ export class Volume implements BlockDevice {
       const message = `Volume ${this.identity.name} was being rolled back, and that cannot be finished: ${messageOf(error)}`;
       throw new VolumeError('rollback-unfinished', message, this.#place, { cause: error });
     }
+  }
+
+  /**
+   * Makes the volume larger while it is used; durable when the promise resolves. Sessions and snapshots go on with the
+   * size of their point; what is new counts as changed. See `grow.ts`.
+   *
+   * @param sizeBytes the new size; nothing is done where it is the present one.
+   * @throws {VolumeError} `shrink-refused`, `invalid-geometry`, `home-unusable`, `poisoned`, `read-only`; what extending
+   *   the home throws. The size is the old one then.
+   */
+  async grow(sizeBytes: number): Promise<void> {
+    await this.#freezeTurn.run(async () => {
+      this.#refuse();
+      this.#refuseClosing();
+      if (sizeBytes === this.sizeBytes) return;
+      await growTo(sizeBytes, {
+        identity: this.#identity,
+        geometry: this.geometry,
+        home: this.#home,
+        state: this.#state,
+        epochs: this.#epochs,
+        writePath: this.#writePath,
+        points: this.#points,
+        onUnknown: (error) => this.#poisonBy(error),
+      });
+      this.#identity = { ...this.#identity, sizeBytes };
+    });
   }
 
   /**

@@ -74,7 +74,7 @@ export class WritePath {
   constructor(options: WritePathOptions) {
     this.#options = options;
     this.#intents = options.intents;
-    this.#unflushed = new UnflushedTracks(options.geometry.trackCount);
+    this.#unflushed = new UnflushedTracks(options.geometry);
   }
 
   /** Calls that wait for a backup at this moment. */
