@@ -38,6 +38,7 @@ const USAGE_CODES: ReadonlySet<string> = new Set([
   'invalid-geometry',
   'invalid-name',
   'named-twice',
+  'shrink-refused',
   'ambiguous-set',
   'bad-table',
   'bad-remap-file',

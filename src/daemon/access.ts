@@ -14,7 +14,7 @@ import type { RequestEvents } from './control-server.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
 import { type CheckOptions, type CheckResult, checkVolume as checkOffline } from '../volume/index.ts';
-import { VolumeHost } from './volume-host.ts';
+import { type GrowOutcome, VolumeHost } from './volume-host.ts';
 
 export type StatusRecord = Readonly<Record<string, unknown>>;
 
@@ -32,6 +32,8 @@ export interface VolumeAccess {
   /** The new volume, and what was copied. */
   snapshotClone(clone: SnapshotClone, events: RequestEvents): Promise<StatusRecord>;
   cancel(session: string | undefined): Promise<unknown>;
+  /** See `Volume.grow`. */
+  grow(sizeBytes: number): Promise<GrowOutcome>;
   /** Gives the volume, or the connection, up. */
   close(): Promise<void>;
 }
@@ -93,6 +95,7 @@ export async function reachVolumes(
     snapshotChanges: (changes) => host.snapshotChanges(changes),
     snapshotClone: async (clone, events) => ({ ...(await host.snapshotClone(clone, events)) }),
     cancel: (session) => host.cancel(session),
+    grow: (sizeBytes) => host.grow(sizeBytes),
     close,
   };
 }
@@ -218,6 +221,12 @@ class OnlineAccess implements VolumeAccess {
     return this.#client.request({ command: 'cancel', params: session === undefined ? {} : { session } });
   }
 
+  async grow(sizeBytes: number): Promise<GrowOutcome> {
+    const result = await this.#client.request({ command: 'grow', params: { sizeBytes } });
+    if (!isGrowOutcome(result)) throw badReply('grow', result);
+    return result;
+  }
+
   async close(): Promise<void> {
     this.#client.close();
   }
@@ -254,6 +263,12 @@ function isBackupOutcome(value: unknown): value is BackupOutcome {
   if (!isRecord(value) || typeof value['set'] !== 'string') return false;
   return ['tracks', 'bytesRead', 'bytesStored', 'freezeMs', 'durationMs'].every(
     (member) => typeof value[member] === 'number',
+  );
+}
+
+function isGrowOutcome(value: unknown): value is GrowOutcome {
+  return (
+    isRecord(value) && typeof value['volume'] === 'string' && typeof value['sizeBytesBefore'] === 'number'
   );
 }
 

@@ -29,6 +29,7 @@ export type ControlRequest = { readonly id: number } & (
   | { readonly command: 'snapshot-changes'; readonly params: SnapshotChanges }
   | { readonly command: 'snapshot-clone'; readonly params: SnapshotClone }
   | { readonly command: 'cancel'; readonly params: { readonly session?: string } }
+  | { readonly command: 'grow'; readonly params: { readonly sizeBytes: number } }
 );
 
 /** Which two snapshots are compared; the volume itself where `to` is left out. */
@@ -53,6 +54,7 @@ export const COMMANDS = [
   'show',
   'backup',
   'cancel',
+  'grow',
   'snapshot-create',
   'snapshot-list',
   'snapshot-delete',
@@ -129,6 +131,7 @@ function readRequest(id: number, value: Json): ControlRequest {
     return { id, command, params: readChanges(params) };
   }
   if (command === 'snapshot-clone') return { id, command, params: readCloneParams(params) };
+  if (command === 'grow') return { id, command, params: { sizeBytes: readBytes(params, 'sizeBytes') } };
   return { id, command };
 }
 
@@ -243,10 +246,7 @@ function readContainer(value: unknown): readonly ContainerSpec[] {
   }
   return value.map((entry: unknown) => {
     const area = asObject(entry, 'A member of container');
-    const sizeBytes = area['sizeBytes'];
-    if (!isCount(sizeBytes)) {
-      throw badRequest(`Member sizeBytes is ${show(sizeBytes)}, wanted a whole number of bytes`);
-    }
+    const sizeBytes = readBytes(area, 'sizeBytes');
     if (area['path'] === undefined) return { kind: 'memory', sizeBytes };
     const path = readString(area, 'path');
     if (!isAbsolute(path)) throw badRequest(`Member path is ${show(path)}, wanted an absolute path`);
@@ -296,6 +296,12 @@ function readAbsolute(value: Json, name: string): string {
   const path = readString(value, name);
   if (isAbsolute(path)) return path;
   throw badRequest(`Member ${name} is ${show(path)}, wanted an absolute path`);
+}
+
+function readBytes(value: Json, name: string): number {
+  const bytes = value[name];
+  if (isCount(bytes)) return bytes;
+  throw badRequest(`Member ${name} is ${show(bytes)}, wanted a whole number of bytes`);
 }
 
 function readChoice<T extends string>(value: Json, name: string, choices: readonly T[]): T {

@@ -45,6 +45,7 @@ function makeHandlers(changed: Partial<ControlHandlers> = {}): ControlHandlers {
     snapshotChanges: async ({ from }) => ({ from, tracks: 0, extents: [] }),
     snapshotClone: async ({ name }) => ({ name }),
     cancel: async (session) => ({ session: session ?? 'the one' }),
+    grow: async (sizeBytes) => ({ sizeBytes }),
     ...changed,
   };
 }

@@ -44,6 +44,7 @@ export interface ControlHandlers {
   snapshotChanges(changes: SnapshotChanges): Promise<unknown>;
   snapshotClone(clone: SnapshotClone, events: RequestEvents): Promise<unknown>;
   cancel(session: string | undefined): Promise<unknown>;
+  grow(sizeBytes: number): Promise<unknown>;
 }
 
 export class ControlServer {
@@ -193,6 +194,8 @@ class Connection {
         return this.#handlers.show();
       case 'cancel':
         return this.#handlers.cancel(request.params.session);
+      case 'grow':
+        return this.#handlers.grow(request.params.sizeBytes);
       case 'backup':
         return this.#handlers.backup(request.params, this.#eventsOf(request.id));
       case 'snapshot-create':

@@ -41,6 +41,13 @@ export interface SnapshotOutcome {
   readonly freezeMs: number;
 }
 
+/** What growing a volume came to; both sizes are the same where it had that one. */
+export interface GrowOutcome {
+  readonly volume: string;
+  readonly sizeBytes: number;
+  readonly sizeBytesBefore: number;
+}
+
 export class VolumeHost implements ControlHandlers {
   readonly volume: Volume;
   readonly sessions: SessionRegistry;
@@ -220,6 +227,13 @@ export class VolumeHost implements ControlHandlers {
         ...(home === undefined ? {} : { home }),
       });
     });
+  }
+
+  /** See `Volume.grow`. */
+  async grow(sizeBytes: number): Promise<GrowOutcome> {
+    const { identity } = this.volume;
+    await this.volume.grow(sizeBytes);
+    return { volume: identity.name, sizeBytes, sizeBytesBefore: identity.sizeBytes };
   }
 
   /** Cancels what runs, waits for it, and starts nothing more. */

@@ -1,8 +1,8 @@
-/** `cowbell volume create|show|check`. */
+/** `cowbell volume create|show|grow|check`. */
 
 import type { Argv } from 'yargs';
 import { CorruptionError, formatSize, LIMITS } from '../../base/index.ts';
-import { checkVolume, createDeviceRegistry } from '../../daemon/index.ts';
+import { checkVolume, createDeviceRegistry, reachVolume } from '../../daemon/index.ts';
 import { DeviceError } from '../../device/index.ts';
 import {
   createVolume,
@@ -21,6 +21,10 @@ interface VolumeOptions extends GlobalOptions {
   readonly volume: string;
 }
 
+interface GrowOptions extends VolumeOptions {
+  readonly size: string;
+}
+
 interface CheckOptions extends VolumeOptions {
   readonly moved: boolean;
   readonly dryRun: boolean;
@@ -34,8 +38,11 @@ interface CreateOptions extends VolumeOptions {
 }
 
 export const addVolume: AddCommand = (parser, run) =>
-  parser.command('volume', 'Create, show and check volumes', (command) =>
-    addCheck(addShow(addCreate(command, run), run), run).demandCommand(1, 'No volume command is given'),
+  parser.command('volume', 'Create, show, grow and check volumes', (command) =>
+    addCheck(addGrow(addShow(addCreate(command, run), run), run), run).demandCommand(
+      1,
+      'No volume command is given',
+    ),
   );
 
 function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
@@ -76,6 +83,25 @@ function addShow(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
         .positional('volume', { type: 'string', demandOption: true, describe: 'Directory of the volume' })
         .example('$0 volume show /srv/vol', ''),
     (options) => run<VolumeOptions>(options, show),
+  );
+}
+
+function addGrow(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
+  return parser.command(
+    'grow <volume>',
+    'Make a volume larger, also while it is served; its clients see the new size when they connect again',
+    (command) =>
+      command
+        .positional('volume', { type: 'string', demandOption: true, describe: 'Directory of the volume' })
+        .option('size', {
+          type: 'string',
+          demandOption: true,
+          requiresArg: true,
+          describe:
+            'The new size, such as 20G. A home that is a file grows with it; any other must be that large already',
+        })
+        .example('$0 volume grow /srv/vol --size 20G', ''),
+    (options) => run<GrowOptions>(options, grow),
   );
 }
 
@@ -146,6 +172,24 @@ async function show(context: CommandContext, options: VolumeOptions): Promise<vo
   const directory = absolutePath('The volume', options.volume, context.directory);
   const identity = await readVolumeIdentity(directory);
   context.output.report({ event: 'volume', ...identity }, ...describe({ ...identity }));
+}
+
+async function grow(context: CommandContext, options: GrowOptions): Promise<void> {
+  const directory = absolutePath('The volume', options.volume, context.directory);
+  const sizeBytes = readSize('--size', single('--size', options.size) ?? '');
+  const access = await reachVolume(directory, { activity: 'volume grow', clock: context.clock });
+  try {
+    const outcome = await access.grow(sizeBytes);
+    const { volume, sizeBytesBefore } = outcome;
+    const [before, after] = [formatSize(sizeBytesBefore), formatSize(sizeBytes)];
+    const sentence =
+      sizeBytesBefore === sizeBytes
+        ? `Volume ${volume} has ${after} already: nothing is changed`
+        : `Grew volume ${volume} from ${before} to ${after}`;
+    context.output.report({ event: 'grow', ...outcome }, sentence);
+  } finally {
+    await access.close();
+  }
 }
 
 async function check(context: CommandContext, options: CheckOptions): Promise<void> {
