@@ -15,7 +15,7 @@
  * Everything here is in memory: a session that does not survive needs no protection.
  */
 
-import { assert, type Deferred, deferred, LIMITS } from '../base/index.ts';
+import { assert, type Deferred, deferred } from '../base/index.ts';
 import type { IntermediateContainer, SlotWaiter } from '../container/index.ts';
 import { TrackBits, type TrackRun } from '../tracks/index.ts';
 import type { Geometry } from './geometry.ts';
@@ -181,8 +181,7 @@ export class Protection implements Protector, SessionTracks {
       copy.saved.resolve();
     }
     this.#pending.resolve();
-    // Trims that were put off may reach into tracks that the volume has grown by.
-    this.#options.onReleased({ first: 0, count: LIMITS.trackCountMax });
+    this.#options.onReleased({ first: 0, count: geometry.trackCount });
     await container.close();
   }
 
