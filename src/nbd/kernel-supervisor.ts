@@ -10,7 +10,8 @@
  *
  * A server that offers something else than the device was made from (size, name, read-only, fewer commands)
  * is not used: the kernel would write one volume's blocks into another. It is asked again like one that is not
- * there, because whoever started the wrong server may still start the right one.
+ * there, because whoever started the wrong server may still start the right one. An export that became larger is
+ * used where it describes itself in the same words: that of a volume names its id. The device keeps its size.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -153,7 +154,9 @@ export class KernelSupervisor {
 
 /** What makes `after` unfit for a device that was made from `before`, or undefined. */
 function changeOf(before: NbdExportInfo, after: NbdExportInfo): string | undefined {
-  if (after.sizeBytes !== before.sizeBytes) {
+  const isSame = before.description !== '' && after.description === before.description;
+  const hasGrown = isSame && after.sizeBytes > before.sizeBytes;
+  if (after.sizeBytes !== before.sizeBytes && !hasGrown) {
     return `its size is ${after.sizeBytes} bytes and was ${before.sizeBytes}`;
   }
   if (after.name !== before.name) {

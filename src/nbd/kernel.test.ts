@@ -125,7 +125,7 @@ class World {
       index: 7,
       backend: this.backend ?? '',
       address: { transport: { kind: 'tcp', host: '127.0.0.1', port: 10_809 }, exportName: 'vol' },
-      exportInfo: INFO,
+      exportInfo: this.info,
       sockets: sockets.map((descriptor) => ({
         descriptor,
         exportInfo: INFO,
@@ -297,6 +297,7 @@ t.test('a socket that the device did not take yet is offered again', async (t: T
 t.test('another volume is not connected to', async (t: Test) => {
   const changes: Partial<NbdExportInfo>[] = [
     { sizeBytes: 2_097_152 },
+    { sizeBytes: 2_097_152, description: 'another' },
     { name: 'other' },
     { readOnly: true },
     { canFlush: false },
@@ -318,6 +319,30 @@ t.test('another volume is not connected to', async (t: Test) => {
     const waiting = world.events.find((event) => event.kind === 'waiting');
     t.match(waiting, { error: { code: 'export-changed' } });
     t.strictSame(world.slots, [12], 'the right server is, once it is back');
+  }
+});
+
+t.test('a volume that grew is connected to, by what it says of itself', async (t: Test) => {
+  const changes: [after: Partial<NbdExportInfo>, isRefused: boolean][] = [
+    [{ sizeBytes: 2_097_152 }, false],
+    [{ sizeBytes: 524_288 }, true],
+    [{ sizeBytes: 2_097_152, description: 'volume 8' }, true],
+  ];
+  for (const [change, isRefused] of changes) {
+    const world = new World();
+    world.info = { ...INFO, description: 'volume 7' };
+    await world.attach({ connections: 1 });
+    world.news = [
+      (kernel) => {
+        kernel.info = { ...kernel.info, ...change };
+        return kernel.lose();
+      },
+    ];
+    world.onPause = () => (world.info = { ...INFO, description: 'volume 7' });
+    await supervised(world, world.supervisor());
+    const waiting = world.events.find((event) => event.kind === 'waiting');
+    t.equal(waiting !== undefined, isRefused, JSON.stringify(change));
+    t.strictSame(world.slots, [isRefused ? 12 : 11]);
   }
 });
 
