@@ -29,6 +29,7 @@ t.test('requests survive the wire', (t) => {
     { id: Number.MAX_SAFE_INTEGER, command: 'backup', params: BACKUP },
     { id: 4, command: 'backup', params: { ...BACKUP, hooks: { pre: 'a', post: 'b', timeoutMs: 600_000 } } },
     { id: 5, command: 'backup', params: { ...BACKUP, hooks: { post: 'b', timeoutMs: 1000 } } },
+    { id: 6, command: 'grow', params: { sizeBytes: 1_048_576 } },
   ] as const;
   for (const request of requests) {
     const line = encodeLine(request).toString();
@@ -60,6 +61,8 @@ t.test('wrong requests are answered under their id, with what is wrong', (t) => 
     ['{"id":7,"command":"format"}', 7, /Command "format" is unknown/],
     ['{"id":7,"command":"cancel","params":3}', 7, /Member params is 3/],
     ['{"id":7,"command":"cancel","params":{"session":""}}', 7, /Member session is ""/],
+    ['{"id":7,"command":"grow"}', 7, /Member sizeBytes is missing, wanted a whole number of bytes/],
+    ['{"id":7,"command":"grow","params":{"sizeBytes":"1G"}}', 7, /Member sizeBytes is "1G"/],
     ['{"id":7,"command":"backup"}', 7, /Member store is missing/],
   ];
   const wrong: [object, RegExp][] = [
