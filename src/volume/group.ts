@@ -3,7 +3,8 @@
 import { freezeTogether } from './freeze.ts';
 import type { BackupSession } from './session.ts';
 import type { SessionRequest } from './sessions.ts';
-import type { CreatedSnapshot, Volume } from './volume.ts';
+import type { CreatedSnapshot } from './volume-status.ts';
+import type { Volume } from './volume.ts';
 
 /**
  * Begins a backup session on each of the volumes, of points that are one instant.

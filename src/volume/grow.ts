@@ -36,7 +36,7 @@ export interface GrowingVolume {
 }
 
 /**
- * Gives the volume another size than it has, durably.
+ * Gives the volume another size, durably; nothing is done where it has that one.
  *
  * @throws {VolumeError} `shrink-refused`, `invalid-geometry`, `home-unusable`; what extending and flushing the home, and
  *   recording, throw.
@@ -44,6 +44,7 @@ export interface GrowingVolume {
 export async function growTo(sizeBytes: number, volume: GrowingVolume): Promise<void> {
   const { identity, geometry, state, epochs, writePath, points } = volume;
   const beforeBytes = geometry.sizeBytes;
+  if (sizeBytes === beforeBytes) return;
   const { trackCount } = new Geometry(sizeBytes, geometry.trackSizeBytes);
   if (sizeBytes < beforeBytes) {
     const message = `Volume ${identity.name} has ${beforeBytes} bytes; making it smaller, ${sizeBytes} bytes, would lose what lies behind the new end and is not offered`;

@@ -18,4 +18,5 @@ export type { OpenVolumeOptions } from './opening.ts';
 export type { SessionRequest } from './sessions.ts';
 export type { SnapshotDevice } from './snapshot-device.ts';
 export { FULL_POLICIES, type FullPolicy, type SnapshotInfo } from './snapshots.ts';
-export { type CreatedSnapshot, Volume, type VolumeStatus } from './volume.ts';
+export type { CreatedSnapshot, VolumeStatus } from './volume-status.ts';
+export { Volume } from './volume.ts';

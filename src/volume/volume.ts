@@ -33,40 +33,14 @@ import { removeSegments } from './intent-log.ts';
 import { openParts, type OpenParts, type OpenVolumeOptions } from './opening.ts';
 import { Points } from './points.ts';
 import { readThrough } from './read-through.ts';
-import type { BackupSession, SessionStatus } from './session.ts';
+import type { BackupSession } from './session.ts';
 import { type SessionRequest, Sessions } from './sessions.ts';
 import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
 import { rollBack } from './rollback.ts';
 import { SnapshotDevice } from './snapshot-device.ts';
 import { type PreparedSnapshot, type Snapshot, type SnapshotInfo, Snapshots } from './snapshots.ts';
+import type { CreatedSnapshot, VolumeStatus } from './volume-status.ts';
 import { WritePath } from './write-path.ts';
-
-/** A snapshot that was just made. */
-export interface CreatedSnapshot {
-  readonly name: string;
-  readonly point: string;
-  readonly createdMs: number;
-  /** For how long writes were held up. */
-  readonly freezeMs: number;
-}
-
-export interface VolumeStatus extends VolumeIdentity {
-  readonly readOnly: boolean;
-  readonly epoch: number;
-  /** Tracks changed in the open epoch. */
-  readonly changedTracks: number;
-  readonly points: number;
-  readonly consumers: readonly (Consumer & { readonly changedTracks: number })[];
-  readonly startedClean: boolean;
-  readonly poisoned: PoisonRecord | undefined;
-  /** Tracks written since the last good flush of a volume that was poisoned then; see `check`. */
-  readonly suspectTracks: number;
-  readonly writesWaiting: number;
-  readonly trimsForgotten: number;
-  readonly session: SessionStatus | undefined;
-  /** Oldest first. */
-  readonly snapshots: readonly SnapshotInfo[];
-}
 
 export class Volume implements BlockDevice {
   readonly blockSizeBytes = LIMITS.blockSizeBytesMin;
@@ -378,12 +352,8 @@ export class Volume implements BlockDevice {
    * @throws {VolumeError} `unknown-snapshot`, `snapshot-damaged`
    */
   openSnapshot(name: string): SnapshotDevice {
-    return new SnapshotDevice({
-      snapshots: this.#snapshots,
-      name,
-      home: this.#home,
-      volumeName: this.identity.name,
-    });
+    const { name: volumeName } = this.identity;
+    return new SnapshotDevice({ snapshots: this.#snapshots, name, home: this.#home, volumeName });
   }
 
   /** See `Snapshots.delete`. */
@@ -499,7 +469,6 @@ export class Volume implements BlockDevice {
     await this.#freezeTurn.run(async () => {
       this.#refuse();
       this.#refuseClosing();
-      if (sizeBytes === this.sizeBytes) return;
       await growTo(sizeBytes, {
         identity: this.#identity,
         geometry: this.geometry,

@@ -1,0 +1,33 @@
+/** What a volume tells of itself. */
+
+import type { VolumeIdentity } from './directory.ts';
+import type { SessionStatus } from './session.ts';
+import type { SnapshotInfo } from './snapshots.ts';
+import type { Consumer, PoisonRecord } from './state.ts';
+
+/** A snapshot that was just made. */
+export interface CreatedSnapshot {
+  readonly name: string;
+  readonly point: string;
+  readonly createdMs: number;
+  /** For how long writes were held up. */
+  readonly freezeMs: number;
+}
+
+export interface VolumeStatus extends VolumeIdentity {
+  readonly readOnly: boolean;
+  readonly epoch: number;
+  /** Tracks changed in the open epoch. */
+  readonly changedTracks: number;
+  readonly points: number;
+  readonly consumers: readonly (Consumer & { readonly changedTracks: number })[];
+  readonly startedClean: boolean;
+  readonly poisoned: PoisonRecord | undefined;
+  /** Tracks written since the last good flush of a volume that was poisoned then; see `check`. */
+  readonly suspectTracks: number;
+  readonly writesWaiting: number;
+  readonly trimsForgotten: number;
+  readonly session: SessionStatus | undefined;
+  /** Oldest first. */
+  readonly snapshots: readonly SnapshotInfo[];
+}
