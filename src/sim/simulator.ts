@@ -32,6 +32,7 @@ export interface SimulationResult {
 
 const MODEL_SYNCS: readonly SyncName[] = [
   'intent-log',
+  'intent-log-create',
   'volume-state',
   'volume-directory',
   'snapshot-store',
