@@ -496,19 +496,22 @@ function adviceFor(path: string, record: VolumeRecord | undefined): string {
 
 /**
  * A record of the identity that is whole by its checksum, somewhere in the bytes of a damaged file. It may be an old
- * one, so it is for advice only.
+ * one, so it is for advice only. Of several it is the largest: a volume never gets smaller.
  */
 function findIdentity(bytes: Buffer): VolumeRecord | undefined {
   const start = Buffer.from('{"formatVersion":');
+  let largest: VolumeRecord | undefined;
   for (let at = bytes.indexOf(start); at >= 0; at = bytes.indexOf(start, at + 1)) {
     const stop = Math.min(bytes.length, at + IDENTITY_BYTES_MAX);
     for (let end = bytes.indexOf('}', at) + 1; end > 0 && end < stop; end = bytes.indexOf('}', end) + 1) {
       const value = bytes.subarray(at, end);
       const stored = bytes.subarray(end, end + CHECKSUM_BYTES);
-      if (checksum(Buffer.from('volume'), value).equals(stored)) return JSON.parse(value.toString());
+      if (!checksum(Buffer.from('volume'), value).equals(stored)) continue;
+      const record: VolumeRecord = JSON.parse(value.toString());
+      if (record.sizeBytes > (largest?.sizeBytes ?? 0)) largest = record;
     }
   }
-  return undefined;
+  return largest;
 }
 
 function isReadable(database: LmdbDatabaseView, key: Buffer): boolean {

@@ -195,6 +195,13 @@ const HARMS: readonly Harm[] = [
     changed: [64, 64],
   },
   {
+    name: 'what the volume grew by, in whatever epoch',
+    stop: 'killed',
+    harm: (directory) => edit(directory, 'state', 'grown', 'bad'),
+    finds: [/^state.mdb grown: the record of what the volume grew by is damaged$/],
+    changed: [64, 64],
+  },
+  {
     name: 'the record of the open epoch',
     stop: 'killed',
     harm: (directory) => edit(directory, 'state', 'open', 'bad'),

@@ -383,6 +383,31 @@ t.test('what several growths changed is known after a crash, whatever points cam
   t.same(again.changedSince(second).toArray(), [0, 11], 'and it is in the ordinary record from then on');
 });
 
+t.test('what a volume grew by before a point that was not recorded is known after a crash', async (t) => {
+  const test = await makeTestVolume(t, { trackCount: 8, intentRegionTracks: 1 });
+  const first = await backUp(test.volume);
+  // After a crash no log begins with what the epoch before has, which would hide what is missing here.
+  await kill(test);
+  const volume = await test.reopen();
+  await volume.grow(10 * TRACK);
+  // The second is that of the point's record, which must not come to be, nor take the log of its epoch away.
+  const gate = test.home.hold({ kind: 'flush', nth: 2 });
+  test.home.fail({ kind: 'flush', nth: 2 });
+  await volume.beginSession({ ...FULL, areas: [] });
+  await gate.arrived(1);
+  await volume.grow(12 * TRACK);
+  const state = readFileSync(join(test.directory, 'state.mdb'));
+  gate.remove();
+  await kill(test, state);
+  const reopened = await test.reopen();
+  const changed = reopened.changedSince(first);
+  t.same(
+    [8, 9, 10, 11].filter((track) => !changed.has(track)),
+    [],
+  );
+  t.notOk(changed.has(3));
+});
+
 t.test('a write into the grown part of a logged region is known after a crash', async (t) => {
   const test = await makeTestVolume(t, { trackCount: 5, intentRegionTracks: 4 });
   await writeLabel(test.volume, 4, 'a');

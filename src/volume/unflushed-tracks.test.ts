@@ -60,6 +60,21 @@ t.test('any history of writes and flushes', async (t) => {
   );
 });
 
+t.test('tracks that a volume has grown by are told, too', async (t) => {
+  const volume = { trackCount: 100 };
+  const unflushed = new UnflushedTracks(volume);
+  const markMore = (first: number): void => {
+    for (let count = 0; count <= LIMITS.unflushedTrackCountMax; count += 1)
+      unflushed.mark(one(first + (count % 50)));
+  };
+  markMore(0);
+  volume.trackCount = 1_000_000;
+  unflushed.mark(one(999_999));
+  markMore(100);
+  t.ok(unflushed.tracks().has(999_999));
+  t.ok(unflushed.tracks().has(149));
+});
+
 t.test('more than the list takes is told by whole regions', async (t) => {
   const trackCount = LIMITS.unflushedTrackCountMax * 3 + 5;
   const unflushed = new UnflushedTracks({ trackCount });
