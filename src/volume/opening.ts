@@ -6,11 +6,13 @@
 import type { FileHandle } from 'node:fs/promises';
 import { type Clock, LIMITS, randomId, type Timer } from '../base/index.ts';
 import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
+import type { TrackRun } from '../tracks/index.ts';
 import { homePathOf, identityOf, type VolumeIdentity } from './directory.ts';
 import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
 import { findSegments, IntentLog, type IntentPlace, removeSegments } from './intent-log.ts';
+import { Snapshots, type SnapshotsOptions } from './snapshots.ts';
 import { directoryIdentity, homeStamp, type LoadedEpochs, type VolumeState } from './state.ts';
 
 export interface OpenVolumeOptions {
@@ -90,6 +92,29 @@ export async function openParts(
     await home.close();
     throw error;
   }
+}
+
+/** Opens what the snapshots keep; see `Snapshots.open`. @param onReleased tracks may be written without a copy. */
+export function openSnapshots(
+  { identity, geometry, state, home, homeDamage }: OpenParts,
+  { readOnly = false, onWarning, onSnapshotDropped }: OpenVolumeOptions,
+  onReleased: (run: TrackRun) => void,
+): Promise<Snapshots> {
+  const { directory, name: volumeName, snapshotFull: whenFull } = identity;
+  const options: SnapshotsOptions = {
+    directory,
+    geometry,
+    state,
+    whenFull,
+    readOnly,
+    readHome: (target, offsetBytes) => home.read(target, offsetBytes),
+    onReleased,
+    onDropped: (name, reason) => {
+      onWarning?.(`Snapshot ${name} of ${volumeName} was dropped: ${reason}`);
+      onSnapshotDropped?.(name);
+    },
+  };
+  return Snapshots.open(options, homeDamage);
 }
 
 function intentPlaceOf(

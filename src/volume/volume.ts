@@ -30,7 +30,7 @@ import type { FreezePart, PointUse } from './freeze.ts';
 import { beginSessions, createSnapshots } from './group.ts';
 import { growTo } from './grow.ts';
 import { removeSegments } from './intent-log.ts';
-import { openParts, type OpenParts, type OpenVolumeOptions } from './opening.ts';
+import { openParts, type OpenParts, openSnapshots, type OpenVolumeOptions } from './opening.ts';
 import { Points } from './points.ts';
 import { readThrough } from './read-through.ts';
 import type { BackupSession } from './session.ts';
@@ -147,39 +147,23 @@ export class Volume implements BlockDevice {
 
   static async #assemble(parts: OpenParts, options: OpenVolumeOptions): Promise<Volume> {
     let volume: Volume | undefined;
-    const { identity, geometry, state, home } = parts;
-    const readOnly = options.readOnly ?? false;
-    const warn = (sentence: string): void => options.onWarning?.(sentence);
+    let snapshots: Snapshots | undefined;
     try {
-      const snapshots = await Snapshots.open(
-        {
-          directory: identity.directory,
-          geometry,
-          state,
-          whenFull: identity.snapshotFull,
-          readOnly,
-          readHome: (target, offsetBytes) => home.read(target, offsetBytes),
-          onReleased: (run) => {
-            if (volume !== undefined) volume.#writePath.released(run);
-          },
-          onDropped: (name, reason) => {
-            warn(`Snapshot ${name} of ${identity.name} was dropped: ${reason}`);
-            options.onSnapshotDropped?.(name);
-          },
-        },
-        parts.homeDamage,
-      );
+      snapshots = await openSnapshots(parts, options, (run) => {
+        if (volume !== undefined) volume.#writePath.released(run);
+      });
       volume = new Volume(parts, snapshots, options);
-      if (readOnly) {
+      if (options.readOnly === true) {
         volume.#refuseUnfinished();
         return volume;
       }
       await volume.#finishRollback();
-      snapshots.resume().catch((error: unknown) => warn(messageOf(error)));
+      snapshots.resume().catch((error: unknown) => options.onWarning?.(messageOf(error)));
       return volume;
     } catch (error) {
+      await snapshots?.close();
       await parts.intents?.close();
-      await home.close();
+      await parts.home.close();
       throw error;
     }
   }
@@ -382,7 +366,13 @@ export class Volume implements BlockDevice {
    * @throws {VolumeError} `unknown-snapshot`, `snapshot-damaged`, `poisoned`, `read-only`, `snapshot-full`
    */
   async rollBack(name: string, onProgress?: (done: number, total: number) => void): Promise<number> {
+    return this.#freezeTurn.run(() => this.#rollBackInTurn(name, onProgress));
+  }
+
+  /** No point is fixed meanwhile: it would have something of both. */
+  async #rollBackInTurn(name: string, onProgress?: (done: number, total: number) => void): Promise<number> {
     this.#refuse();
+    this.#refuseClosing();
     const { snapshot, release } = this.#snapshots.hold(name, { isPinned: true });
     try {
       await this.#recordRollback(snapshot.number);
