@@ -69,7 +69,13 @@ export class ModelSnapshots {
         world.count('snapshots made');
         world.trace(`made ${name}`);
       } catch (error) {
-        this.#allow(error, `Snapshot ${name} could not be made`, ['freeze-timeout', 'snapshot-gone']);
+        // Nothing is dropped to make room for a new one.
+        const full = this.#wasFull ? ['snapshot-full'] : [];
+        this.#allow(error, `Snapshot ${name} could not be made`, [
+          'freeze-timeout',
+          'snapshot-gone',
+          ...full,
+        ]);
         world.count('snapshots not made');
       } finally {
         this.#makingCount -= 1;
@@ -266,7 +272,6 @@ export class ModelSnapshots {
       world.isOff ||
       codes.includes(code) ||
       (code === 'snapshot-full' && this.mayRefuse) ||
-      (code === 'ENOSPC' && this.#wasFull) ||
       (code === 'snapshot-failed' && world.storesMayFail) ||
       (code === 'poisoned' && world.mayFail) ||
       isInjected(error);

@@ -93,12 +93,20 @@ export class SnapshotStore {
     return join(directory, SnapshotStore.nameOf(storeId));
   }
 
-  /** Makes an empty store, durable when the promise resolves, its name too. */
+  /**
+   * Makes an empty store, durable when the promise resolves, its name too.
+   *
+   * @throws {VolumeError} `snapshot-full`, `snapshot-failed`
+   */
   static async create(place: StorePlace): Promise<SnapshotStore> {
     const path = SnapshotStore.pathOf(place);
-    const file = await open(path, 'wx+', 0o600);
+    const file = await open(path, 'wx+', 0o600).catch((error: unknown) => {
+      throw unwritable(path, error);
+    });
     try {
-      await writeWhole(file, [encodeStoreHeader(place)], 0);
+      await writeWhole(file, [encodeStoreHeader(place)], 0).catch((error: unknown) => {
+        throw unwritable(path, error);
+      });
       await syncFile('snapshot-store', file.fd, path);
       await syncDirectory('snapshot-directory', place.directory);
       return new SnapshotStore(place, file);
@@ -261,17 +269,9 @@ export class SnapshotStore {
     try {
       await writeWhole(this.#file, parts, atBytes);
     } catch (error) {
-      const code = systemCode(error);
-      const message = `Snapshot file ${this.path} cannot be written: ${messageOf(error)}`;
       // What was written of the batch is not valid, and the next one goes over it; until then others may need the room.
       await this.#file.truncate(atBytes).catch(() => undefined);
-      const isFull = code === 'ENOSPC' || code === 'EDQUOT';
-      throw new VolumeError(
-        isFull ? 'snapshot-full' : 'snapshot-failed',
-        message,
-        { path: this.path },
-        { cause: error },
-      );
+      throw unwritable(this.path, error);
     }
     try {
       await syncFile('snapshot-store', this.#file.fd, this.path);
@@ -366,6 +366,13 @@ export class SnapshotStore {
     }
     return damaged;
   }
+}
+
+function unwritable(path: string, error: unknown): VolumeError {
+  const code = systemCode(error);
+  const isFull = code === 'ENOSPC' || code === 'EDQUOT';
+  const message = `Snapshot file ${path} cannot be written: ${messageOf(error)}`;
+  return new VolumeError(isFull ? 'snapshot-full' : 'snapshot-failed', message, { path }, { cause: error });
 }
 
 async function openExisting(path: string, readOnly: boolean): Promise<FileHandle> {
