@@ -13,6 +13,7 @@ import t, { type Test } from 'tap';
 import { observeSyncs, type SyncName } from '../base/index.ts';
 import { DeviceRegistry } from '../device/index.ts';
 import {
+  labelled,
   labelsOf,
   makeTestVolume,
   mountReflinkDisk,
@@ -111,6 +112,23 @@ onBoth('a volume whose end is not that of a block or a track', async (t, parent)
   const last = Buffer.alloc(512);
   await clone.read(last, 3 * TEST_TRACK_BYTES);
   t.same(last, Buffer.alloc(512, 'z'));
+  await clone.close();
+});
+
+onBoth('a clone is as large as the snapshot, not as the volume has grown since', async (t, parent) => {
+  const origin = await makeFileVolume(t, parent, 2 * TEST_TRACK_BYTES + 512);
+  await writeLabel(origin, 1, 'a1');
+  await origin.write(Buffer.alloc(512, 'z'), 2 * TEST_TRACK_BYTES);
+  await origin.createSnapshot('one');
+  await origin.grow(5 * TEST_TRACK_BYTES);
+  await writeLabel(origin, 2, 'b2');
+  const made = await cloneSnapshot(origin, 'one', join(parent, 'clone'));
+  t.equal(made.sizeBytes, 2 * TEST_TRACK_BYTES + 512);
+  const clone = await openHere(made.directory);
+  const whole = Buffer.alloc(made.sizeBytes);
+  await clone.read(whole, 0);
+  const wanted = [Buffer.alloc(TEST_TRACK_BYTES), labelled('a1'), Buffer.alloc(512, 'z')];
+  t.ok(whole.equals(Buffer.concat(wanted)));
   await clone.close();
 });
 
