@@ -366,17 +366,16 @@ export class Volume implements BlockDevice {
    * @throws {VolumeError} `unknown-snapshot`, `snapshot-damaged`, `poisoned`, `read-only`, `snapshot-full`
    */
   async rollBack(name: string, onProgress?: (done: number, total: number) => void): Promise<number> {
-    return this.#freezeTurn.run(() => this.#rollBackInTurn(name, onProgress));
-  }
-
-  /** No point is fixed meanwhile: it would have something of both. */
-  async #rollBackInTurn(name: string, onProgress?: (done: number, total: number) => void): Promise<number> {
     this.#refuse();
-    this.#refuseClosing();
     const { snapshot, release } = this.#snapshots.hold(name, { isPinned: true });
     try {
-      await this.#recordRollback(snapshot.number);
-      return await this.#rollBackTo(snapshot, onProgress);
+      // No point is fixed meanwhile: it would have something of both.
+      return await this.#freezeTurn.run(async () => {
+        this.#refuse();
+        this.#refuseClosing();
+        await this.#recordRollback(snapshot.number);
+        return this.#rollBackTo(snapshot, onProgress);
+      });
     } finally {
       release();
     }
