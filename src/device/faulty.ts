@@ -223,6 +223,11 @@ export class FaultyDevice implements BlockDevice {
     );
   }
 
+  /** Is told of no rule: what it changes is another device. */
+  async share(target: BlockDevice, offsetBytes: number, lengthBytes: number): Promise<boolean> {
+    return (await this.#next.share?.(target, offsetBytes, lengthBytes)) ?? false;
+  }
+
   close(): Promise<void> {
     return this.#next.close();
   }

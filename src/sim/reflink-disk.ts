@@ -1,11 +1,11 @@
 /** A filesystem whose files can share blocks (xfs with reflink), for tests, where the machine's own cannot. */
 
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { mkdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Test } from 'tap';
 import { MIB } from '../base/index.ts';
+import { makeScratchDirectory } from './scratch.ts';
 
 /** The least that mkfs.xfs takes, and some room; the file behind it is sparse. */
 const SIZE_BYTES = 512 * MIB;
@@ -16,7 +16,7 @@ const SIZE_BYTES = 512 * MIB;
  * @returns its directory, or undefined, said loudly, where it cannot be made; the test must return then.
  */
 export function mountReflinkDisk(t: Pick<Test, 'comment' | 'teardown'>): string | undefined {
-  const parent = mkdtempSync(join(tmpdir(), 'cowbell-xfs-'));
+  const parent = makeScratchDirectory();
   const [image, directory] = [join(parent, 'disk'), join(parent, 'mounted')];
   const run = (command: string, ...args: string[]): unknown =>
     execFileSync(command, args, {

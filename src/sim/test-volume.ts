@@ -10,7 +10,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type Clock, KIB, ManualClock } from '../base/index.ts';
-import { FaultyDevice, MemoryDevice } from '../device/index.ts';
+import { FaultyDevice, MemoryDevice, openFileDevice } from '../device/index.ts';
 import { createVolume, Volume } from '../volume/index.ts';
 
 export const TEST_TRACK_BYTES = 4 * KIB;
@@ -31,6 +31,8 @@ export interface TestVolumeOptions {
   readonly freezeWaitMsMax?: number;
   /** 2 where left out. */
   readonly intentRegionTracks?: number;
+  /** A directory on a filesystem that shares blocks: the volume lies there with its home, its snapshots are by clone. */
+  readonly cloneOn?: string;
 }
 
 interface Teardown {
@@ -39,13 +41,19 @@ interface Teardown {
 
 /** Makes and opens a volume; the test's teardown closes and removes it. */
 export async function makeTestVolume(t: Teardown, options: TestVolumeOptions): Promise<TestVolume> {
-  const parent = await mkdtemp(join(tmpdir(), 'cowbell-volume-'));
+  const { cloneOn } = options;
+  const parent = await mkdtemp(join(cloneOn ?? tmpdir(), 'cowbell-volume-'));
   const directory = join(parent, 'v');
   const clock = new ManualClock();
   const trackSizeBytes = options.trackSizeBytes ?? TEST_TRACK_BYTES;
   const sizeBytes = options.sizeBytes ?? options.trackCount * trackSizeBytes;
-  await createVolume(directory, { sizeBytes, trackSizeBytes, clock });
-  const home = new FaultyDevice(new MemoryDevice({ sizeBytes }));
+  const snapshotBy = cloneOn === undefined ? 'copy' : 'clone';
+  const identity = await createVolume(directory, { sizeBytes, trackSizeBytes, clock, snapshotBy });
+  const disk =
+    cloneOn === undefined
+      ? new MemoryDevice({ sizeBytes })
+      : await openFileDevice({ path: identity.home, readOnly: false, syncName: 'home' });
+  const home = new FaultyDevice(disk);
   // The device outlives each opening: closing the volume must not take the test's disk away.
   const registry = { open: async () => withoutClose(home) };
   const open = (): Promise<Volume> =>
@@ -69,6 +77,7 @@ export async function makeTestVolume(t: Teardown, options: TestVolumeOptions): P
   };
   t.teardown(async () => {
     await test.volume.close();
+    await home.close();
     await rm(parent, { recursive: true, force: true });
   });
   return test;

@@ -310,6 +310,8 @@ export class StateExam {
     const newest = Math.max(...numbers);
     for (const record of this.snapshots()) {
       // A number that is damaged itself may have been any.
+      // One by clone needs nothing of others.
+      if (record.by === 'clone') continue;
       if (record.state === 'damaged' || (record.number > newest && !numbers.includes(0))) continue;
       this.#change('snapshots', keyOf(record.number), { ...record, state: 'damaged', reason });
     }

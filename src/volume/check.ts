@@ -25,7 +25,6 @@ import { Geometry } from './geometry.ts';
 import { findSegments, type FoundSegment, removeSegments, segmentName } from './intent-log.ts';
 import type { OpenVolumeOptions } from './opening.ts';
 import { readThrough } from './read-through.ts';
-import { SnapshotStore } from './snapshot-store.ts';
 import { SnapshotFolder } from './snapshot-folder.ts';
 import { directoryIdentity, type SnapshotRecord, type VolumeRecord, VolumeState } from './state.ts';
 import { Volume } from './volume.ts';
@@ -187,6 +186,10 @@ class Check {
         this.#tellSnapshot(record, record.reason ?? 'it was found damaged before');
         continue;
       }
+      if (record.by === 'clone') {
+        await this.#examineClone(record, folder);
+        continue;
+      }
       const store = await folder.open(record);
       if (store instanceof CorruptionError) {
         this.#tellSnapshot(record, store.message);
@@ -206,18 +209,26 @@ class Check {
     await this.#clearSnapshotFolder(records);
   }
 
-  #tellSnapshot({ number, name }: Pick<SnapshotRecord, 'number' | 'name'>, what: string): void {
+  /** It has no checksums: whether it is there, and as long as it was, is all that can be told. */
+  async #examineClone(record: SnapshotRecord, folder: SnapshotFolder): Promise<void> {
+    if (record.state !== 'ready') return;
+    const clone = await folder.openClone(record);
+    if (clone instanceof CorruptionError) this.#tellSnapshot(record, clone.message);
+    else await clone.close();
+  }
+
+  #tellSnapshot({ number, name, by }: Pick<SnapshotRecord, 'number' | 'name' | 'by'>, what: string): void {
     this.#toldSnapshots.add(number);
-    const how = 'delete it; older snapshots need what it held, too';
+    const how = by === 'clone' ? 'delete it' : 'delete it; older snapshots need what it held, too';
     this.#report(damage(`snapshot ${name}`, what, how, false), false);
   }
 
   async #clearSnapshotFolder(records: readonly SnapshotRecord[]): Promise<void> {
     const folder = join(this.#directory, 'snapshots');
     if (!existsSync(folder)) return;
-    const known = new Set(records.map(({ storeId }) => SnapshotStore.nameOf(storeId)));
+    const known = new Set(records.map((record) => SnapshotFolder.nameOf(record)));
     for (const name of await readdir(folder)) {
-      if (!SnapshotStore.isName(name) || known.has(name)) continue;
+      if (!SnapshotFolder.isName(name) || known.has(name)) continue;
       if (this.#isWriting) await rm(join(folder, name), { force: true });
       const finding = note(`snapshots/${name}`, 'no snapshot has the file', 'it is removed');
       this.#report({ ...finding, isRepairable: true }, this.#isWriting);

@@ -27,7 +27,8 @@ import {
 import { createSparseFile, parseDeviceAddress } from '../device/index.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
-import type { FullPolicy } from './snapshots.ts';
+import { assertCanClone } from './snapshot-clone.ts';
+import type { FullPolicy, SnapshotKind } from './snapshot-info.ts';
 import { directoryIdentity, homeStamp, type StartPoint, VolumeState } from './state.ts';
 
 export const STATE_FILE = 'state.mdb';
@@ -48,6 +49,8 @@ export interface VolumeIdentity {
   readonly createdMs: number;
   /** What happens to a write that needs its track's old content kept when there is no room. */
   readonly snapshotFull: FullPolicy;
+  /** How snapshots keep what is replaced. */
+  readonly snapshotBy: SnapshotKind;
 }
 
 export interface CreateOptions {
@@ -57,6 +60,8 @@ export interface CreateOptions {
   readonly home?: string;
   /** `refuse` where left out. */
   readonly snapshotFull?: FullPolicy;
+  /** `copy` where left out. */
+  readonly snapshotBy?: SnapshotKind;
   readonly clock?: Clock;
   /** Makes the volume a copy of what another one held. Its home must be a file that is not there yet. */
   readonly copyOf?: VolumeOrigin;
@@ -73,7 +78,7 @@ export interface VolumeOrigin {
 /**
  * Makes a volume, durable when the promise resolves. On failure whatever was made is removed again.
  *
- * @throws {VolumeError} `exists`, `invalid-geometry`; with `copyOf` also `home-unusable` and what filling throws
+ * @throws {VolumeError} `exists`, `invalid-geometry`; by clone also `cannot-clone`; with `copyOf` also `home-unusable` and what filling throws
  */
 export async function createVolume(path: string, options: CreateOptions): Promise<VolumeIdentity> {
   const directory = resolve(path);
@@ -86,6 +91,8 @@ export async function createVolume(path: string, options: CreateOptions): Promis
   try {
     if (options.copyOf !== undefined && !makesHome) throw unusableHome(home, homePath);
     if (makesHome) await createSparseFile(homePath, geometry.sizeBytes, 'home-create');
+    if (options.snapshotBy === 'clone')
+      await assertCanClone({ home, homePath, directory, sizeBytes: geometry.sizeBytes });
     const start = makesHome ? await fillHome(homePath, options.copyOf) : undefined;
     const record = {
       volumeId,
@@ -95,6 +102,7 @@ export async function createVolume(path: string, options: CreateOptions): Promis
       createdMs: (options.clock ?? systemClock).now(),
       directory: await directoryIdentity(directory),
       ...(options.snapshotFull === undefined ? {} : { snapshotFull: options.snapshotFull }),
+      ...(options.snapshotBy === undefined ? {} : { snapshotBy: options.snapshotBy }),
     };
     await VolumeState.create(join(directory, STATE_FILE), record, start);
     if (homePath !== undefined) setAttribute(homePath, HOME_ATTRIBUTE, volumeId);
@@ -165,7 +173,8 @@ export async function openState(
 }
 
 export function identityOf(directory: string, state: Pick<VolumeState, 'record'>): VolumeIdentity {
-  const { volumeId, sizeBytes, trackSizeBytes, home, createdMs, snapshotFull = 'refuse' } = state.record;
+  const { volumeId, sizeBytes, trackSizeBytes, home, createdMs } = state.record;
+  const { snapshotFull = 'refuse', snapshotBy = 'copy' } = state.record;
   return {
     volumeId,
     name: basename(directory),
@@ -175,6 +184,7 @@ export function identityOf(directory: string, state: Pick<VolumeState, 'record'>
     home: homePathOf(directory, home) ?? home,
     createdMs,
     snapshotFull,
+    snapshotBy,
   };
 }
 

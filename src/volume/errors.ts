@@ -41,6 +41,8 @@ export interface VolumeErrorDetails {
   'snapshot-damaged': { readonly name: string; readonly reason: string };
   /** The store that it was to be saved to has a set of a later point, or of the same one. */
   'snapshot-behind': { readonly name: string };
+  /** Snapshots by clone need a filesystem that shares blocks, with the home and the volume's directory on it. */
+  'cannot-clone': { readonly home: string };
   /** Somebody reads the snapshot. */
   'snapshot-in-use': { readonly name: string };
   /** A rollback was interrupted, and opening the volume could not finish it. */

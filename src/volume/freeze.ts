@@ -3,6 +3,7 @@
  *
  *     prepare all    flush the homes, make what the next epochs need; the gates are open
  *     close all      writes wait outside; those inside finish
+ *     while closed   what some points need made at the instant itself; most need nothing
  *     fix all        nothing is awaited: the same instant for all volumes
  *     reopen all
  *     begin all      what the points are for
@@ -18,6 +19,8 @@ import { type MaybePromise, type Slots, systemClock } from '../base/index.ts';
 export interface PointUse<T> {
   /** Everything that takes time. Writes go on. */
   prepare(): MaybePromise<void>;
+  /** What takes a moment, with every gate closed and empty; all of a freeze's finish before the first is fixed. */
+  whileClosed?(): Promise<void>;
   /** Called with every gate closed and empty. Neither waits nor throws. */
   fix(): void;
   /** Called right after the gates were opened again. Does not throw. */
@@ -70,6 +73,10 @@ async function fixAll(parts: readonly FreezePart<unknown>[]): Promise<number> {
   try {
     await allOf(parts.map((part) => part.closeGate().then(() => closed.push(part))));
     for (const part of parts) part.assertMayFix();
+    if (parts.some((part) => part.whileClosed !== undefined)) {
+      await allOf(parts.map(async (part) => part.whileClosed?.()));
+      for (const part of parts) part.assertMayFix();
+    }
     for (const part of parts) part.fix();
   } finally {
     for (const part of closed) part.reopenGate();

@@ -17,6 +17,12 @@ export { BackupSession, type SessionPlan, type SessionState, type SessionStatus 
 export type { OpenVolumeOptions } from './opening.ts';
 export type { SessionRequest } from './sessions.ts';
 export type { SnapshotDevice } from './snapshot-device.ts';
-export { FULL_POLICIES, type FullPolicy, type SnapshotInfo } from './snapshots.ts';
+export {
+  FULL_POLICIES,
+  type FullPolicy,
+  SNAPSHOT_KINDS,
+  type SnapshotKind,
+  type SnapshotInfo,
+} from './snapshot-info.ts';
 export type { CreatedSnapshot, VolumeStatus } from './volume-status.ts';
 export { Volume } from './volume.ts';

@@ -96,21 +96,20 @@ export async function openParts(
 
 /** Opens what the snapshots keep; see `Snapshots.open`. @param onReleased tracks may be written without a copy. */
 export function openSnapshots(
-  { identity, geometry, state, home, homeDamage }: OpenParts,
+  { identity, geometry, state, home, epochs, homeDamage }: OpenParts,
   { readOnly = false, onWarning, onSnapshotDropped }: OpenVolumeOptions,
   onReleased: (run: TrackRun) => void,
 ): Promise<Snapshots> {
-  const { directory, name: volumeName, snapshotFull: whenFull } = identity;
   const options: SnapshotsOptions = {
-    directory,
+    identity,
     geometry,
     state,
-    whenFull,
+    home,
+    epochs,
     readOnly,
-    readHome: (target, offsetBytes) => home.read(target, offsetBytes),
     onReleased,
     onDropped: (name, reason) => {
-      onWarning?.(`Snapshot ${name} of ${volumeName} was dropped: ${reason}`);
+      onWarning?.(`Snapshot ${name} of ${identity.name} was dropped: ${reason}`);
       onSnapshotDropped?.(name);
     },
   };

@@ -11,7 +11,8 @@ import { GIB, LIMITS } from '../base/index.ts';
 import type { DeviceExtent } from '../device/index.ts';
 import type { TrackSet } from '../tracks/index.ts';
 import type { Geometry } from './geometry.ts';
-import type { Snapshot, Snapshots } from './snapshots.ts';
+import type { Snapshot } from './snapshot-member.ts';
+import type { Snapshots } from './snapshots.ts';
 
 export interface RollbackOptions {
   readonly snapshots: Snapshots;

@@ -17,7 +17,8 @@ import type { Points } from './points.ts';
 import { Protection } from './protection.ts';
 import { BackupSession, type BackupSessionOptions, type SessionPlan } from './session.ts';
 import { SnapshotTracks } from './snapshot-tracks.ts';
-import type { Snapshot, Snapshots } from './snapshots.ts';
+import type { Snapshot } from './snapshot-member.ts';
+import type { Snapshots } from './snapshots.ts';
 import type { WritePath } from './write-path.ts';
 
 export interface SessionRequest {

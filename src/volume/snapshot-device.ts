@@ -9,7 +9,8 @@ import {
 } from '../device/index.ts';
 import { LIMITS } from '../base/index.ts';
 import { VolumeError } from './errors.ts';
-import type { Snapshot, Snapshots } from './snapshots.ts';
+import type { Snapshot } from './snapshot-member.ts';
+import type { Snapshots } from './snapshots.ts';
 
 export interface SnapshotDeviceOptions {
   readonly snapshots: Snapshots;
@@ -64,6 +65,8 @@ export class SnapshotDevice implements BlockDevice {
     assertRange(this, offsetBytes, lengthBytes);
     const { snapshots, home } = this.#options;
     const { geometry } = this.snapshot;
+    const clone = snapshots.cloneOf(this.snapshot);
+    if (clone !== undefined) return clone.extents(offsetBytes, lengthBytes);
     const extents = await home.extents(offsetBytes, lengthBytes);
     // Looked at after the home was asked: a track that was replaced meanwhile is found out here.
     const said: DeviceExtent[] = [];
@@ -94,6 +97,8 @@ export class SnapshotDevice implements BlockDevice {
   ): Promise<readonly number[] | undefined> {
     const { snapshots, home } = this.#options;
     const { geometry } = this.snapshot;
+    const clone = snapshots.cloneOf(this.snapshot);
+    if (clone !== undefined) return (await clone.share(target, offsetBytes, lengthBytes)) ? [] : undefined;
     if ((await home.share?.(target, offsetBytes, lengthBytes)) !== true) return undefined;
     // Looked at after the home was shared: a track that was replaced meanwhile is found out here.
     const run = geometry.tracksOf(offsetBytes, lengthBytes);

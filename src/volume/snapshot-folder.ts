@@ -3,6 +3,7 @@
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CorruptionError, syncDirectory, systemCode } from '../base/index.ts';
+import { SnapshotClone } from './snapshot-clone.ts';
 import { SnapshotStore, type StorePlace } from './snapshot-store.ts';
 import type { SnapshotRecord } from './state.ts';
 
@@ -24,6 +25,16 @@ export class SnapshotFolder {
     this.#directory = join(options.volumeDirectory, FOLDER);
   }
 
+  /** The name of a snapshot's file. */
+  static nameOf({ storeId, by }: SnapshotRecord): string {
+    return by === 'clone' ? SnapshotClone.nameOf(storeId) : SnapshotStore.nameOf(storeId);
+  }
+
+  /** Whether a file of that name is some snapshot's. */
+  static isName(name: string): boolean {
+    return SnapshotClone.isName(name) || SnapshotStore.isName(name);
+  }
+
   /** Makes the folder where it is missing, durably. */
   async make(): Promise<void> {
     try {
@@ -38,6 +49,21 @@ export class SnapshotFolder {
   /** Makes a snapshot's empty file, durably. */
   create(record: SnapshotRecord): Promise<SnapshotStore> {
     return SnapshotStore.create(this.#placeOf(record));
+  }
+
+  /** Makes the file of a snapshot by clone, durably, with nothing in it yet. */
+  createClone(record: SnapshotRecord): Promise<SnapshotClone> {
+    return SnapshotClone.create(this.#placeOf(record), record.sizeBytes);
+  }
+
+  /** @returns the reason where the file is missing or shorter than it was. */
+  async openClone(record: SnapshotRecord): Promise<SnapshotClone | CorruptionError> {
+    try {
+      return await SnapshotClone.open(this.#placeOf(record), record.sizeBytes);
+    } catch (error) {
+      if (error instanceof CorruptionError) return error;
+      throw error;
+    }
   }
 
   /** @returns the reason where the file is missing, damaged, or shorter than it was. */
@@ -58,7 +84,10 @@ export class SnapshotFolder {
 
   /** Removes the file of a snapshot whose file cannot be opened. */
   async remove(record: SnapshotRecord): Promise<void> {
-    await rm(SnapshotStore.pathOf(this.#placeOf(record)), { force: true });
+    const place = this.#placeOf(record);
+    await rm(record.by === 'clone' ? SnapshotClone.pathOf(place) : SnapshotStore.pathOf(place), {
+      force: true,
+    });
   }
 
   /** Removes files of snapshots that were never recorded, or whose record has gone. */
@@ -70,9 +99,9 @@ export class SnapshotFolder {
       if (systemCode(error) === 'ENOENT') return;
       throw error;
     }
-    const known = new Set(records.map(({ storeId }) => SnapshotStore.nameOf(storeId)));
+    const known = new Set(records.map((record) => SnapshotFolder.nameOf(record)));
     for (const name of names) {
-      if (SnapshotStore.isName(name) && !known.has(name))
+      if (SnapshotFolder.isName(name) && !known.has(name))
         await rm(join(this.#directory, name), { force: true });
     }
   }

@@ -8,7 +8,8 @@ import { type Deferred, deferred } from '../base/index.ts';
 import type { TrackBits, TrackRun } from '../tracks/index.ts';
 import type { DivertedTrack } from './protection.ts';
 import type { SessionTracks } from './session.ts';
-import type { Snapshot, Snapshots } from './snapshots.ts';
+import type { Snapshot } from './snapshot-member.ts';
+import type { Snapshots } from './snapshots.ts';
 
 export interface SnapshotTracksOptions {
   readonly snapshots: Snapshots;

@@ -6,24 +6,41 @@
  * zeroes, snapshots, deletions, rollbacks and reopenings; after each step every snapshot must read as the model says.
  */
 
-import { readdirSync, truncateSync, writeFileSync } from 'node:fs';
+import { readdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import fc from 'fast-check';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import {
   labelOf,
   labelsOf,
   makeTestVolume,
+  mountReflinkDisk,
+  mountTmpfs,
   TEST_TRACK_BYTES,
   type TestVolume,
+  type TestVolumeOptions,
   writeLabel,
 } from '../sim/index.ts';
 import { observeSyncs } from '../base/index.ts';
-import { openState } from './directory.ts';
+import { createVolume, openState } from './directory.ts';
 import { createSnapshots, Volume } from './index.ts';
 
 const TRACKS = 8;
+
+type MakeVolume = typeof makeTestVolume;
+const disk = mountReflinkDisk(t);
+
+/** Snapshots by copy and by clone promise the same. */
+function onBoth(name: string, body: (t: Test, make: MakeVolume) => Promise<void>): void {
+  t.test(name, (t) => body(t, makeTestVolume));
+  if (disk === undefined) return;
+  t.test(`${name}, by clone`, (t) =>
+    body(t, (teardown, options: TestVolumeOptions) =>
+      makeTestVolume(teardown, { ...options, cloneOn: disk }),
+    ),
+  );
+}
 
 async function labelsIn(volume: Volume, name: string): Promise<string[]> {
   const device = volume.openSnapshot(name);
@@ -42,8 +59,8 @@ async function fill(volume: Volume, prefix: string): Promise<void> {
   for (let track = 0; track < TRACKS; track += 1) await writeLabel(volume, track, `${prefix}${track}`);
 }
 
-t.test('a snapshot keeps what is overwritten, trimmed and zeroed, and no more', async (t) => {
-  const test = await makeTestVolume(t, { trackCount: TRACKS });
+onBoth('a snapshot keeps what is overwritten, trimmed and zeroed, and no more', async (t, make) => {
+  const test = await make(t, { trackCount: TRACKS });
   const { volume } = test;
   await fill(volume, 'a');
   const { point } = await volume.createSnapshot('one');
@@ -62,8 +79,8 @@ t.test('a snapshot keeps what is overwritten, trimmed and zeroed, and no more', 
   t.same(readdirSync(join(test.directory, 'snapshots')), []);
 });
 
-t.test('a part of a track is kept with the rest of it', async (t) => {
-  const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
+onBoth('a part of a track is kept with the rest of it', async (t, make) => {
+  const { volume } = await make(t, { trackCount: TRACKS });
   await fill(volume, 'a');
   await volume.createSnapshot('one');
   await volume.write(Buffer.alloc(512, 'x'), 3 * TEST_TRACK_BYTES + 512);
@@ -133,8 +150,8 @@ t.test('a snapshot that cannot be kept refuses the write and loses nothing', asy
   );
 });
 
-t.test('a trim that was put off is not done after a rollback undid it', async (t) => {
-  const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
+onBoth('a trim that was put off is not done after a rollback undid it', async (t, make) => {
+  const { volume } = await make(t, { trackCount: TRACKS });
   await fill(volume, 'a');
   await volume.createSnapshot('one');
   await volume.trim(TEST_TRACK_BYTES, TEST_TRACK_BYTES);
@@ -144,8 +161,8 @@ t.test('a trim that was put off is not done after a rollback undid it', async (t
   t.equal((await labelsOf(volume))[1], 'a1');
 });
 
-t.test('a snapshot is kept while the volume is rolled back to it', async (t) => {
-  const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
+onBoth('a snapshot is kept while the volume is rolled back to it', async (t, make) => {
+  const { volume } = await make(t, { trackCount: TRACKS });
   await fill(volume, 'a');
   await volume.createSnapshot('one');
   await fill(volume, 'b');
@@ -155,8 +172,8 @@ t.test('a snapshot is kept while the volume is rolled back to it', async (t) => 
   t.equal((await labelsOf(volume))[1], 'a1');
 });
 
-t.test('names', async (t) => {
-  const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
+onBoth('names', async (t, make) => {
+  const { volume } = await make(t, { trackCount: TRACKS });
   for (const name of ['', '.x', '-x', 'a/b', 'a@b', 'x'.repeat(65)]) {
     await t.rejects(volume.createSnapshot(name), { code: 'invalid-name' }, name);
   }
@@ -167,8 +184,8 @@ t.test('names', async (t) => {
   await t.rejects(volume.rollBack('two'), { code: 'unknown-snapshot' });
 });
 
-t.test('a snapshot that is read is not deleted', async (t) => {
-  const { volume } = await makeTestVolume(t, { trackCount: TRACKS });
+onBoth('a snapshot that is read is not deleted', async (t, make) => {
+  const { volume } = await make(t, { trackCount: TRACKS });
   await volume.createSnapshot('one');
   const device = volume.openSnapshot('one');
   await t.rejects(volume.deleteSnapshot('one'), { code: 'snapshot-in-use' });
@@ -207,8 +224,8 @@ t.test(
   },
 );
 
-t.test('a rollback brings everything back, is tracked, and newer snapshots stay exact', async (t) => {
-  const test = await makeTestVolume(t, { trackCount: TRACKS });
+onBoth('a rollback brings everything back, is tracked, and newer snapshots stay exact', async (t, make) => {
+  const test = await make(t, { trackCount: TRACKS });
   const { volume } = test;
   await fill(volume, 'a');
   await volume.createSnapshot('one');
@@ -239,9 +256,9 @@ t.test('a volume in the middle of a rollback is not opened for reading only', as
   t.equal((await labelsOf(await test.reopen()))[1], 'a1');
 });
 
-t.test('several volumes, one instant, all or none', async (t) => {
-  const a = await makeTestVolume(t, { trackCount: TRACKS, freezeWaitMsMax: 50 });
-  const b = await makeTestVolume(t, { trackCount: TRACKS, freezeWaitMsMax: 50 });
+onBoth('several volumes, one instant, all or none', async (t, make) => {
+  const a = await make(t, { trackCount: TRACKS, freezeWaitMsMax: 50 });
+  const b = await make(t, { trackCount: TRACKS, freezeWaitMsMax: 50 });
   const made = await createSnapshots('both', [a.volume, b.volume]);
   t.equal(made.length, 2);
   await b.volume.createSnapshot('taken');
@@ -305,11 +322,11 @@ async function take(test: TestVolume, model: Model, count: number, next: Step): 
   }
 }
 
-t.test('property: every snapshot is what the volume was', async (t) => {
+onBoth('property: every snapshot is what the volume was', async (t, make) => {
   await fc.assert(
     fc.asyncProperty(fc.array(step, { minLength: 5, maxLength: 40 }), async (steps) => {
       const endings: (() => Promise<void>)[] = [];
-      const test = await makeTestVolume({ teardown: (body) => endings.push(body) }, { trackCount: TRACKS });
+      const test = await make({ teardown: (body) => endings.push(body) }, { trackCount: TRACKS });
       const model = new Model();
       try {
         for (const [count, next] of steps.entries()) {
@@ -355,3 +372,95 @@ t.test(
     t.match(again.snapshots(), [{ name: 'one', tracks: 2 }]);
   },
 );
+
+t.test('by clone: what one file lost is noticed, and is nothing to the others', async (t) => {
+  if (disk === undefined) return;
+  const test = await makeTestVolume(t, { trackCount: TRACKS, cloneOn: disk });
+  const { volume } = test;
+  await fill(volume, 'a');
+  for (const [index, name] of ['one', 'two', 'three', 'half', 'leaving'].entries()) {
+    await volume.createSnapshot(name);
+    await writeLabel(volume, index, `b${index}`);
+  }
+  const now = await labelsOf(volume);
+  await volume.close();
+  const folder = join(test.directory, 'snapshots');
+  const state = await openState(test.directory, { readOnly: false });
+  const [one, two, , half, leaving] = state.snapshots();
+  if (one === undefined || two === undefined || half === undefined || leaving === undefined)
+    throw new Error();
+  await state.saveSnapshot({ ...half, state: 'creating' });
+  await state.saveSnapshot({ ...leaving, state: 'deleting' });
+  await state.close();
+  truncateSync(join(folder, `${one.storeId}.clone`), 4096);
+  rmSync(join(folder, `${two.storeId}.clone`));
+  writeFileSync(join(folder, `${'0'.repeat(32)}.clone`), 'a stray');
+  const reopened = await test.reopen();
+  while (reopened.snapshots().length > 3 || readdirSync(folder).length > 2) await turn();
+  t.match(reopened.snapshots(), [
+    { name: 'one', state: 'damaged', by: 'clone', reason: /ends after 4096 bytes/ },
+    { name: 'two', state: 'damaged', reason: /No such file|ENOENT|not exist/i },
+    { name: 'three', state: 'ready' },
+  ]);
+  t.throws(() => reopened.openSnapshot('one'), { code: 'snapshot-damaged' });
+  t.same((await labelsIn(reopened, 'three')).slice(0, 4), ['b0', 'b1', 'a2', 'a3']);
+  t.same(await labelsOf(reopened), now);
+  for (const name of ['two', 'one', 'three']) await reopened.deleteSnapshot(name);
+  t.same(readdirSync(folder), []);
+});
+
+t.test('by clone: a group of which one cannot is none, and its gates are open again', async (t) => {
+  if (disk === undefined) return;
+  const a = await makeTestVolume(t, { trackCount: TRACKS, cloneOn: disk });
+  const b = await makeTestVolume(t, { trackCount: TRACKS, cloneOn: disk });
+  const epochs = [a, b].map(({ volume }) => volume.status().epoch);
+  b.home.share = async () => false;
+  await t.rejects(createSnapshots('both', [a.volume, b.volume]), { code: 'cannot-clone' });
+  for (const { volume, directory } of [a, b]) {
+    t.same(volume.snapshots(), []);
+    t.same(readdirSync(join(directory, 'snapshots')), []);
+    await writeLabel(volume, 0, 'x');
+  }
+  t.same(
+    [a, b].map(({ volume }) => volume.status().epoch),
+    epochs,
+    'nothing was fixed',
+  );
+});
+
+t.test('by clone: a snapshot is ready only after its file is durable', async (t) => {
+  if (disk === undefined) return;
+  const { volume, directory } = await makeTestVolume(t, { trackCount: TRACKS, cloneOn: disk });
+  await fill(volume, 'a');
+  observeSyncs({
+    before: (event) => {
+      const isTaken = volume.snapshots().length > 0;
+      if (isTaken && event.kind === 'file' && event.name === 'snapshot-store')
+        throw new Error('the disk is gone');
+      return 'perform';
+    },
+  });
+  t.teardown(() => observeSyncs(undefined));
+  await t.rejects(volume.createSnapshot('one'), /the disk is gone/);
+  observeSyncs(undefined);
+  t.same(volume.snapshots(), []);
+  t.same(readdirSync(join(directory, 'snapshots')), []);
+  await writeLabel(volume, 0, 'b0');
+  await volume.createSnapshot('two');
+});
+
+t.test('by clone: refused at creation where the filesystem cannot, and nothing is left', async (t) => {
+  const parent = mountTmpfs(t, 2 ** 20);
+  if (parent === undefined) return;
+  const options = { sizeBytes: TRACKS * TEST_TRACK_BYTES, trackSizeBytes: TEST_TRACK_BYTES } as const;
+  const directory = join(parent, 'v');
+  await t.rejects(createVolume(directory, { ...options, snapshotBy: 'clone' }), { code: 'cannot-clone' });
+  if (disk !== undefined) {
+    const home = join(disk, 'elsewhere.raw');
+    await t.rejects(createVolume(directory, { ...options, snapshotBy: 'clone', home }), {
+      code: 'cannot-clone',
+    });
+    t.notOk(readdirSync(disk).includes('elsewhere.raw'));
+  }
+  t.same(readdirSync(parent), []);
+});

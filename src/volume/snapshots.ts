@@ -16,90 +16,42 @@
  * Readers need no lock: they read the home, then look whether a store has got the track meanwhile.
  */
 
-import {
-  CorruptionError,
-  LIMITS,
-  type MaybePromise,
-  messageOf,
-  randomId,
-  Slots,
-  systemCode,
-} from '../base/index.ts';
+import { CorruptionError, LIMITS, messageOf, randomId, Slots, systemCode } from '../base/index.ts';
+import type { BlockDevice } from '../device/index.ts';
 import { TrackBits, type TrackRun } from '../tracks/index.ts';
 import { CopyBuffers } from './copy-buffers.ts';
+import type { VolumeIdentity } from './directory.ts';
+import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
-import { Geometry } from './geometry.ts';
+import type { Geometry } from './geometry.ts';
+import type { SnapshotClone } from './snapshot-clone.ts';
 import { assertSnapshotName, gone, unknown } from './snapshot-errors.ts';
 import { SnapshotFolder } from './snapshot-folder.ts';
+import type { SnapshotInfo } from './snapshot-info.ts';
+import {
+  infoOf,
+  isLive,
+  type Member,
+  memberOf,
+  type PreparedSnapshot,
+  type Snapshot,
+} from './snapshot-member.ts';
 import { SnapshotStore } from './snapshot-store.ts';
 import type { SnapshotRecord, VolumeState } from './state.ts';
 import type { Protector } from './write-path.ts';
 
-/** What happens to a write that needs its track's old content kept when there is no room for it. */
-export const FULL_POLICIES = ['refuse', 'drop'] as const;
-/** `refuse`: the write fails. `drop`: the oldest snapshots go until there is room. */
-export type FullPolicy = (typeof FULL_POLICIES)[number];
-
 export interface SnapshotsOptions {
-  /** The volume's. */
-  readonly directory: string;
+  readonly identity: Pick<VolumeIdentity, 'directory' | 'snapshotFull' | 'snapshotBy'>;
   readonly geometry: Geometry;
   readonly state: VolumeState;
-  readonly whenFull: FullPolicy;
   readonly readOnly: boolean;
-  /** Reads from the home, as far as the target is long. */
-  readonly readHome: (target: Buffer, offsetBytes: number) => MaybePromise<void>;
+  readonly home: Pick<BlockDevice, 'read' | 'share' | 'description'>;
+  /** Tell which tracks may have been replaced since a snapshot by clone. */
+  readonly epochs: Pick<EpochHistory, 'changedIn'>;
   /** Tracks may be written without a copy. */
   readonly onReleased: (run: TrackRun) => void;
   /** A snapshot was dropped for want of room; somebody must be told. */
   readonly onDropped: (name: string, reason: string) => void;
-}
-
-/** What `list` tells. */
-export interface SnapshotInfo {
-  /** Its place in the order of points. */
-  readonly number: number;
-  readonly name: string;
-  readonly point: string;
-  readonly createdMs: number;
-  readonly sizeBytes: number;
-  readonly state: SnapshotRecord['state'];
-  readonly reason: string | undefined;
-  /** Bytes that its own store takes. */
-  readonly usedBytes: number;
-  /** Tracks that its own store holds. */
-  readonly tracks: number;
-  /** Exports, sessions and the like that read it now. */
-  readonly readers: number;
-}
-
-/** A snapshot as its readers hold it. */
-export interface Snapshot {
-  readonly name: string;
-  readonly point: string;
-  readonly createdMs: number;
-  /** Its place in the order of points. */
-  readonly number: number;
-  /** The volume's size at its point, and the tracks that it has. */
-  readonly geometry: Geometry;
-}
-
-interface Member extends Snapshot {
-  record: SnapshotRecord;
-  /** Undefined where it is damaged. */
-  readonly store: SnapshotStore | undefined;
-  readerCount: number;
-  /** It is about to be recorded as deleted: nobody may begin to read it. */
-  isLeaving: boolean;
-  /** Holders without whom it must not go even where the disk is full. */
-  pinCount: number;
-}
-
-/** A snapshot between `prepare` and `finish`. */
-export interface PreparedSnapshot {
-  readonly record: SnapshotRecord;
-  readonly store: SnapshotStore;
-  readonly unsaved: TrackBits;
 }
 
 export class Snapshots implements Protector {
@@ -121,9 +73,9 @@ export class Snapshots implements Protector {
 
   private constructor(options: SnapshotsOptions) {
     this.#options = options;
-    const { directory: volumeDirectory, readOnly } = options;
-    const { trackSizeBytes } = options.geometry;
-    this.#folder = new SnapshotFolder({ volumeDirectory, trackSizeBytes, readOnly });
+    const { identity, geometry, readOnly } = options;
+    const { trackSizeBytes } = geometry;
+    this.#folder = new SnapshotFolder({ volumeDirectory: identity.directory, trackSizeBytes, readOnly });
     this.#buffers = new CopyBuffers(trackSizeBytes, LIMITS.snapshotIdleBufferBytesMax);
   }
 
@@ -158,18 +110,7 @@ export class Snapshots implements Protector {
 
   /** Oldest first. Those that are being made or deleted are listed too. */
   list(): SnapshotInfo[] {
-    return this.#chain.map(({ record, store, readerCount }) => ({
-      number: record.number,
-      name: record.name,
-      point: record.point,
-      createdMs: record.createdMs,
-      sizeBytes: record.sizeBytes,
-      state: record.state,
-      reason: record.reason,
-      usedBytes: store?.usedBytes ?? 0,
-      tracks: store?.trackCount ?? 0,
-      readers: readerCount,
-    }));
+    return this.#chain.map((member) => infoOf(member, this.#options.epochs));
   }
 
   /** Points that must stay boundaries of `changedSince`. */
@@ -186,7 +127,8 @@ export class Snapshots implements Protector {
    */
   async prepare(name: string, createdMs: number): Promise<PreparedSnapshot> {
     this.#assertNew(name);
-    const { state, geometry } = this.#options;
+    const { state, geometry, identity } = this.#options;
+    const by = identity.snapshotBy;
     await this.#folder.make();
     const number = Math.max(0, ...state.snapshots().map((record) => record.number)) + 1;
     const record: SnapshotRecord = {
@@ -197,23 +139,39 @@ export class Snapshots implements Protector {
       createdMs,
       sizeBytes: geometry.sizeBytes,
       state: 'creating',
+      ...(by === 'clone' ? { by } : {}),
     };
-    const store = await this.#folder.create(record);
+    const clone = by === 'clone' ? await this.#folder.createClone(record) : undefined;
+    const store = clone === undefined ? await this.#folder.create(record) : undefined;
     try {
       await state.saveSnapshot(record);
     } catch (error) {
       // The record may be there all the same. A file that it names must not go before it has gone for sure.
-      const end = (): Promise<void> => store.remove();
-      await state.removeSnapshot(number).then(end, () => store.close());
+      const file = store ?? clone;
+      await state.removeSnapshot(number).then(
+        () => file?.remove(),
+        () => file?.close(),
+      );
       throw error;
     }
-    return { record, store, unsaved: TrackBits.all(geometry.trackCount) };
+    return { record, store, clone, unsaved: TrackBits.all(geometry.trackCount) };
+  }
+
+  /**
+   * What `fix` needs to be made while nothing is written. Called with the gate closed.
+   *
+   * @throws {VolumeError} `cannot-clone`; {DeviceError}
+   */
+  async takeClone({ clone }: PreparedSnapshot): Promise<void> {
+    await clone?.take(this.#options.home);
   }
 
   /** From this instant every track is kept before it is replaced. Called with the gate closed. */
-  fix({ record, store, unsaved }: PreparedSnapshot, point: string): void {
-    const member = this.#memberOf({ ...record, point }, store);
+  fix({ record, store, clone, unsaved }: PreparedSnapshot, point: string): void {
+    const member = this.#memberOf({ ...record, point }, { store, clone });
     this.#chain.push(member);
+    // It has everything already, and older ones go on as before.
+    if (clone !== undefined) return;
     this.#newest = member;
     this.#unsaved = unsaved;
   }
@@ -223,21 +181,22 @@ export class Snapshots implements Protector {
    *
    * @throws {VolumeError} `snapshot-gone` where it was dropped meanwhile.
    */
-  async finish({ record }: PreparedSnapshot): Promise<void> {
+  async finish({ record, clone }: PreparedSnapshot): Promise<void> {
+    await clone?.flush();
     const member = this.#chain.find(({ number }) => number === record.number);
     if (member?.record.state !== 'creating') throw gone(record.name);
     await this.#record(member, { ...member.record, state: 'ready' });
   }
 
   /** The snapshot will not be: what was made is taken back. */
-  async abandon({ record, store }: PreparedSnapshot): Promise<void> {
+  async abandon({ record, store, clone }: PreparedSnapshot): Promise<void> {
     const member = this.#chain.find(({ number }) => number === record.number);
     if (member !== undefined) {
       await this.#deleteMember(member);
       return;
     }
     await this.#options.state.removeSnapshot(record.number);
-    await store.remove();
+    await (store ?? clone)?.remove();
   }
 
   // --- On the way of every write ---
@@ -312,7 +271,20 @@ export class Snapshots implements Protector {
    * @throws {VolumeError} `snapshot-gone`
    */
   isAtHome(snapshot: Snapshot, track: number): boolean {
+    if (this.cloneOf(snapshot) !== undefined)
+      return this.#options.epochs.changedIn(snapshot.point, { first: track, count: 1 }).size === 0;
     return this.#holderOf(snapshot, track) === undefined;
+  }
+
+  /**
+   * The file of a snapshot by clone, which is all of its content.
+   *
+   * @throws {VolumeError} `snapshot-gone`
+   */
+  cloneOf(snapshot: Snapshot): SnapshotClone | undefined {
+    const member = this.#chain.find((one) => one === snapshot);
+    if (member === undefined || !isLive(member.record)) throw gone(snapshot.name);
+    return member.clone;
   }
 
   /**
@@ -322,6 +294,11 @@ export class Snapshots implements Protector {
    */
   async read(snapshot: Snapshot, target: Buffer, offsetBytes: number): Promise<void> {
     const { geometry } = this.#options;
+    const clone = this.cloneOf(snapshot);
+    if (clone !== undefined) {
+      await clone.read(target, offsetBytes);
+      return;
+    }
     const run = geometry.tracksOf(offsetBytes, target.length);
     const parts: Promise<void>[] = [];
     for (let first = run.first; first < run.first + run.count;) {
@@ -364,7 +341,9 @@ export class Snapshots implements Protector {
   /** Compares everything with its checksums. @returns what is wrong, a sentence for each snapshot. */
   async verify(): Promise<string[]> {
     const findings: string[] = [];
-    for (const { name, store, record } of this.#chain) {
+    for (const { name, store, clone, record } of this.#chain) {
+      // Nobody but the filesystem knows whether a clone is what it was.
+      if (clone !== undefined) continue;
       if (store === undefined) {
         findings.push(`Snapshot ${name} is damaged: ${record.reason ?? 'its file cannot be read'}`);
         continue;
@@ -379,20 +358,21 @@ export class Snapshots implements Protector {
   }
 
   async #copy(buffer: Buffer, track: number): Promise<void> {
-    const { readHome, onReleased } = this.#options;
+    const { home, onReleased } = this.#options;
     for (;;) {
       const unsaved = this.#unsaved;
       if (this.#newest === undefined || unsaved?.has(track) !== true) return;
       // What lies beyond the snapshot's end is none of its content.
       const { geometry } = this.#newest;
       const content = buffer.subarray(0, geometry.lengthOf({ first: track, count: 1 }));
-      await readHome(content, geometry.offsetOf(track));
+      await home.read(content, geometry.offsetOf(track));
       // With another set the track may have been written meanwhile: what was read is no copy for it.
       if (this.#unsaved !== unsaved || this.#newest?.store === undefined) continue;
       try {
         await this.#newest.store.save(track, content);
       } catch (error) {
-        if (this.#options.whenFull === 'refuse' || systemCode(error) !== 'snapshot-full') throw error;
+        if (this.#options.identity.snapshotFull === 'refuse' || systemCode(error) !== 'snapshot-full')
+          throw error;
         await this.#dropOldest(error);
         continue;
       }
@@ -432,7 +412,7 @@ export class Snapshots implements Protector {
     this.#remove(oldest);
     this.#options.onDropped(oldest.name, messageOf(reason));
     await this.#options.state.removeSnapshot(oldest.number);
-    await oldest.store?.remove();
+    await (oldest.store ?? oldest.clone)?.remove();
   }
 
   #deleteMember(member: Member): Promise<void> {
@@ -480,8 +460,9 @@ export class Snapshots implements Protector {
     if (!this.#chain.includes(member)) return;
     this.#remove(member);
     await this.#options.state.removeSnapshot(member.number);
-    if (member.store === undefined) await this.#folder.remove(member.record);
-    else await member.store.remove();
+    const file = member.store ?? member.clone;
+    if (file === undefined) await this.#folder.remove(member.record);
+    else await file.remove();
   }
 
   /** @returns false where the older one was dropped meanwhile, or the volume is being closed. */
@@ -590,8 +571,8 @@ export class Snapshots implements Protector {
 
   /** Reads tracks that the home had a moment ago, and again those that were replaced while it was read. */
   async #readHome(snapshot: Snapshot, target: Buffer, offsetBytes: number): Promise<void> {
-    const { geometry, readHome } = this.#options;
-    await readHome(target, offsetBytes);
+    const { geometry, home } = this.#options;
+    await home.read(target, offsetBytes);
     const run = geometry.tracksOf(offsetBytes, target.length);
     for (let track = run.first; track < run.first + run.count; track += 1) {
       const holder = this.#holderOf(snapshot, track);
@@ -617,11 +598,8 @@ export class Snapshots implements Protector {
     throw new VolumeError('too-many-snapshots', message, { count });
   }
 
-  #memberOf(record: SnapshotRecord, store: SnapshotStore | undefined): Member {
-    const { name, point, createdMs, number, sizeBytes } = record;
-    const geometry = new Geometry(sizeBytes, this.#options.geometry.trackSizeBytes);
-    const unused = { readerCount: 0, isLeaving: false, pinCount: 0 };
-    return { name, point, createdMs, number, geometry, record, store, ...unused };
+  #memberOf(record: SnapshotRecord, files: Pick<Member, 'store' | 'clone'>): Member {
+    return memberOf(record, files, this.#options.geometry.trackSizeBytes);
   }
 
   async #record(member: Member, record: SnapshotRecord): Promise<void> {
@@ -634,6 +612,10 @@ export class Snapshots implements Protector {
     // From the newest on: what one of them has lost, all older ones have lost.
     let damage = homeDamage;
     for (const record of state.snapshots().toReversed()) {
+      if (record.by === 'clone') {
+        await this.#loadClone(record);
+        continue;
+      }
       const opened = record.state === 'damaged' ? undefined : await this.#folder.open(record);
       if (opened instanceof CorruptionError) damage ??= opened.message;
       // What was being made when the process ended was promised to nobody.
@@ -644,15 +626,28 @@ export class Snapshots implements Protector {
         if (!readOnly) await state.saveSnapshot(now);
       }
       const store = damage === undefined && opened instanceof SnapshotStore ? opened : undefined;
-      this.#chain.unshift(this.#memberOf(now, store));
+      this.#chain.unshift(this.#memberOf(now, { store, clone: undefined }));
     }
     if (!readOnly) await this.#folder.removeStrays(this.#chain.map(({ record }) => record));
   }
 
+  /** A clone stands by itself: what the home or others have lost is nothing to it. */
+  async #loadClone(record: SnapshotRecord): Promise<void> {
+    const { state, readOnly } = this.#options;
+    let now: SnapshotRecord = record.state === 'creating' ? { ...record, state: 'deleting' } : record;
+    const opened = now.state === 'ready' ? await this.#folder.openClone(record) : undefined;
+    if (opened instanceof CorruptionError) {
+      now = { ...record, state: 'damaged', reason: opened.message };
+      if (!readOnly) await state.saveSnapshot(now);
+    }
+    const clone = opened instanceof CorruptionError ? undefined : opened;
+    this.#chain.unshift(this.#memberOf(now, { store: undefined, clone }));
+  }
+
   /** Remembers how long the store was, so that it can be seen when some of it is lost. */
   async #closeStore(member: Member): Promise<void> {
-    const { store, record } = member;
-    await store?.close();
+    const { store, clone, record } = member;
+    await (store ?? clone)?.close();
     if (store === undefined || this.#options.readOnly || store.usedBytes === record.endBytes) return;
     try {
       await this.#record(member, { ...record, endBytes: store.usedBytes });
@@ -660,9 +655,4 @@ export class Snapshots implements Protector {
       // The last known length remains; it is a lower bound at any time.
     }
   }
-}
-
-/** Whether copies are made for it, and its content can be read. */
-function isLive({ state }: SnapshotRecord): boolean {
-  return state === 'creating' || state === 'ready';
 }

@@ -33,6 +33,8 @@ export interface VolumeRecord {
   readonly directory: DirectoryIdentity;
   /** What is done when a snapshot has no room; `refuse` where left out. */
   readonly snapshotFull?: 'refuse' | 'drop';
+  /** How snapshots keep what is replaced; `copy` where left out. */
+  readonly snapshotBy?: 'copy' | 'clone';
 }
 
 /** How the home looked at the clean stop; a home that looks different was changed behind our back. */
@@ -81,6 +83,8 @@ export interface SnapshotRecord {
    * `damaged`: no reader gets anything of it, and nothing is kept for it any more.
    */
   readonly state: 'creating' | 'ready' | 'deleting' | 'damaged';
+  /** How it keeps what is replaced; `copy` where left out. */
+  readonly by?: 'copy' | 'clone';
   /** How long its store was, durably, when it was last closed: it never gets shorter. */
   readonly endBytes?: number;
   /** Why it is damaged. */

@@ -2,7 +2,7 @@
 
 import type { VolumeIdentity } from './directory.ts';
 import type { SessionStatus } from './session.ts';
-import type { SnapshotInfo } from './snapshots.ts';
+import type { SnapshotInfo } from './snapshot-info.ts';
 import type { Consumer, PoisonRecord } from './state.ts';
 
 /** A snapshot that was just made. */

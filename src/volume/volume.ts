@@ -38,7 +38,9 @@ import { type SessionRequest, Sessions } from './sessions.ts';
 import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
 import { rollBack } from './rollback.ts';
 import { SnapshotDevice } from './snapshot-device.ts';
-import { type PreparedSnapshot, type Snapshot, type SnapshotInfo, Snapshots } from './snapshots.ts';
+import type { SnapshotInfo } from './snapshot-info.ts';
+import type { PreparedSnapshot, Snapshot } from './snapshot-member.ts';
+import type { Snapshots } from './snapshots.ts';
 import type { CreatedSnapshot, VolumeStatus } from './volume-status.ts';
 import { WritePath } from './write-path.ts';
 
@@ -291,6 +293,7 @@ export class Volume implements BlockDevice {
       prepare: async () => {
         prepared = await this.#snapshots.prepare(name, this.#clock.now());
       },
+      whileClosed: () => this.#snapshots.takeClone(present(prepared, 'A snapshot was not prepared')),
       fix: () => {
         closed = this.#points.fix();
         this.#snapshots.fix(present(prepared, 'A snapshot was not prepared'), closed.point);

@@ -9,6 +9,8 @@ import {
   type Finding,
   FULL_POLICIES,
   type FullPolicy,
+  SNAPSHOT_KINDS,
+  type SnapshotKind,
   readVolumeIdentity,
   VolumeError,
 } from '../../volume/index.ts';
@@ -35,6 +37,7 @@ interface CreateOptions extends VolumeOptions {
   readonly trackSize: string | undefined;
   readonly home: string | undefined;
   readonly snapshotFull: FullPolicy | undefined;
+  readonly snapshotBy: SnapshotKind | undefined;
 }
 
 export const addVolume: AddCommand = (parser, run) =>
@@ -62,6 +65,11 @@ function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
           type: 'string',
           requiresArg: true,
           describe: 'File, block device or NBD URI for the bytes; a file in the directory when left out',
+        })
+        .option('snapshot-by', {
+          choices: SNAPSHOT_KINDS,
+          describe:
+            'How snapshots keep what is replaced: copy it themselves, or clone the home where its filesystem shares blocks, as xfs and btrfs do; copy when left out',
         })
         .option('snapshot-full', {
           choices: FULL_POLICIES,
@@ -133,6 +141,7 @@ async function create(context: CommandContext, options: CreateOptions): Promise<
   const trackSize = single('--track-size', options.trackSize);
   const home = single('--home', options.home);
   const snapshotFull = single('--snapshot-full', options.snapshotFull);
+  const snapshotBy = single('--snapshot-by', options.snapshotBy);
   if (home === '') throw new UsageError('--home is empty, wanted a path or a URI');
   const sizeBytes = readSize('--size', single('--size', options.size) ?? '');
   const place = home === undefined ? undefined : absolutePlace(home, context.directory);
@@ -143,6 +152,7 @@ async function create(context: CommandContext, options: CreateOptions): Promise<
       trackSize === undefined ? LIMITS.trackSizeBytesDefault : readSize('--track-size', trackSize),
     ...(place === undefined ? {} : { home: place }),
     ...(snapshotFull === undefined ? {} : { snapshotFull }),
+    ...(snapshotBy === undefined ? {} : { snapshotBy }),
     clock: context.clock,
   });
   context.output.report(
