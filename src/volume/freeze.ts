@@ -17,6 +17,8 @@ import { type MaybePromise, type Slots, systemClock } from '../base/index.ts';
 
 /** What a point is fixed for. */
 export interface PointUse<T> {
+  /** Asked before the part waits for its turn, and again by `prepare`. @throws where the freeze makes no sense. */
+  admit?(): void;
   /** Everything that takes time. Writes go on. */
   prepare(): MaybePromise<void>;
   /** What takes a moment, with every gate closed and empty; all of a freeze's finish before the first is fixed. */
@@ -43,7 +45,13 @@ export interface FreezePart<T> extends PointUse<T> {
 }
 
 /** @returns what the parts began, in their order. */
-export function freezeTogether<T>(parts: readonly FreezePart<T>[]): Promise<readonly T[]> {
+export async function freezeTogether<T>(parts: readonly FreezePart<T>[]): Promise<readonly T[]> {
+  try {
+    for (const part of parts) part.admit?.();
+  } catch (error) {
+    await Promise.allSettled(parts.map((part) => part.abandon()));
+    throw error;
+  }
   const inOrder = parts.toSorted((a, b) => (a.key < b.key ? -1 : 1));
   const freeze = inOrder.reduceRight(
     (next: () => Promise<readonly T[]>, { turn }) =>

@@ -86,6 +86,8 @@ export class Sessions {
       | { readonly closed: ClosedEpoch; readonly protection: Protection; readonly geometry: Geometry }
       | undefined;
     return {
+      // Who would have to wait for another freeze first is told at once.
+      admit: () => this.#refuseSecond(),
       prepare: () => {
         this.#refuseSecond();
         this.#starting = request;
