@@ -275,7 +275,8 @@ class CutWorld {
   async #close(volume: Volume): Promise<void> {
     await volume.close();
     this.#volume = undefined;
-    this.#journal.stoppedClean = true;
+    // What ends after the cut was acknowledged to nobody.
+    this.#journal.stoppedClean = !this.#isCut;
     this.#event();
   }
 
