@@ -1,3 +1,4 @@
+export { allFinished } from './all-finished.ts';
 export { assert, AssertionError, present, unreachable } from './assert.ts';
 export { type Clock, ManualClock, systemClock, systemTimer, type Timer } from './clock.ts';
 export { type Deferred, deferred } from './deferred.ts';

@@ -6,7 +6,7 @@
  */
 
 import type { LaneProgress } from '../backup/index.ts';
-import { type Clock, present } from '../base/index.ts';
+import { allFinished, type Clock, present } from '../base/index.ts';
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import { ControlClient, type RequestListener } from './control-client.ts';
 import type { SnapshotChanges, SnapshotClone } from './control-protocol.ts';
@@ -69,8 +69,7 @@ export async function reachVolumes(
   if (client !== undefined) return new OnlineAccess(client);
   const hosts = new Map<string, VolumeHost>();
   const close = async (): Promise<void> => {
-    const closed = await Promise.allSettled([...hosts.values()].map((host) => host.close()));
-    for (const outcome of closed) if (outcome.status === 'rejected') throw outcome.reason;
+    await allFinished(Array.from(hosts.values(), (host) => host.close()));
   };
   try {
     for (const directory of directories)

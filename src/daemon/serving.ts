@@ -18,7 +18,7 @@
  */
 
 import { join } from 'node:path';
-import type { Clock } from '../base/index.ts';
+import { allFinished, type Clock } from '../base/index.ts';
 import {
   formatNbdUri,
   loadTlsServerCredentials,
@@ -128,8 +128,7 @@ export class Serving {
     await Promise.all(this.#controls.map((control) => control.close()));
     await Promise.all(this.#places.map((place) => place.release()));
     await this.#exports.close();
-    const closed = await Promise.allSettled(this.#hosts.map((host) => host.close()));
-    for (const outcome of closed) if (outcome.status === 'rejected') throw outcome.reason;
+    await allFinished(this.#hosts.map((host) => host.close()));
   }
 
   async #openVolumes(): Promise<void> {

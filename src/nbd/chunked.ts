@@ -9,7 +9,7 @@
  */
 
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { AssertionError, MIB } from '../base/index.ts';
+import { allFinished, AssertionError, MIB } from '../base/index.ts';
 import type { BlockDevice, DeviceExtent } from '../device/index.ts';
 import { COMMAND, COMMAND_FLAG, type Request, writeUint64 } from './codec.ts';
 import {
@@ -106,12 +106,6 @@ export async function readSparse(device: BlockDevice, range: Range): Promise<rea
       return { type: CHUNK.offsetData, parts: [payload] };
     }),
   );
-}
-
-/** As `Promise.all`, but fails only when none of them runs any more: their device must not be in use. */
-async function allFinished<T>(promises: readonly Promise<T>[]): Promise<readonly T[]> {
-  await Promise.allSettled(promises);
-  return Promise.all(promises);
 }
 
 interface Run extends Range {

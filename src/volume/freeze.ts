@@ -13,7 +13,7 @@
  * acknowledged its last one is never there without that last one.
  */
 
-import { type MaybePromise, type Slots, systemClock } from '../base/index.ts';
+import { allFinished, type MaybePromise, type Slots, systemClock } from '../base/index.ts';
 
 /** What a point is fixed for. */
 export interface PointUse<T> {
@@ -65,7 +65,7 @@ export async function freezeTogether<T>(parts: readonly FreezePart<T>[]): Promis
 async function freezeInTurn<T>(parts: readonly FreezePart<T>[]): Promise<readonly T[]> {
   let freezeMs: number;
   try {
-    await allOf(parts.map(async (part) => part.prepare()));
+    await allFinished(parts.map(async (part) => part.prepare()));
     freezeMs = await fixAll(parts);
   } catch (error) {
     await Promise.allSettled(parts.map((part) => part.abandon()));
@@ -79,10 +79,10 @@ async function fixAll(parts: readonly FreezePart<unknown>[]): Promise<number> {
   const closedAtMs = systemClock.monotonicMs();
   const closed: FreezePart<unknown>[] = [];
   try {
-    await allOf(parts.map((part) => part.closeGate().then(() => closed.push(part))));
+    await allFinished(parts.map((part) => part.closeGate().then(() => closed.push(part))));
     for (const part of parts) part.assertMayFix();
     if (parts.some((part) => part.whileClosed !== undefined)) {
-      await allOf(parts.map(async (part) => part.whileClosed?.()));
+      await allFinished(parts.map(async (part) => part.whileClosed?.()));
       for (const part of parts) part.assertMayFix();
     }
     for (const part of parts) part.fix();
@@ -90,10 +90,4 @@ async function fixAll(parts: readonly FreezePart<unknown>[]): Promise<number> {
     for (const part of closed) part.reopenGate();
   }
   return systemClock.monotonicMs() - closedAtMs;
-}
-
-/** Waits for all, also where one fails, and then fails with the first failure. */
-async function allOf(promises: readonly Promise<unknown>[]): Promise<void> {
-  const outcomes = await Promise.allSettled(promises);
-  for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
 }

@@ -7,7 +7,7 @@
  * what the snapshot holds does not change by it.
  */
 
-import { GIB, LIMITS } from '../base/index.ts';
+import { allFinished, GIB, LIMITS } from '../base/index.ts';
 import type { DeviceExtent } from '../device/index.ts';
 import type { TrackSet } from '../tracks/index.ts';
 import type { Geometry } from './geometry.ts';
@@ -75,6 +75,5 @@ async function writeAll(options: RollbackOptions, tracks: readonly number[]): Pr
     await snapshots.read(snapshot, content, geometry.offsetOf(track));
     await write(content, geometry.offsetOf(track));
   });
-  for (const outcome of await Promise.allSettled(writes))
-    if (outcome.status === 'rejected') throw outcome.reason;
+  await allFinished(writes);
 }

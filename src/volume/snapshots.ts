@@ -16,7 +16,15 @@
  * Readers need no lock: they read the home, then look whether a store has got the track meanwhile.
  */
 
-import { CorruptionError, LIMITS, messageOf, randomId, Slots, systemCode } from '../base/index.ts';
+import {
+  allFinished,
+  CorruptionError,
+  LIMITS,
+  messageOf,
+  randomId,
+  Slots,
+  systemCode,
+} from '../base/index.ts';
 import type { BlockDevice } from '../device/index.ts';
 import { TrackBits, type TrackRun } from '../tracks/index.ts';
 import { CopyBuffers } from './copy-buffers.ts';
@@ -505,8 +513,7 @@ export class Snapshots implements Protector {
       await from.read(content, track, 0);
       await to.save(track, content);
     });
-    for (const outcome of await Promise.allSettled(moves))
-      if (outcome.status === 'rejected') throw outcome.reason;
+    await allFinished(moves);
   }
 
   #olderOf(member: Member): Member | undefined {
