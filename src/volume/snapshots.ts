@@ -246,11 +246,6 @@ export class Snapshots implements Protector {
     return this.#find(name);
   }
 
-  /** The names that readers may have. */
-  names(): string[] {
-    return this.#chain.filter(({ record }) => record.state === 'ready').map(({ name }) => name);
-  }
-
   /**
    * From now on the snapshot is not deleted until the reader has let it go; only a full disk may drop it, and with
    * `isPinned` not even that.
@@ -344,25 +339,6 @@ export class Snapshots implements Protector {
       });
     }
     await this.#deleteMember(member);
-  }
-
-  /** Compares everything with its checksums. @returns what is wrong, a sentence for each snapshot. */
-  async verify(): Promise<string[]> {
-    const findings: string[] = [];
-    for (const { name, store, clone, record } of this.#chain) {
-      // Nobody but the filesystem knows whether a clone is what it was.
-      if (clone !== undefined) continue;
-      if (store === undefined) {
-        findings.push(`Snapshot ${name} is damaged: ${record.reason ?? 'its file cannot be read'}`);
-        continue;
-      }
-      const damaged = await store.verify();
-      if (damaged.size > 0) {
-        const [first] = damaged.toArray();
-        findings.push(`Snapshot file ${store.path} is damaged in ${damaged.size} tracks, the first ${first}`);
-      }
-    }
-    return findings;
   }
 
   async #copy(buffer: Buffer, track: number): Promise<void> {
