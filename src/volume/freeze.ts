@@ -17,7 +17,7 @@ import { allFinished, type MaybePromise, type Slots, systemClock } from '../base
 
 /** What a point is fixed for. */
 export interface PointUse<T> {
-  /** Asked before the part waits for its turn, and again by `prepare`. @throws where the freeze makes no sense. */
+  /** Asked before the part waits for its turn, and again when it has it. @throws where there is to be no freeze. */
   admit?(): void;
   /** Everything that takes time. Writes go on. */
   prepare(): MaybePromise<void>;
@@ -39,6 +39,7 @@ export interface FreezePart<T> extends PointUse<T> {
   readonly turn: Slots;
   /** @throws {VolumeError} `freeze-timeout`; the gate is then open. */
   closeGate(): Promise<void>;
+  admit(): void;
   /** Asked of all parts before the first is fixed. @throws where it may not be. */
   assertMayFix(): void;
   reopenGate(): void;
@@ -46,12 +47,7 @@ export interface FreezePart<T> extends PointUse<T> {
 
 /** @returns what the parts began, in their order. */
 export async function freezeTogether<T>(parts: readonly FreezePart<T>[]): Promise<readonly T[]> {
-  try {
-    for (const part of parts) part.admit?.();
-  } catch (error) {
-    await Promise.allSettled(parts.map((part) => part.abandon()));
-    throw error;
-  }
+  await orAbandon(parts, async () => admitAll(parts));
   const inOrder = parts.toSorted((a, b) => (a.key < b.key ? -1 : 1));
   const freeze = inOrder.reduceRight(
     (next: () => Promise<readonly T[]>, { turn }) =>
@@ -63,15 +59,26 @@ export async function freezeTogether<T>(parts: readonly FreezePart<T>[]): Promis
 }
 
 async function freezeInTurn<T>(parts: readonly FreezePart<T>[]): Promise<readonly T[]> {
-  let freezeMs: number;
-  try {
+  const freezeMs = await orAbandon(parts, async () => {
+    admitAll(parts);
     await allFinished(parts.map(async (part) => part.prepare()));
-    freezeMs = await fixAll(parts);
+    return fixAll(parts);
+  });
+  return parts.map((part) => part.begin(freezeMs));
+}
+
+function admitAll(parts: readonly FreezePart<unknown>[]): void {
+  for (const part of parts) part.admit();
+}
+
+/** Where the body fails, what the parts have made by then is given up. */
+async function orAbandon<R>(parts: readonly FreezePart<unknown>[], body: () => Promise<R>): Promise<R> {
+  try {
+    return await body();
   } catch (error) {
     await Promise.allSettled(parts.map((part) => part.abandon()));
     throw error;
   }
-  return parts.map((part) => part.begin(freezeMs));
 }
 
 /** @returns for how long writes were held up, in milliseconds. */

@@ -89,7 +89,6 @@ export class Sessions {
       // Who would have to wait for another freeze first is told at once.
       admit: () => this.#refuseSecond(),
       prepare: () => {
-        this.#refuseSecond();
         this.#starting = request;
         chosen = this.#chooseBase(request);
         release = chosen.base === undefined ? undefined : points.hold(chosen.base);

@@ -119,10 +119,7 @@ export class Volume implements BlockDevice {
       writePath: this.#writePath,
       points: this.#points,
       clock: this.#clock,
-      refuse: () => {
-        this.#refuse();
-        this.#refuseClosing();
-      },
+      refuse: () => this.#refuseBeginning(),
     });
   }
 
@@ -289,24 +286,24 @@ export class Volume implements BlockDevice {
   snapshotPart(name: string): FreezePart<Promise<CreatedSnapshot>> {
     let prepared: PreparedSnapshot | undefined;
     let closed: ClosedEpoch | undefined;
+    const made = (): PreparedSnapshot => present(prepared, 'A snapshot was not prepared');
     return this.#freezePart({
       prepare: async () => {
         prepared = await this.#snapshots.prepare(name, this.#clock.now());
       },
-      whileClosed: () => this.#snapshots.takeClone(present(prepared, 'A snapshot was not prepared')),
+      whileClosed: () => this.#snapshots.takeClone(made()),
       fix: () => {
         closed = this.#points.fix();
-        this.#snapshots.fix(present(prepared, 'A snapshot was not prepared'), closed.point);
+        this.#snapshots.fix(made(), closed.point);
       },
       abandon: async () => {
         if (prepared !== undefined) await this.#snapshots.abandon(prepared);
       },
       begin: (freezeMs) => {
-        const finished = this.#finishSnapshot(
-          present(prepared, 'A snapshot was not prepared'),
-          present(closed, 'A snapshot was not fixed'),
-          freezeMs,
-        ).finally(() => this.#finishing.delete(finished));
+        const epoch = present(closed, 'A snapshot was not fixed');
+        const finished = this.#finishSnapshot(made(), epoch, freezeMs).finally(() =>
+          this.#finishing.delete(finished),
+        );
         this.#finishing.add(finished);
         return finished;
       },
@@ -374,8 +371,7 @@ export class Volume implements BlockDevice {
     try {
       // No point is fixed meanwhile: it would have something of both.
       return await this.#freezeTurn.run(async () => {
-        this.#refuse();
-        this.#refuseClosing();
+        this.#refuseBeginning();
         await this.#recordRollback(snapshot.number);
         return this.#rollBackTo(snapshot, onProgress);
       });
@@ -459,8 +455,7 @@ export class Volume implements BlockDevice {
    */
   async grow(sizeBytes: number): Promise<void> {
     await this.#freezeTurn.run(async () => {
-      this.#refuse();
-      this.#refuseClosing();
+      this.#refuseBeginning();
       await growTo(sizeBytes, {
         identity: this.#identity,
         geometry: this.geometry,
@@ -561,18 +556,17 @@ export class Volume implements BlockDevice {
       ...use,
       key: this.identity.directory,
       turn: this.#freezeTurn,
+      admit: () => {
+        this.#refuseBeginning();
+        use.admit?.();
+      },
       prepare: async () => {
-        this.#refuse();
-        this.#refuseClosing();
         await use.prepare();
         await this.flush();
         await this.#points.prepare();
       },
       closeGate: () => this.#closeGate(),
-      assertMayFix: () => {
-        this.#refuse();
-        this.#refuseClosing();
-      },
+      assertMayFix: () => this.#refuseBeginning(),
       reopenGate: () => this.#writePath.gate.reopen(),
     };
   }
@@ -585,6 +579,12 @@ export class Volume implements BlockDevice {
       `Freeze of ${this.identity.name} gave up after ${waitMsMax} ms: writes are still running`,
       { waitedMs: waitMsMax },
     );
+  }
+
+  /** Of what takes a while: nothing is begun that the volume's end would have to wait for. */
+  #refuseBeginning(): void {
+    this.#refuse();
+    this.#refuseClosing();
   }
 
   #refuseClosing(): void {
