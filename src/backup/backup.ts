@@ -55,7 +55,7 @@ export async function backUp(options: BackUpOptions): Promise<SetOutcome> {
   try {
     const lane = new Lane({ ...options, plan, geometry: new Geometry(sizeBytes, trackSizeBytes), set, base });
     const { bytesRead, divertedCount } = await lane.run();
-    const counters = await set.finish({ bytesRead, diverted: divertedCount });
+    const counters = await set.finish({ bytesRead, diverted: divertedCount, unchanged: 0 });
     await source.mayComplete();
     await set.seal();
     await source.complete(set.id);

@@ -12,11 +12,18 @@
 import t from 'tap';
 import { CorruptionError } from '../base/index.ts';
 import { openLmdb } from '../records/index.ts';
-import { labelled, labelOf, newSet, scratch, TRACK_BYTES, withoutSyncs } from './model.fixture.ts';
+import {
+  labelled,
+  labelOf,
+  newSet,
+  scratch,
+  TRACK_BYTES,
+  withoutSyncs,
+  writeSetAt,
+} from './model.fixture.ts';
 import type { OrderingForm } from './ordering.ts';
 import { orderKey } from './set-format.ts';
 import { SetReader } from './set-reader.ts';
-import { SetWriter } from './set-writer.ts';
 
 const ADDRESSES: Readonly<Record<string, number>> = { A: 4, B: 5, C: 20, D: 9, E: 0, F: 13 };
 const LABELS = ['A', 'B', 'C', 'D', 'E', 'F'];
@@ -89,12 +96,12 @@ async function writeExample(path: string, order: readonly string[]): Promise<voi
     createdMs: 0,
     lanes: 1,
   };
-  const writer = new SetWriter({ header, partialPath: `${path}.partial`, path, catalogue: async () => {} });
+  const writer = writeSetAt(path, header);
   for (const label of order) writer.add(address(label), labelled(label));
   for (const [name, ordering] of Object.entries(formsOf(order))) {
     writer.putObject({ name, blockSizeBytes: TRACK_BYTES, ordering });
   }
-  await writer.finish({ bytesRead: 6 * TRACK_BYTES, diverted: 0 });
+  await writer.finish({ bytesRead: 6 * TRACK_BYTES, diverted: 0, unchanged: 0 });
   await writer.seal();
 }
 

@@ -12,18 +12,11 @@
 import { existsSync, rmSync } from 'node:fs';
 import { CorruptionError } from '../base/index.ts';
 import { LmdbError, openLmdb } from '../records/index.ts';
-import { decodeCounters, decodeHeader, encodeJson, type SetCounters, type SetHeader } from './set-format.ts';
+import { decodeSealedSet, encodeSealedSet, type SealedSet } from './set-format.ts';
 
-export interface CatalogEntry {
-  readonly header: SetHeader;
-  readonly counters: SetCounters;
-  /** 64 hexadecimal digits. */
-  readonly seal: string;
-  readonly lengthBytes: number;
-}
+export type CatalogEntry = SealedSet;
 
 const DATABASE = 'sets';
-const SEAL_BYTES = 32;
 
 /**
  * All entries, by id.
@@ -38,7 +31,7 @@ export async function readCatalog(path: string): Promise<Map<string, CatalogEntr
       const entries = new Map<string, CatalogEntry>();
       for (const { key, value } of file.database(DATABASE).range()) {
         const id = key.toString();
-        entries.set(id, decodeEntry(value, `${path} ${id}`));
+        entries.set(id, decodeSealedSet(value, `${path} ${id}`));
       }
       return entries;
     } finally {
@@ -66,7 +59,7 @@ export async function updateCatalog(
     file.transaction(() => {
       for (const [id, entry] of entries) {
         if (entry === null) database.remove(id);
-        else database.put(id, ...encodeEntry(entry));
+        else database.put(id, encodeSealedSet(entry));
       }
     });
     await file.sync('catalog');
@@ -79,26 +72,4 @@ export async function updateCatalog(
 export function dropCatalog(path: string): void {
   rmSync(path, { force: true });
   rmSync(`${path}-lock`, { force: true });
-}
-
-/** Length 8, seal 32, header length 4, header, counters. */
-function encodeEntry(entry: CatalogEntry): Buffer[] {
-  const header = encodeJson(entry.header);
-  const head = Buffer.alloc(12 + SEAL_BYTES);
-  head.writeBigUInt64BE(BigInt(entry.lengthBytes), 0);
-  head.write(entry.seal, 8, 'hex');
-  head.writeUInt32BE(header.length, 8 + SEAL_BYTES);
-  return [head, header, encodeJson(entry.counters)];
-}
-
-function decodeEntry(bytes: Buffer, where: string): CatalogEntry {
-  const start = 12 + SEAL_BYTES;
-  if (bytes.length < start) throw new CorruptionError(`Catalog entry ${where} is cut short`, { where });
-  const end = start + bytes.readUInt32BE(8 + SEAL_BYTES);
-  return {
-    lengthBytes: Number(bytes.readBigUInt64BE(0)),
-    seal: bytes.toString('hex', 8, 8 + SEAL_BYTES),
-    header: decodeHeader(bytes.subarray(start, end), where),
-    counters: decodeCounters(bytes.subarray(end), where),
-  };
 }

@@ -11,12 +11,14 @@
 import { assert, CorruptionError } from '../base/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { type SetHeader, trackBytesOf, trackCountOf } from './set-format.ts';
-import type { SetReader, StoredTrack } from './set-reader.ts';
+import type { StoredTrack } from './lane-reader.ts';
+import type { SetReader } from './set-reader.ts';
 
 /** Tracks that lie in one frame of one set. */
 export interface ChainPlanEntry {
   /** The set's id. */
   readonly set: string;
+  readonly lane: number;
   readonly frame: number;
   readonly tracks: readonly number[];
 }

@@ -9,17 +9,38 @@ import { CorruptionError, LIMITS, messageOf } from '../base/index.ts';
 import { decodeFrameHeader, FRAME_HEADER_BYTES, type SetCodec } from './set-format.ts';
 
 /** The level that keeps up with a disk; higher ones cost far more time than they save. */
-const LEVEL = 1;
+export const LEVEL_DEFAULT = 1;
+
+/** How the frames of a set are packed: not at all, or by zstd at a level, of which reading needs to know nothing. */
+export type Compression = { readonly codec: 'none' } | { readonly codec: 'zstd'; readonly level?: number };
 
 export class FrameCompressor {
   readonly #context = new zstd.CCtx();
   readonly #target = Buffer.allocUnsafeSlow(zstd.compressBound(LIMITS.frameBytesMax));
+  readonly #level: number;
+
+  /** @param level -7 (fast) to 19 (small). */
+  constructor(level: number) {
+    this.#level = level;
+  }
 
   /** The compressed bytes, valid until the next call, or undefined where they would not be fewer. */
   compress(raw: Buffer): Buffer | undefined {
-    const bytes = this.#context.compress(this.#target, raw, LEVEL);
+    const bytes = this.#context.compress(this.#target, raw, this.#level);
     return bytes < raw.length ? this.#target.subarray(0, bytes) : undefined;
   }
+}
+
+/** A frame as it is stored, for copying without unpacking. */
+export interface PackedFrame {
+  readonly codec: SetCodec;
+  /** Positions in the frame; some may hold what nobody wants any more. */
+  readonly trackCount: number;
+  readonly rawBytes: number;
+  /** The caller's. */
+  readonly payload: Buffer;
+  /** The tracks in it that are meant. */
+  readonly places: readonly { readonly track: number; readonly position: number; readonly hash: Buffer }[];
 }
 
 export interface UnpackedFrame {
@@ -29,17 +50,27 @@ export interface UnpackedFrame {
   readonly raw: Buffer;
 }
 
-/** @throws {CorruptionError} where the frame is not what its header says. */
-export function unpackFrame(value: Buffer, trackSizeBytes: number, where: string): UnpackedFrame {
+/** The frame's header and what it packs. @throws {CorruptionError} where they do not fit each other. */
+export function readPacked(
+  value: Buffer,
+  trackSizeBytes: number,
+  where: string,
+): Omit<PackedFrame, 'places'> {
   const { codec, trackCount, rawBytes } = decodeFrameHeader(value, where);
   const payload = value.subarray(FRAME_HEADER_BYTES);
   if (trackCount === 0 || rawBytes !== trackCount * trackSizeBytes || rawBytes > LIMITS.frameBytesMax) {
     throw corrupt(where, `it says ${rawBytes} bytes for ${trackCount} tracks`);
   }
-  if (codec === 'none') {
-    if (payload.length !== rawBytes) throw corrupt(where, `it holds ${payload.length} of ${rawBytes} bytes`);
-    return { codec, trackCount, raw: payload };
+  if (codec === 'none' && payload.length !== rawBytes) {
+    throw corrupt(where, `it holds ${payload.length} of ${rawBytes} bytes`);
   }
+  return { codec, trackCount, rawBytes, payload };
+}
+
+/** @throws {CorruptionError} where the frame is not what its header says. */
+export function unpackFrame(value: Buffer, trackSizeBytes: number, where: string): UnpackedFrame {
+  const { codec, trackCount, rawBytes, payload } = readPacked(value, trackSizeBytes, where);
+  if (codec === 'none') return { codec, trackCount, raw: payload };
   const raw = Buffer.allocUnsafeSlow(rawBytes);
   let bytes: number;
   try {

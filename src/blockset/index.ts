@@ -9,8 +9,12 @@ export {
   type PositionRow,
   type StoredObject,
 } from './ordering.ts';
-export type { SessionCounters, SetCodec, SetCounters, SetHeader, SetLevel } from './set-format.ts';
-export { type FramePlan, SetReader, type StoredTrack } from './set-reader.ts';
-export { type SealedSet, SetWriter } from './set-writer.ts';
-export { type NewSet, Store, type StoreOptions } from './store.ts';
+export type { SealedSet, SessionCounters, SetCodec, SetCounters, SetHeader, SetLevel } from './set-format.ts';
+export type { Compression, PackedFrame } from './frame-codec.ts';
+export type { FramePlan, StoredTrack } from './lane-reader.ts';
+export { type LaneCounts, type LaneEnd, type LaneParts, LaneWriter } from './lane-writer.ts';
+export { type LaneFile, SetAssembly } from './set-assembly.ts';
+export { SetReader } from './set-reader.ts';
+export { SetWriter } from './set-writer.ts';
+export { type LaneWish, type NewSet, Store, type StoreOptions } from './store.ts';
 export { type VerifiedSet, verify } from './verify.ts';

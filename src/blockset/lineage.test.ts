@@ -170,7 +170,7 @@ t.test('two sessions side by side make two heads, and the next one joins them', 
   const a = await store.createSet(newSet({ base: 'p0', point: 'pa' }));
   const b = await store.createSet(newSet({ base: 'p0', point: 'pb' }));
   for (const writer of [a, b]) {
-    await writer.finish({ bytesRead: 0, diverted: 0 });
+    await writer.finish({ bytesRead: 0, diverted: 0, unchanged: 0 });
     await writer.seal();
   }
   t.equal(await codeOf(() => store.find('latest')), 'ambiguous-set');
@@ -195,7 +195,7 @@ t.test('a volume that grew: older sets are read at the new size', async (t) => {
   const store = await Store.init(`${scratch(t)}/store`);
   const writer = await store.createSet(newSet({ point: 'p0', sizeBytes: 2 * TRACK_BYTES - 100 }));
   writer.add(1, labelled('tail', TRACK_BYTES - 100));
-  await writer.finish({ bytesRead: 0, diverted: 0 });
+  await writer.finish({ bytesRead: 0, diverted: 0, unchanged: 0 });
   await writer.seal();
   const grown = await saveSet(store, { base: 'p0', point: 'p1', sizeBytes: 4 * TRACK_BYTES }, [[3, 'c']]);
   const chain = await store.chain(grown.header.id);

@@ -18,6 +18,9 @@ export interface StoredSet {
   readonly header: SetHeader | undefined;
   readonly counters: SetCounters | undefined;
   readonly seal: string | undefined;
+  /** The files of all lanes, as far as they are known; `path` first. */
+  readonly lanePaths: readonly string[];
+  /** Bytes of the files of all lanes. */
   readonly lengthBytes: number;
   /** Why the set cannot be used, or undefined where nothing speaks against it. */
   readonly damage: string | undefined;

@@ -7,7 +7,10 @@ import { digest } from '../records/index.ts';
 import { StoreError } from './errors.ts';
 import type { NewSet } from './store.ts';
 import { Store } from './store.ts';
-import type { SealedSet, SetWriter } from './set-writer.ts';
+import { LaneWriter } from './lane-writer.ts';
+import { SetAssembly } from './set-assembly.ts';
+import type { SealedSet, SetHeader } from './set-format.ts';
+import { SetWriter } from './set-writer.ts';
 
 export const TRACK_BYTES = 4096;
 
@@ -69,7 +72,7 @@ export function addTracks(writer: SetWriter, tracks: Tracks): void {
 export async function saveSet(store: Store, fields: Partial<NewSet>, tracks: Tracks): Promise<SealedSet> {
   const writer = await store.createSet(newSet(fields));
   addTracks(writer, tracks);
-  await writer.finish({ bytesRead: 0, diverted: 0 });
+  await writer.finish({ bytesRead: 0, diverted: 0, unchanged: 0 });
   return await writer.seal();
 }
 
@@ -98,4 +101,20 @@ export async function codeOf(run: () => Promise<unknown>): Promise<string> {
     if (error instanceof CorruptionError) return 'corruption';
     throw error;
   }
+}
+
+/** A set of one lane at a path, of no store. */
+export function writeSetAt(path: string, header: SetHeader): SetWriter {
+  const file = { path, partialPath: `${path}.partial`, directory: '' };
+  const lane = new LaneWriter({
+    header,
+    lane: 0,
+    directories: [''],
+    partialPath: file.partialPath,
+    compression: { codec: header.codec },
+  });
+  return new SetWriter(
+    lane,
+    new SetAssembly({ header, lanes: [lane], files: [file], catalogue: async () => {} }),
+  );
 }

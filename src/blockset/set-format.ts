@@ -43,12 +43,16 @@ export interface SetHeader {
 export interface SessionCounters {
   readonly bytesRead: number;
   readonly diverted: number;
+  /** Tracks that were left out because their content at the base is the same. */
+  readonly unchanged: number;
 }
 
 export interface SetCounters extends SessionCounters {
   /** Tracks in the set, those of zeroes included. */
   readonly tracks: number;
   readonly zeroTracks: number;
+  /** Tracks with the content of another track of the set, which is stored once. */
+  readonly aliases: number;
   readonly frames: number;
   /** Bytes of all frames as stored. */
   readonly bytesStored: number;
@@ -65,6 +69,10 @@ export const DATABASES = {
 /** The databases whose records the seal covers, in its order. */
 const SEALED_DATABASES = ['header', 'order', 'hashes', 'present'] as const;
 export const SEAL_KEY = 'seal';
+/** Lanes of one set; each is a file, and a reader opens all. */
+export const LANES_MAX = 64;
+/** Where arrival numbers of lane 0 end and those of the next lane begin, in tracks. */
+export const LANE_ARRIVALS = 2 ** 32;
 
 export function trackCountOf(header: { sizeBytes: number; trackSizeBytes: number }): number {
   return Math.ceil(header.sizeBytes / header.trackSizeBytes);
@@ -87,27 +95,46 @@ function corrupt(where: string, what: string): CorruptionError {
 
 // ---- header -------------------------------------------------------------------------------------------
 
-export function encodeJson(value: SetHeader | SetCounters): Buffer {
+/** The name of a lane's complete file; `.partial` follows while it is written. */
+export function laneFileName(id: string, lane: number): string {
+  return `${id}-${lane}.cbs`;
+}
+
+/** What a lane's file says of itself and of the others (EXAMPLES B13: each names all). */
+export interface LaneRecord {
+  readonly lane: number;
+  /** For each lane the directory of its file, absolute; empty where it lies beside lane 0. */
+  readonly directories: readonly string[];
+}
+
+export function encodeJson(value: SetHeader | SetCounters | LaneRecord): Buffer {
   return Buffer.from(JSON.stringify(value));
 }
 
-function parseRecord(bytes: Buffer | undefined, where: string): Record<string, unknown> {
+type Json = Readonly<Record<string, unknown>>;
+
+function parseRecord(bytes: Buffer | undefined, where: string): Json {
   if (bytes === undefined) throw corrupt(where, 'a part of its header is missing');
+  let value: unknown;
   try {
-    const value: unknown = JSON.parse(bytes.toString());
-    if (typeof value === 'object' && value !== null) return { ...value };
+    value = JSON.parse(bytes.toString());
   } catch {
     // Said below, with the place.
   }
+  return asRecord(value, where);
+}
+
+function asRecord(value: unknown, where: string): Json {
+  if (typeof value === 'object' && value !== null) return { ...value };
   throw corrupt(where, 'its header is no record');
 }
 
 /** Reads one field at a time, each with the check of its type. */
 class Fields {
-  readonly #record: Record<string, unknown>;
+  readonly #record: Json;
   readonly #where: string;
 
-  constructor(record: Record<string, unknown>, where: string) {
+  constructor(record: Json, where: string) {
     this.#record = record;
     this.#where = where;
   }
@@ -138,7 +165,11 @@ class Fields {
 
 /** @throws {CorruptionError} where a field is missing or of another type. */
 export function decodeHeader(bytes: Buffer | undefined, where: string): SetHeader {
-  const fields = new Fields(parseRecord(bytes, where), where);
+  return headerOf(parseRecord(bytes, where), where);
+}
+
+function headerOf(record: Json, where: string): SetHeader {
+  const fields = new Fields(record, where);
   const header: SetHeader = {
     id: fields.text('id'),
     volumeId: fields.text('volumeId'),
@@ -153,6 +184,7 @@ export function decodeHeader(bytes: Buffer | undefined, where: string): SetHeade
     codec: fields.oneOf('codec', ['none', 'zstd']),
     lanes: fields.count('lanes'),
   };
+  if (header.lanes < 1 || header.lanes > LANES_MAX) throw corrupt(where, `it has ${header.lanes} lanes`);
   if ((header.level === 'full') !== (header.base === null)) {
     throw corrupt(where, `its level is ${header.level} and its base ${header.base ?? 'none'}`);
   }
@@ -162,14 +194,72 @@ export function decodeHeader(bytes: Buffer | undefined, where: string): SetHeade
 
 /** @throws {CorruptionError} where a field is missing or of another type. */
 export function decodeCounters(bytes: Buffer | undefined, where: string): SetCounters {
-  const fields = new Fields(parseRecord(bytes, where), where);
+  return countersOf(parseRecord(bytes, where), where);
+}
+
+function countersOf(record: Json, where: string): SetCounters {
+  const fields = new Fields(record, where);
   return {
     tracks: fields.count('tracks'),
     zeroTracks: fields.count('zeroTracks'),
     frames: fields.count('frames'),
     bytesStored: fields.count('bytesStored'),
+    aliases: fields.count('aliases'),
     bytesRead: fields.count('bytesRead'),
     diverted: fields.count('diverted'),
+    unchanged: fields.count('unchanged'),
+  };
+}
+
+/** @throws {CorruptionError} where the record does not fit a set of that many lanes. */
+export function decodeLaneRecord(bytes: Buffer | undefined, lanes: number, where: string): LaneRecord {
+  const record = parseRecord(bytes, where);
+  const lane = new Fields(record, where).count('lane');
+  const { directories } = record;
+  if (!Array.isArray(directories) || directories.length !== lanes || lane >= lanes) {
+    throw corrupt(where, `it does not name its ${lanes} lanes`);
+  }
+  const places = directories.map((directory: unknown) => {
+    if (typeof directory !== 'string') throw corrupt(where, 'it names a lane by no text');
+    return directory;
+  });
+  return { lane, directories: places };
+}
+
+/** Where a lane's complete file is, for the catalog. */
+export interface SealedLane {
+  /** Absolute; empty where it lies beside lane 0. */
+  readonly directory: string;
+  readonly lengthBytes: number;
+}
+
+/** A complete set as the catalog knows it. */
+export interface SealedSet {
+  readonly header: SetHeader;
+  readonly counters: SetCounters;
+  /** 64 hexadecimal digits. */
+  readonly seal: string;
+  readonly lanes: readonly SealedLane[];
+}
+
+export function encodeSealedSet(set: SealedSet): Buffer {
+  return Buffer.from(JSON.stringify(set));
+}
+
+/** @throws {CorruptionError} where a field is missing or of another type. */
+export function decodeSealedSet(bytes: Buffer, where: string): SealedSet {
+  const record = parseRecord(bytes, where);
+  const header = headerOf(asRecord(record['header'], where), where);
+  const { lanes } = record;
+  if (!Array.isArray(lanes) || lanes.length !== header.lanes) throw corrupt(where, 'it lacks lanes');
+  return {
+    header,
+    counters: countersOf(asRecord(record['counters'], where), where),
+    seal: new Fields(record, where).text('seal'),
+    lanes: lanes.map((lane: unknown) => {
+      const fields = new Fields(asRecord(lane, where), where);
+      return { directory: fields.text('directory'), lengthBytes: fields.count('lengthBytes') };
+    }),
   };
 }
 

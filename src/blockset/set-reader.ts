@@ -1,76 +1,29 @@
 /**
- * Reads one block set. Opening checks, in this order: the file's length and structure (before LMDB maps it),
- * the format, the seal against all metadata read anew, and the catalog's seal where there is one. After that
- * the metadata can be trusted, and each track is checked against its hash when it is read.
+ * Reads one block set, whatever its lanes. Opening checks lane 0's seal, then every lane against it; a lane that
+ * is missing is named. After that the metadata can be trusted, and each track is checked against its hash when
+ * it is read.
  *
- * The order of tracks and the hashes are read group by group as they are needed, a few groups kept; the sets
- * of tracks, present and zero, are in memory.
+ * A lane is looked for beside lane 0, then where the set says that it was written.
  *
  * Buffers handed out are the caller's and are not changed afterwards.
  */
 
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { assert, CorruptionError, present } from '../base/index.ts';
-import {
-  digest,
-  DIGEST_BYTES,
-  type LmdbDatabaseView,
-  LmdbError,
-  type LmdbFile,
-  openLmdb,
-} from '../records/index.ts';
 import { TrackSet } from '../tracks/index.ts';
-import { asStoreErrors } from './errors.ts';
-import { unpackFrame } from './frame-codec.ts';
-import { getObject, normalise, type Ordering, type StoredObject } from './ordering.ts';
+import type { PackedFrame } from './frame-codec.ts';
+import { type FramePlan, LaneReader, type StoredTrack, type TrackPlace } from './lane-reader.ts';
+import { normalise, type Ordering, type StoredObject } from './ordering.ts';
 import {
-  checkFormat,
-  DATABASES,
-  decodeCounters,
-  decodeHeader,
-  decodeRuns,
   decodeSeal,
-  digestMetadata,
-  GROUP_TRACKS,
-  ORDER_END,
-  orderKey,
-  type OrderRun,
-  SEAL_KEY,
+  LANE_ARRIVALS,
+  laneFileName,
+  type LaneSeal,
   type SetCounters,
   type SetHeader,
-  trackBytesOf,
   trackCountOf,
-  u32Key,
-  ZERO_FRAME,
 } from './set-format.ts';
-
-/** Groups kept by a reader, up to 200 KiB each. */
-const GROUPS_MAX = 64;
-/** Tracks planned at once: bounds the memory of a plan, and keeps it in storage order for what one session wrote in order. */
-const PLAN_TRACKS = 2 ** 20;
-
-/** Where a track's content is: the frame, by the arrival number of its first track, and the place in it. */
-export interface TrackPlace {
-  readonly frame: number;
-  readonly position: number;
-}
-
-/** Tracks of one frame, in the order in which they lie there. */
-export interface FramePlan {
-  readonly frame: number;
-  readonly tracks: readonly number[];
-}
-
-export interface StoredTrack {
-  readonly track: number;
-  readonly content: Buffer;
-}
-
-interface Group {
-  readonly runs: readonly OrderRun[];
-  /** For each run, the number of stored tracks of the group before it. */
-  readonly ranks: readonly number[];
-  readonly hashes: Buffer;
-}
 
 export interface OpenSetOptions {
   /** The seal that the catalog names; another is corruption. */
@@ -78,6 +31,7 @@ export interface OpenSetOptions {
 }
 
 export class SetReader {
+  /** Of lane 0. */
   readonly path: string;
   readonly header: SetHeader;
   readonly counters: SetCounters;
@@ -88,200 +42,91 @@ export class SetReader {
   /** The tracks that the set records as zeroes. Not to be changed. */
   readonly zeroes: TrackSet;
   readonly trackCount: number;
-  readonly #file: LmdbFile;
-  readonly #frames: LmdbDatabaseView;
-  readonly #order: LmdbDatabaseView;
-  readonly #hashes: LmdbDatabaseView;
-  readonly #groups = new Map<number, Group>();
-  /** Arrival numbers at which frames begin, ascending; made when arrivals are first asked for. */
-  #frameStarts: Float64Array | undefined;
+  readonly #lanes: readonly LaneReader[];
 
   /**
-   * Opens a set file that is complete.
+   * Opens a set that is complete.
    *
-   * @throws {CorruptionError} where the file, its metadata or its seal is damaged.
+   * @param path the file of lane 0.
+   * @throws {CorruptionError} where a lane is missing, or a file, its metadata or its seal is damaged.
    * @throws {StoreError} `newer-format`, or `io` where it cannot be opened.
    */
   static open(path: string, options: OpenSetOptions = {}): SetReader {
-    const file = asStoreErrors(path, () => openLmdb(path, { readOnly: true, whole: true, ownLock: true }));
+    const lanes: LaneReader[] = [];
     try {
-      return asDamage(path, () => new SetReader(path, file, options));
+      const { seal, sealed } = openFirst(path, options, lanes);
+      const [first] = lanes;
+      assert(first !== undefined, 'Lane 0 was opened');
+      for (let lane = 1; lane < sealed.length; lane += 1) lanes.push(openOther(first, lane, sealed));
+      return new SetReader(seal, lanes);
     } catch (error) {
-      void file.close();
+      for (const lane of lanes) void lane.close();
       throw error;
     }
   }
 
-  private constructor(path: string, file: LmdbFile, options: OpenSetOptions) {
-    this.path = path;
-    this.#file = file;
-    const records = file.database(DATABASES.header);
-    checkFormat(records.get('format'), path);
-    const { seal, lanes } = decodeSeal(records.get(SEAL_KEY) ?? Buffer.alloc(0), path);
+  private constructor(seal: string, lanes: readonly LaneReader[]) {
+    const [first] = lanes;
+    assert(first !== undefined, 'A set has a lane');
+    this.path = first.path;
+    this.header = first.header;
+    this.counters = first.counters();
     this.seal = seal;
-    if (options.seal !== undefined && options.seal !== seal) {
-      throw new CorruptionError(`Block set ${path} is not the one that the catalog names`, {
-        where: path,
-        expected: options.seal,
-        found: seal,
-      });
-    }
-    const found = digestMetadata(file);
-    const sealed = present(lanes[0], 'A seal has a lane');
-    if (!found.equals(sealed.metadata)) {
-      throw new CorruptionError(`Block set ${path} is damaged: its metadata is not what was sealed`, {
-        where: path,
-        expected: sealed.metadata.toString('hex'),
-        found: found.toString('hex'),
-      });
-    }
-    this.header = decodeHeader(records.get('set'), path);
-    this.counters = decodeCounters(records.get('counters'), path);
     this.trackCount = trackCountOf(this.header);
-    this.#frames = file.database(DATABASES.frames);
-    this.#order = file.database(DATABASES.order);
-    this.#hashes = file.database(DATABASES.hashes);
-    this.present = this.#readPresent();
-    this.zeroes = this.#readZeroes();
+    this.#lanes = lanes;
+    if (lanes.length !== this.header.lanes) {
+      throw damaged(first.path, `its seal has ${lanes.length} lanes, its header ${this.header.lanes}`);
+    }
+    this.present = TrackSet.union(lanes.map((lane) => lane.present));
+    this.zeroes = TrackSet.union(lanes.map((lane) => lane.zeroes));
+    if (lanes.reduce((sum, lane) => sum + lane.present.size, 0) !== this.present.size) {
+      throw damaged(first.path, 'a track is in several of its lanes');
+    }
   }
 
   get id(): string {
     return this.header.id;
   }
 
-  #readPresent(): TrackSet {
-    const chunks = [...this.#file.database(DATABASES.present).range()].map((entry) => entry.value);
-    return TrackSet.deserialize(Buffer.concat(chunks), this.path, this.trackCount);
+  /** The files of all lanes. */
+  get paths(): readonly string[] {
+    return this.#lanes.map((lane) => lane.path);
   }
 
-  /** Reads all ordering metadata once, and checks that it speaks of the tracks that are present. */
-  #readZeroes(): TrackSet {
-    const zeroes = TrackSet.empty();
-    const ordered = TrackSet.empty();
-    for (const run of this.#allRuns()) {
-      ordered.addRun(run);
-      if (run.frame === ZERO_FRAME) zeroes.addRun(run);
-    }
-    if (!ordered.equals(this.present)) {
-      const missing = this.present.difference(ordered).toArray();
-      throw new CorruptionError(`Block set ${this.path} is damaged: ${missing.length} tracks have no order`, {
-        where: this.path,
-        tracks: missing,
-      });
-    }
-    return zeroes;
+  /** The files of all lanes, with the directory as the set names it. */
+  laneFiles(): readonly { readonly path: string; readonly directory: string }[] {
+    const { directories } = present(this.#lanes[0], 'A set has a lane').record;
+    return this.#lanes.map(({ path }, lane) => ({ path, directory: directories[lane] ?? '' }));
   }
 
-  *#allRuns(): Generator<OrderRun> {
-    for (const { key, value } of this.#order.range({ end: ORDER_END })) {
-      yield* decodeRuns(value, {
-        where: this.path,
-        group: key.readUInt32BE(1),
-        trackCount: this.trackCount,
-      });
-    }
+  /** The tracks of one lane. Not to be changed. */
+  tracksOfLane(lane: number): TrackSet {
+    return present(this.#lanes[lane], `Set ${this.id} has no lane ${lane}`).present;
   }
 
-  #group(track: number): Group {
-    const number = Math.floor(track / GROUP_TRACKS);
-    const known = this.#groups.get(number);
-    if (known !== undefined) return known;
-    const runs = decodeRuns(this.#order.get(orderKey(number)) ?? Buffer.alloc(0), {
-      where: this.path,
-      group: number,
-      trackCount: this.trackCount,
-    });
-    const ranks: number[] = [];
-    let rank = 0;
-    for (const run of runs) {
-      ranks.push(rank);
-      if (run.frame !== ZERO_FRAME) rank += run.count;
-    }
-    const hashes = this.#hashes.get(u32Key(number)) ?? Buffer.alloc(0);
-    if (hashes.length !== rank * DIGEST_BYTES) {
-      throw new CorruptionError(`Block set ${this.path} is damaged: group ${number} lacks hashes`, {
-        where: this.path,
-      });
-    }
-    const group = { runs, ranks, hashes };
-    if (this.#groups.size >= GROUPS_MAX) {
-      for (const oldest of [...this.#groups.keys()].slice(0, GROUPS_MAX / 2)) this.#groups.delete(oldest);
-    }
-    this.#groups.set(number, group);
-    return group;
+  #laneWith(track: number): LaneReader | undefined {
+    if (this.#lanes.length === 1) return this.#lanes[0];
+    return this.#lanes.find((lane) => lane.present.has(track));
   }
 
-  /** The run of a track with content, its place in the group, and the rank of its first hash; undefined for any other track. */
-  #locate(track: number): { group: Group; run: OrderRun; rank: number } | undefined {
-    const group = this.#group(track);
-    let low = 0;
-    let high = group.runs.length - 1;
-    while (low <= high) {
-      const middle = (low + high) >> 1;
-      const run = present(group.runs[middle], 'A run between two');
-      if (track < run.first) high = middle - 1;
-      else if (track >= run.first + run.count) low = middle + 1;
-      else if (run.frame === ZERO_FRAME) return undefined;
-      else return { group, run, rank: present(group.ranks[middle], 'Each run has a rank') };
-    }
-    return undefined;
-  }
-
-  /** Where the track's content is; undefined for a track of zeroes and for one that is not in the set. */
-  placeOf(track: number): TrackPlace | undefined {
-    const found = this.#locate(track);
-    if (found === undefined) return undefined;
-    return { frame: found.run.frame, position: found.run.position + track - found.run.first };
+  /** Where the track's content is in its lane; undefined for a track of zeroes and for one that is not in the set. */
+  placeOf(track: number): (TrackPlace & { readonly lane: number }) | undefined {
+    const lane = this.#laneWith(track);
+    const place = lane?.placeOf(track);
+    return lane === undefined || place === undefined ? undefined : { lane: lane.record.lane, ...place };
   }
 
   /** The BLAKE3 of the track's content; undefined for a track of zeroes and for one that is not in the set. */
   hashOf(track: number): Buffer | undefined {
-    const found = this.#locate(track);
-    if (found === undefined) return undefined;
-    const start = (found.rank + track - found.run.first) * DIGEST_BYTES;
-    return found.group.hashes.subarray(start, start + DIGEST_BYTES);
+    return this.#laneWith(track)?.hashOf(track);
   }
 
   /**
-   * Where the given tracks are stored: each once, frame by frame in the order of arrival. Tracks without
-   * content are left out. Volumes beyond 2^20 tracks are planned in windows of that many, each in order.
+   * Where the given tracks are stored: each once, lane by lane, frame by frame in the order of arrival. Tracks
+   * without content are left out. See `LaneReader.readPlan`.
    */
   *readPlan(tracks: TrackSet): Generator<FramePlan> {
-    let window: number[] = [];
-    let base = 0;
-    for (const track of tracks) {
-      if (track >= base + PLAN_TRACKS) {
-        yield* this.#planWindow(window);
-        window = [];
-        base = track - (track % PLAN_TRACKS);
-      }
-      window.push(track);
-    }
-    yield* this.#planWindow(window);
-  }
-
-  *#planWindow(tracks: readonly number[]): Generator<FramePlan> {
-    // One number per track, arrival above the track's place in the window, sorts faster than objects do.
-    const keys = new Float64Array(tracks.length);
-    let count = 0;
-    for (const [index, track] of tracks.entries()) {
-      const place = this.placeOf(track);
-      if (place === undefined) continue;
-      keys[count] = (place.frame + place.position) * PLAN_TRACKS + index;
-      count += 1;
-    }
-    let plan: { frame: number; tracks: number[] } | undefined;
-    for (const key of keys.subarray(0, count).sort()) {
-      const track = present(tracks[key % PLAN_TRACKS], 'A track of the window');
-      const { frame } = present(this.placeOf(track), 'It had a place before');
-      if (plan?.frame === frame) {
-        plan.tracks.push(track);
-        continue;
-      }
-      if (plan !== undefined) yield plan;
-      plan = { frame, tracks: [track] };
-    }
-    if (plan !== undefined) yield plan;
+    for (const lane of this.#lanes) yield* lane.readPlan(tracks.intersection(lane.present));
   }
 
   /**
@@ -290,82 +135,53 @@ export class SetReader {
    * @throws {CorruptionError} naming the set and, in `place.tracks`, the tracks that are damaged.
    */
   readFrame(plan: FramePlan): StoredTrack[] {
-    const raw = this.#unpack(plan.frame, plan.tracks);
-    const { trackSizeBytes } = this.header;
-    const damaged: number[] = [];
-    const read: StoredTrack[] = [];
-    for (const track of plan.tracks) {
-      const place = this.placeOf(track);
-      const hash = this.hashOf(track);
-      assert(
-        place?.frame === plan.frame && hash !== undefined,
-        `Track ${track} is not in frame ${plan.frame}`,
-      );
-      const start = place.position * trackSizeBytes;
-      const content = raw.subarray(start, start + trackBytesOf(this.header, track));
-      if (digest(content).equals(hash)) read.push({ track, content });
-      else damaged.push(track);
-    }
-    if (damaged.length > 0) throw this.#damagedTracks(damaged, 'the content does not match its hash');
-    return read;
+    return this.#lane(plan).readFrame(plan);
+  }
+
+  /** The frame as it is stored, for copying without unpacking. @throws {CorruptionError} as `readFrame`. */
+  packedFrame(plan: FramePlan): PackedFrame {
+    return this.#lane(plan).packedFrame(plan);
   }
 
   /** Reads one track, checked; undefined where it is zeroes or not in the set. @throws {CorruptionError} as `readFrame`. */
   readTrack(track: number): Buffer | undefined {
-    const place = this.placeOf(track);
-    if (place === undefined) return undefined;
-    return this.readFrame({ frame: place.frame, tracks: [track] })[0]?.content;
+    return this.#laneWith(track)?.readTrack(track);
   }
 
-  #unpack(frame: number, tracks: readonly number[]): Buffer {
-    try {
-      const value = asDamage(this.path, () => this.#frames.get(u32Key(frame)));
-      if (value !== undefined) {
-        return unpackFrame(value, this.header.trackSizeBytes, `${frame} of ${this.path}`).raw;
-      }
-    } catch (error) {
-      if (!(error instanceof CorruptionError)) throw error;
-      throw this.#damagedTracks(tracks, error.message, error);
-    }
-    throw this.#damagedTracks(tracks, `frame ${frame} is missing`);
-  }
-
-  #damagedTracks(tracks: readonly number[], reason: string, cause?: unknown): CorruptionError {
-    const shown =
-      tracks.length > 8
-        ? `${tracks.slice(0, 8).join(', ')} and ${tracks.length - 8} more`
-        : tracks.join(', ');
-    const message = `Block set ${this.id} is damaged in track ${shown}: ${reason}`;
-    return new CorruptionError(message, { where: this.path, tracks }, { cause });
+  #lane({ lane }: FramePlan): LaneReader {
+    return present(this.#lanes[lane], `Set ${this.id} has no lane ${lane}`);
   }
 
   /**
-   * The object's ordering metadata, as stored.
+   * The object's ordering metadata, as stored; lane 0 has it.
    *
    * @throws {CorruptionError} where there is none; nothing is guessed.
    */
   object(name: string): StoredObject {
-    return asDamage(this.path, () => getObject(this.#order, name, this.path));
+    return present(this.#lanes[0], 'A set has a lane').object(name);
   }
 
-  /** The object's ordering in blocks, from whichever form the set has. @throws {CorruptionError} as `object`. */
+  /**
+   * The object's ordering in blocks, from whichever form the set has. Arrivals in a further lane count from a
+   * multiple of 2^32 tracks.
+   *
+   * @throws {CorruptionError} as `object`.
+   */
   orderingOf(object: StoredObject): Ordering {
     const perTrack = this.header.trackSizeBytes / object.blockSizeBytes;
     if (!Number.isInteger(perTrack) || perTrack < 1) {
-      throw new CorruptionError(
-        `Object ${object.name} of ${this.path} has blocks of ${object.blockSizeBytes} bytes`,
-        {
-          where: this.path,
-        },
-      );
+      throw damaged(this.path, `its object ${object.name} has blocks of ${object.blockSizeBytes} bytes`);
     }
     const labels = (address: number): { arrival: number; count: number } | undefined => {
       const track = Math.floor(address / perTrack);
-      const found = track < this.trackCount ? this.#locate(track) : undefined;
-      if (found === undefined) return undefined;
-      const { run } = found;
-      const arrival = (run.frame + run.position + track - run.first) * perTrack + (address % perTrack);
-      return { arrival, count: (run.first + run.count) * perTrack - address };
+      const into = address % perTrack;
+      for (const [number, lane] of this.#lanes.entries()) {
+        const found = lane.arrivalOf(track);
+        if (found === undefined) continue;
+        const arrival = (number * LANE_ARRIVALS + found.arrival) * perTrack + into;
+        return { arrival, count: found.count * perTrack - into };
+      }
+      return undefined;
     };
     return normalise(object.ordering, labels, `${this.path}, object ${object.name}`);
   }
@@ -387,51 +203,71 @@ export class SetReader {
     }
   }
 
-  /**
-   * The content of the track that arrived as number `arrival`, at its full track size. Checked by the frame's
-   * checksum only: which track it is, and so its hash, is not known here.
-   *
-   * @throws {CorruptionError} where no track arrived under that number, or its frame is damaged.
-   */
+  /** See `LaneReader.readArrival`; numbers as `orderingOf` counts them. */
   readArrival(arrival: number): Buffer {
-    const starts = (this.#frameStarts ??= this.#readFrameStarts());
-    let low = 0;
-    let high = starts.length;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if ((starts[middle] ?? 0) <= arrival) low = middle + 1;
-      else high = middle;
+    const lane = this.#lanes[Math.floor(arrival / LANE_ARRIVALS)];
+    if (lane === undefined) {
+      throw damaged(this.path, `it has no track that arrived as number ${arrival}`);
     }
-    const frame = starts[low - 1];
-    const raw = frame === undefined ? Buffer.alloc(0) : this.#unpack(frame, []);
-    const start = (arrival - (frame ?? 0)) * this.header.trackSizeBytes;
-    if (start >= raw.length) {
-      throw new CorruptionError(`Block set ${this.id} has no track that arrived as number ${arrival}`, {
-        where: this.path,
-      });
-    }
-    return raw.subarray(start, start + this.header.trackSizeBytes);
+    return lane.readArrival(arrival % LANE_ARRIVALS);
   }
 
-  #readFrameStarts(): Float64Array {
-    const starts = new Set<number>();
-    for (const run of this.#allRuns()) if (run.frame !== ZERO_FRAME) starts.add(run.frame);
-    return Float64Array.from(starts).sort();
-  }
-
-  /** Releases the file. */
+  /** Releases the files. */
   async close(): Promise<void> {
-    await this.#file.close();
+    for (const lane of this.#lanes) await lane.close();
   }
 }
 
-/** In a file that is never written, LMDB finding fault with a page is damage and not an operating error. */
-function asDamage<T>(path: string, body: () => T): T {
-  try {
-    return body();
-  } catch (error) {
-    if (!(error instanceof LmdbError)) throw error;
-    const message = `Block set ${path} is damaged: ${error.message}`;
-    throw new CorruptionError(message, { where: path }, { cause: error });
+function openFirst(
+  path: string,
+  options: OpenSetOptions,
+  lanes: LaneReader[],
+): { seal: string; sealed: readonly LaneSeal[] } {
+  let read: ReturnType<typeof decodeSeal> | undefined;
+  const first = LaneReader.open(path, (digest, sealRecord) => {
+    read = decodeSeal(sealRecord ?? Buffer.alloc(0), path);
+    if (options.seal !== undefined && options.seal !== read.seal) {
+      throw new CorruptionError(`Block set ${path} is not the one that the catalog names`, {
+        where: path,
+        expected: options.seal,
+        found: read.seal,
+      });
+    }
+    checkDigest(path, digest, read.lanes[0]);
+  });
+  lanes.push(first);
+  const { seal, lanes: sealed } = present(read, 'Lane 0 was checked');
+  if (first.record.lane !== 0) throw damaged(path, `it is lane ${first.record.lane}, wanted lane 0`);
+  return { seal, sealed };
+}
+
+function openOther(first: LaneReader, lane: number, sealed: readonly LaneSeal[]): LaneReader {
+  const places = lanePaths(first, lane);
+  const path = places.find((place) => existsSync(place));
+  if (path === undefined) {
+    const message = `Block set ${first.header.id} lacks lane ${lane}: there is no ${places.join(' and no ')}`;
+    throw new CorruptionError(message, { where: first.path });
   }
+  return LaneReader.open(path, (digest) => checkDigest(path, digest, sealed[lane]));
+}
+
+/** Where a lane of a set may lie. */
+export function lanePaths(first: LaneReader, lane: number): readonly string[] {
+  const name = laneFileName(first.header.id, lane);
+  const directory = first.record.directories[lane] ?? '';
+  const beside = join(dirname(first.path), name);
+  return directory === '' ? [beside] : [beside, join(directory, name)];
+}
+
+function checkDigest(path: string, found: Buffer, sealed: LaneSeal | undefined): void {
+  if (sealed?.metadata.equals(found) === true) return;
+  throw new CorruptionError(`Block set ${path} is damaged: its metadata is not what was sealed`, {
+    where: path,
+    expected: sealed?.metadata.toString('hex') ?? 'none',
+    found: found.toString('hex'),
+  });
+}
+
+function damaged(path: string, what: string): CorruptionError {
+  return new CorruptionError(`Block set ${path} is damaged: ${what}`, { where: path });
 }

@@ -12,10 +12,19 @@ import t from 'tap';
 import { AssertionError, CorruptionError } from '../base/index.ts';
 import { digest, openLmdb } from '../records/index.ts';
 import { TrackSet } from '../tracks/index.ts';
-import { labelled, labelOf, newSet, noise, scratch, TRACK_BYTES, withoutSyncs } from './model.fixture.ts';
+import {
+  labelled,
+  labelOf,
+  newSet,
+  noise,
+  scratch,
+  TRACK_BYTES,
+  withoutSyncs,
+  writeSetAt,
+} from './model.fixture.ts';
 import { FRAME_HEADER_BYTES, GROUP_TRACKS, type SetHeader, u32Key } from './set-format.ts';
 import { SetReader } from './set-reader.ts';
-import { SetWriter } from './set-writer.ts';
+import type { SetWriter } from './set-writer.ts';
 import type { NewSet } from './store.ts';
 
 function writerAt(path: string, fields: Partial<NewSet> = {}): SetWriter {
@@ -26,11 +35,11 @@ function writerAt(path: string, fields: Partial<NewSet> = {}): SetWriter {
     createdMs: 1,
     lanes: 1,
   };
-  return new SetWriter({ header, path, partialPath: `${path}.partial`, catalogue: async () => {} });
+  return writeSetAt(path, header);
 }
 
 async function sealed(writer: SetWriter): Promise<void> {
-  await writer.finish({ bytesRead: 7, diverted: 3 });
+  await writer.finish({ bytesRead: 7, diverted: 3, unchanged: 0 });
   await writer.seal();
 }
 
@@ -249,7 +258,7 @@ t.test('a track that does not match its hash is damage even under a right checks
   t.equal(labelOf(reader.readTrack(5)), 'five');
   t.throws(() => reader.readTrack(6), CorruptionError);
   try {
-    reader.readFrame({ frame: 0, tracks: [5, 6] });
+    reader.readFrame({ lane: 0, frame: 0, tracks: [5, 6] });
     t.fail('must throw');
   } catch (error) {
     t.ok(error instanceof CorruptionError && error.place.tracks?.join() === '6');
@@ -271,7 +280,7 @@ t.test('a missing frame and a wrong seal are refused', async (t) => {
   await file.sync('set-data');
   await file.close();
   const reader = SetReader.open(`${path}-frame`);
-  t.throws(() => reader.readFrame({ frame: 256, tracks: [] }), /frame 256 is missing/);
+  t.throws(() => reader.readFrame({ lane: 0, frame: 256, tracks: [] }), /frame 256 is missing/);
   await reader.close();
 
   const later = openLmdb(path, { bulk: true });

@@ -57,7 +57,7 @@ async function childMain(path: string, cut: Cut): Promise<void> {
   addTracks(writer, [[2, 'new']]);
   writer.flush();
   await reached('added');
-  await writer.finish({ bytesRead: 0, diverted: 0 });
+  await writer.finish({ bytesRead: 0, diverted: 0, unchanged: 0 });
   await reached('finished');
   observeSyncs({
     after: (event) => {
@@ -131,7 +131,7 @@ function writeTests(): void {
       },
     });
     t.teardown(() => observeSyncs(undefined));
-    const counters = await writer.finish({ bytesRead: TRACK_BYTES, diverted: 1 });
+    const counters = await writer.finish({ bytesRead: TRACK_BYTES, diverted: 1, unchanged: 0 });
     t.equal(counters.tracks, 2);
     t.equal(counters.zeroTracks, 1);
     await writer.seal();
@@ -161,7 +161,7 @@ function writeTests(): void {
         },
       });
       const session = async (): Promise<void> => {
-        await writer.finish({ bytesRead: 0, diverted: 0 });
+        await writer.finish({ bytesRead: 0, diverted: 0, unchanged: 0 });
         await writer.seal();
       };
       t.equal(await codeOf(session), 'io', failing);
@@ -210,7 +210,7 @@ function writeTests(): void {
     t.equal(
       await codeOf(async () => {
         for (let track = 0; track < 4096; track += 1) writer.add(track, noise(track));
-        await writer.finish({ bytesRead: 0, diverted: 0 });
+        await writer.finish({ bytesRead: 0, diverted: 0, unchanged: 0 });
       }),
       'no-space',
     );

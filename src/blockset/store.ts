@@ -4,8 +4,8 @@
  *     store.json            says that this is a store, and of which format
  *     lock                  flock, see store-lock.ts
  *     catalog               index of the complete sets, can be rebuilt (catalog.ts)
- *     sets/<id>-0.cbs       a complete set, lane 0
- *     sets/<id>-0.cbs.partial   a set that is being written, or was cut off
+ *     sets/<id>-<lane>.cbs          a lane of a complete set; further lanes may lie elsewhere
+ *     sets/<id>-<lane>.cbs.partial  one that is being written, or was cut off
  *
  * Opening a store for writing puts in order what a crash left: a sealed partial set is finished, an unsealed
  * one removed, sets without a catalog entry are entered. A partial set whose writer lives, which its flock
@@ -15,41 +15,44 @@
  * because a failing disk under a mapped file kills the process.
  */
 
-import {
-  closeSync,
-  existsSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-} from 'node:fs';
+import { existsSync, readdirSync, readFileSync, renameSync, statSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import {
+  assert,
   type Clock,
   CorruptionError,
   makeUlid,
   messageOf,
+  present,
   randomId,
   syncDirectory,
   syncPath,
   systemClock,
   systemCode,
-  tryLock,
 } from '../base/index.ts';
 import { type CatalogEntry, dropCatalog, readCatalog, updateCatalog } from './catalog.ts';
 import { ChainView } from './chain-view.ts';
 import { asStoreErrorsLater, StoreError } from './errors.ts';
 import { chainOf, pointsOf, previousPoint, selectSet, type StoredPoint, type StoredSet } from './lineage.ts';
-import { FORMAT_VERSION, type SetCodec, type SetHeader, type SetLevel } from './set-format.ts';
+import type { Compression } from './frame-codec.ts';
+import { type LaneEnd, type LaneParts, LaneWriter } from './lane-writer.ts';
+import { type LaneFile, SetAssembly } from './set-assembly.ts';
+import { listSetFiles, removeOrphans, settlePartials } from './set-files.ts';
+import {
+  FORMAT_VERSION,
+  LANES_MAX,
+  laneFileName,
+  type SealedLane,
+  type SetCodec,
+  type SetHeader,
+  type SetLevel,
+} from './set-format.ts';
 import { SetReader } from './set-reader.ts';
 import { SetWriter } from './set-writer.ts';
 import { withStoreLock } from './store-lock.ts';
 
 const MARKER = 'store.json';
-const SET_NAME = /^([0-9A-HJKMNP-TV-Z]{26})-0\.cbs(\.partial)?$/;
 
 export interface StoreOptions {
   /** Nothing is written, not even to put the store in order; works on a read-only file system. */
@@ -68,6 +71,16 @@ export interface NewSet {
   readonly sizeBytes: number;
   readonly trackSizeBytes: number;
   readonly codec: SetCodec;
+  /** Of zstd, -7 (fast) to 19 (small); `LEVEL_DEFAULT` where left out. */
+  readonly compressionLevel?: number;
+}
+
+/** How many lanes a set has, and where those are that do not lie in the store. */
+export interface LaneWish {
+  /** 1 to `LANES_MAX`. */
+  readonly count: number;
+  /** Directories for further lanes, absolute; they and the store take lanes in turn. */
+  readonly directories: readonly string[];
 }
 
 export class Store {
@@ -138,86 +151,110 @@ export class Store {
 
   /** Under the exclusive lock. */
   async #putInOrder(): Promise<void> {
-    for (const name of this.#setFiles()) {
-      if (name.partial) await this.#settlePartial(name.id);
-    }
+    await settlePartials(join(this.path, 'sets'));
     const known = await readCatalog(this.#catalogPath);
     if (known === undefined) dropCatalog(this.#catalogPath);
     const missing = new Map<string, CatalogEntry>();
-    for (const { id, partial } of this.#setFiles()) {
-      if (partial || known?.has(id) === true) continue;
+    for (const id of this.#completeSets()) {
+      if (known?.has(id) === true) continue;
       const read = await readEntry(this.#setPath(id));
       if ('header' in read) missing.set(id, read);
     }
     if (known === undefined || missing.size > 0) await updateCatalog(this.#catalogPath, missing);
   }
 
-  /** Finishes a partial set that is sealed, removes one that is not, leaves one alone whose writer lives. */
-  async #settlePartial(id: string): Promise<void> {
-    const path = this.#setPath(id);
-    const partialPath = `${path}.partial`;
-    let descriptor: number;
-    try {
-      descriptor = openSync(partialPath, 'r');
-    } catch (error) {
-      if (systemCode(error) === 'ENOENT') return;
-      throw error;
-    }
-    try {
-      if (!tryLock(descriptor, 'exclusive')) return;
-      const sealed = await isSealed(partialPath);
-      if (sealed === undefined) return;
-      if (sealed) {
-        // The seal may have been seen in the page cache only.
-        await syncPath('set-seal', partialPath);
-        renameSync(partialPath, path);
-      } else {
-        rmSync(partialPath, { force: true });
-      }
-      rmSync(`${partialPath}-lock`, { force: true });
-      await syncDirectory('set-directory', dirname(path));
-    } finally {
-      closeSync(descriptor);
-    }
-  }
-
-  #setFiles(): { id: string; partial: boolean }[] {
-    const files: { id: string; partial: boolean }[] = [];
-    for (const name of readdirSync(join(this.path, 'sets')).sort()) {
-      const match = SET_NAME.exec(name);
-      if (match?.[1] !== undefined) files.push({ id: match[1], partial: match[2] !== undefined });
-    }
-    return files;
+  #completeSets(): string[] {
+    const files = listSetFiles(join(this.path, 'sets'));
+    return files.filter(({ lane, partial }) => lane === 0 && !partial).map(({ id }) => id);
   }
 
   // ---- writing ----------------------------------------------------------------------------------------
 
   /**
-   * Begins a set. The point that is latest for the volume now becomes its previous point.
+   * Begins a set of one lane, written by the caller. The point that is latest for the volume now becomes its
+   * previous point.
    *
    * @throws {StoreError} `no-space`, `io`, `locked` or `read-only`.
    */
   async createSet(wanted: NewSet): Promise<SetWriter> {
+    const { assembly, lanes } = await this.beginSet(wanted, { count: 1, directories: [] }, async (parts) =>
+      parts.map((part) => new LaneWriter(part)),
+    );
+    return new SetWriter(present(lanes[0], 'One lane was asked for'), assembly);
+  }
+
+  /**
+   * Begins a set of several lanes.
+   *
+   * @param start begins the lanes, wherever they are to be written; it gives up all where one fails. Called under
+   *   the store's lock.
+   * @throws {StoreError} as `createSet`.
+   */
+  async beginSet<Lane extends LaneEnd>(
+    wanted: NewSet,
+    wish: LaneWish,
+    start: (parts: readonly LaneParts[]) => Promise<readonly Lane[]>,
+  ): Promise<{ readonly assembly: SetAssembly; readonly lanes: readonly Lane[] }> {
     if (this.#readOnly) {
       throw new StoreError('read-only', `Store ${this.path} is open for reading only`, { path: this.path });
     }
+    assert(wish.count >= 1 && wish.count <= LANES_MAX, `A set of ${wish.count} lanes is asked for`);
     return await this.#locked('exclusive', async () => {
-      const sets = await this.#listUnderLock();
-      const header: SetHeader = {
-        ...wanted,
-        id: makeUlid(this.#clock.now()),
-        previous: previousPoint(sets, wanted.volumeId, wanted.base),
-        createdMs: this.#clock.now(),
-        lanes: 1,
-      };
-      const path = this.#setPath(header.id);
-      return new SetWriter({
+      const header = await this.#newHeader(wanted, wish.count);
+      const files = await this.#laneFiles(header.id, wish);
+      const directories = files.map(({ directory }) => directory);
+      const lanes = await start(
+        files.map(({ partialPath }, lane) => ({
+          header,
+          lane,
+          directories,
+          partialPath,
+          compression: compressionOf(wanted),
+        })),
+      );
+      const assembly = new SetAssembly({
         header,
-        path,
-        partialPath: `${path}.partial`,
+        lanes,
+        files,
         catalogue: (sealed) =>
           this.#locked('exclusive', () => updateCatalog(this.#catalogPath, new Map([[header.id, sealed]]))),
       });
+      return { assembly, lanes };
+    });
+  }
+
+  async #newHeader(wanted: NewSet, lanes: number): Promise<SetHeader> {
+    const { volumeId, volumeName, level, base, point, sizeBytes, trackSizeBytes, codec } = wanted;
+    const sets = await this.#listUnderLock();
+    return {
+      volumeId,
+      volumeName,
+      level,
+      base,
+      point,
+      sizeBytes,
+      trackSizeBytes,
+      codec,
+      id: makeUlid(this.#clock.now()),
+      previous: previousPoint(sets, volumeId, base),
+      createdMs: this.#clock.now(),
+      lanes,
+    };
+  }
+
+  /** Directories of other disks get one of their own for this store, so that what a crash leaves there is known as its. */
+  async #laneFiles(id: string, { count, directories }: LaneWish): Promise<LaneFile[]> {
+    const sets = join(this.path, 'sets');
+    const places = ['', ...directories.map((directory) => join(directory, this.id))];
+    for (const directory of places.slice(1)) {
+      await mkdir(directory, { recursive: true });
+      await syncDirectory('set-directory', dirname(directory));
+      await removeOrphans(directory, (other) => listSetFiles(sets).some((file) => file.id === other));
+    }
+    return Array.from({ length: count }, (_, lane) => {
+      const directory = present(places[lane % places.length], 'The store itself is a place');
+      const path = join(directory === '' ? sets : directory, laneFileName(id, lane));
+      return { partialPath: `${path}.partial`, path, directory };
     });
   }
 
@@ -233,14 +270,14 @@ export class Store {
     const sets: StoredSet[] = [];
     for (const [id, entry] of known) {
       const path = this.#setPath(id);
-      sets.push({ id, path, ...entry, damage: visibleDamage(path, entry.lengthBytes) });
+      sets.push({ id, path, ...storedFiles(path, entry.lanes, id), ...entry });
     }
-    for (const { id, partial } of this.#setFiles()) {
-      if (partial || known.has(id)) continue;
+    for (const id of this.#completeSets()) {
+      if (known.has(id)) continue;
       const path = this.#setPath(id);
       const read = await readEntry(path);
-      const entry = 'header' in read ? { ...read, damage: undefined } : { ...NOTHING_KNOWN, ...read };
-      sets.push({ id, path, ...entry });
+      if ('header' in read) sets.push({ id, path, ...storedFiles(path, read.lanes, id), ...read });
+      else sets.push({ id, path, ...NOTHING_KNOWN, lanePaths: [path], ...read });
     }
     return sets.sort((a, b) => (a.id < b.id ? -1 : 1));
   }
@@ -308,6 +345,10 @@ export class Store {
   }
 }
 
+function compressionOf({ codec, compressionLevel: level }: NewSet): Compression {
+  return codec === 'zstd' ? { codec, ...(level === undefined ? {} : { level }) } : { codec };
+}
+
 const NOTHING_KNOWN = { header: undefined, counters: undefined, seal: undefined, lengthBytes: 0 } as const;
 
 /** @returns the store's id. */
@@ -332,7 +373,27 @@ function readMarker(path: string): string {
   throw new StoreError('not-a-store', `${path} is not a store`, { path });
 }
 
-/** What can be seen of a set's state without reading it. */
+/** Where a set's lanes are, and what can be seen of their state without reading them. */
+function storedFiles(
+  path: string,
+  lanes: readonly SealedLane[],
+  id: string,
+): { lanePaths: string[]; lengthBytes: number; damage: string | undefined } {
+  const lanePaths = lanes.map(({ directory }, lane) => {
+    const beside = join(dirname(path), laneFileName(id, lane));
+    return directory === '' || existsSync(beside) ? beside : join(directory, laneFileName(id, lane));
+  });
+  const damages = lanes.map(({ lengthBytes }, lane) => {
+    const damage = visibleDamage(lanePaths[lane] ?? path, lengthBytes);
+    return damage === undefined || lane === 0 ? damage : `lane ${lane}: ${damage} (${lanePaths[lane]})`;
+  });
+  return {
+    lanePaths,
+    lengthBytes: lanes.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0),
+    damage: damages.find((damage) => damage !== undefined),
+  };
+}
+
 function visibleDamage(path: string, lengthBytes: number): string | undefined {
   try {
     const found = statSync(path).size;
@@ -347,26 +408,16 @@ async function readEntry(path: string): Promise<CatalogEntry | { damage: string 
   try {
     const reader = SetReader.open(path);
     const { header, counters, seal } = reader;
+    const lanes = reader.laneFiles().map((lane) => ({ ...lane, lengthBytes: statSync(lane.path).size }));
     await reader.close();
-    return { header, counters, seal, lengthBytes: statSync(path).size };
+    return {
+      header,
+      counters,
+      seal,
+      lanes: lanes.map(({ directory, lengthBytes }) => ({ directory, lengthBytes })),
+    };
   } catch (error) {
     if (error instanceof CorruptionError || error instanceof StoreError) return { damage: error.message };
-    throw error;
-  }
-}
-
-/**
- * Whether a partial set is sealed. A seal over metadata that does not match it reached the disk without its
- * sync having ended, so it seals nothing. Undefined where the file cannot be judged: a later version's, or
- * one that cannot be opened.
- */
-async function isSealed(partialPath: string): Promise<boolean | undefined> {
-  try {
-    await SetReader.open(partialPath).close();
-    return true;
-  } catch (error) {
-    if (error instanceof CorruptionError) return false;
-    if (error instanceof StoreError) return undefined;
     throw error;
   }
 }

@@ -20,7 +20,7 @@ import {
 } from './set-format.ts';
 
 /** Groups kept in memory, about 160 KiB each. */
-const GROUPS_MAX = 128;
+const GROUPS_MAX = 48;
 const ABSENT = 0xffff_fffe;
 
 class Group {
@@ -68,6 +68,18 @@ export class TrackGroups {
   addZero(track: number): void {
     const { group, index } = this.#slot(track);
     group.frames[index] = ZERO_FRAME;
+  }
+
+  /** Where a track with content that was added lies, and its hash. */
+  placeOf(track: number): { frame: number; position: number; hash: Buffer } {
+    const number = Math.floor(track / GROUP_TRACKS);
+    const group = this.#groups.get(number) ?? this.#load(number);
+    const index = track % GROUP_TRACKS;
+    const frame = group.frames[index] ?? ABSENT;
+    assert(frame !== ABSENT && frame !== ZERO_FRAME, `Track ${track} is not in the set with content`);
+    const hashes = present(group.hashes, 'A track with content has a hash');
+    const hash = Buffer.from(hashes.subarray(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES));
+    return { frame, position: group.positions[index] ?? 0, hash };
   }
 
   #slot(track: number): { group: Group; index: number } {

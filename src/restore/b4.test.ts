@@ -257,7 +257,7 @@ async function storeObject(
   }
   const rows = ADDRESSES.map((address, position) => ({ position, address, count: 1 }));
   writer.putObject({ name: 'object', blockSizeBytes: TRACK, ordering: { form: 'addresses', rows } });
-  await writer.finish({ bytesRead: 6 * TRACK, diverted: 0 });
+  await writer.finish({ bytesRead: 6 * TRACK, diverted: 0, unchanged: 0 });
   await writer.seal();
   const { path } = await store.find(writer.id);
   return { id: writer.id, path };

@@ -103,7 +103,7 @@ async function sealAndKill(store: Store, away: string): Promise<string> {
   });
   const partial = join(store.path, 'sets', `${writer.id}-0.cbs.partial`);
   writer.add(0, contentOf([1, 2, 3, 4, 5, 6, 7, 8]));
-  await writer.finish({ bytesRead: 4096, diverted: 0 });
+  await writer.finish({ bytesRead: 4096, diverted: 0, unchanged: 0 });
   await t.rejects(writer.seal(), 'killed');
   // What an error would clean up, a kill leaves.
   copyFileSync(partial, away);

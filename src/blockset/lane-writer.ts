@@ -1,0 +1,318 @@
+/**
+ * Writes one lane of a block set: tracks in any order, then the metadata that says where each belongs, then,
+ * in lane 0, the seal over all lanes.
+ *
+ * The file is `<id>-<lane>.cbs.partial` until its set is sealed. The writer holds an flock on it for as long as
+ * it lives, so that opening the store elsewhere neither removes nor finishes what is still being written; the
+ * kernel drops the lock with the process.
+ *
+ * Tracks gather in one frame buffer; each frame is one transaction, so what `flush` has committed is in the
+ * file's pages and the caller may forget its own copy, though only `settle` makes it durable.
+ *
+ * LMDB works synchronously here: lanes belong into threads of a child process.
+ */
+
+import { closeSync, openSync, rmSync } from 'node:fs';
+import { assert, LIMITS, tryLock } from '../base/index.ts';
+import { digest, type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
+import { TrackSet } from '../tracks/index.ts';
+import { asStoreErrors, asStoreErrorsLater } from './errors.ts';
+import { type Compression, FrameCompressor, LEVEL_DEFAULT, type PackedFrame } from './frame-codec.ts';
+import { putObject, type StoredObject } from './ordering.ts';
+import {
+  DATABASES,
+  digestMetadata,
+  encodeFormat,
+  encodeFrameHeader,
+  encodeJson,
+  SEAL_KEY,
+  type SetCodec,
+  type SetCounters,
+  type SetHeader,
+  trackBytesOf,
+  trackCountOf,
+  u32Key,
+  ZERO_FRAME,
+} from './set-format.ts';
+import { TrackGroups } from './track-groups.ts';
+
+/** Bytes of one record of the bitmap of tracks. */
+const PRESENT_CHUNK_BYTES = 1024 * 1024;
+
+/** What a lane is made from; plain data, so that it can travel to a thread. */
+export interface LaneParts {
+  readonly header: SetHeader;
+  readonly lane: number;
+  /** For each lane the directory of its file; empty where it lies beside lane 0. */
+  readonly directories: readonly string[];
+  readonly partialPath: string;
+  readonly compression: Compression;
+}
+
+export interface LaneCounts {
+  readonly tracks: number;
+  readonly zeroTracks: number;
+  readonly aliases: number;
+  readonly frames: number;
+  readonly bytesStored: number;
+}
+
+/** The end of a lane, wherever it is written: here, or in a thread. Called in this order. */
+export interface LaneEnd {
+  /** No track comes any more: writes the metadata. @throws {StoreError} */
+  finish(): Promise<LaneCounts>;
+  /**
+   * Makes everything durable but the seal.
+   *
+   * @param counters the set's, for lane 0.
+   * @returns the digest of the lane's metadata.
+   */
+  settle(counters: SetCounters | undefined): Promise<Buffer>;
+  /** Lane 0 only: puts the seal, durable when it resolves. */
+  seal(record: Buffer): Promise<void>;
+  /** Lets go of the file; it stays. */
+  release(): Promise<void>;
+  /** Removes what was written. */
+  abort(): Promise<void>;
+}
+
+export class LaneWriter implements LaneEnd {
+  readonly header: SetHeader;
+  readonly #path: string;
+  readonly #file: LmdbFile;
+  readonly #lock: number;
+  readonly #frames: LmdbDatabaseView;
+  readonly #order: LmdbDatabaseView;
+  readonly #groups: TrackGroups;
+  readonly #compressor: FrameCompressor | undefined;
+  readonly #present = TrackSet.empty();
+  readonly #frame: Buffer;
+  /** Bytes of `#frame` that hold tracks. */
+  #filled = 0;
+  /** Arrival number of the frame's first track, which names the frame. */
+  #frameNumber = 0;
+  #counts = { tracks: 0, zeroTracks: 0, aliases: 0, frames: 0, bytesStored: 0 };
+  #state: 'open' | 'finished' | 'settled' | 'closed' = 'open';
+
+  /**
+   * Begins the file and takes its lock. Called under the store's lock.
+   *
+   * @throws {StoreError} `no-space` or `io`.
+   */
+  constructor(parts: LaneParts) {
+    const { header, partialPath, compression } = parts;
+    this.header = header;
+    this.#path = partialPath;
+    const { trackSizeBytes } = header;
+    assert(trackSizeBytes <= LIMITS.frameBytesMax, `A track of ${trackSizeBytes} bytes does not fit a frame`);
+    const opened = asStoreErrors(partialPath, () => beginFile(parts));
+    this.#file = opened.file;
+    this.#lock = opened.lock;
+    this.#frames = this.#file.database(DATABASES.frames);
+    this.#order = this.#file.database(DATABASES.order);
+    this.#groups = new TrackGroups({
+      order: this.#order,
+      hashes: this.#file.database(DATABASES.hashes),
+      trackCount: trackCountOf(header),
+      where: partialPath,
+    });
+    this.#frame = Buffer.alloc(LIMITS.frameBytesMax - (LIMITS.frameBytesMax % trackSizeBytes));
+    this.#compressor =
+      compression.codec === 'zstd' ? new FrameCompressor(compression.level ?? LEVEL_DEFAULT) : undefined;
+  }
+
+  /** Bytes of frames stored so far. */
+  get bytesStored(): number {
+    return this.#counts.bytesStored;
+  }
+
+  /** The tracks added so far. Not to be changed. */
+  get tracks(): TrackSet {
+    return this.#present;
+  }
+
+  /**
+   * Adds a track, each at most once. The content is copied, and the buffer is the caller's again.
+   *
+   * @param content the whole track; the last track of a volume may be shorter than the others.
+   * @param hash the BLAKE3 of the content, where the caller has it already.
+   * @throws {StoreError} `no-space` or `io`; the writer can then only be aborted.
+   */
+  add(track: number, content: Buffer, hash: Buffer = digest(content)): void {
+    this.#assertOpen();
+    const wanted = trackBytesOf(this.header, track);
+    assert(content.length === wanted, `Track ${track} has ${content.length} bytes, wanted ${wanted}`);
+    const { trackSizeBytes } = this.header;
+    this.#groups.add(track, {
+      frame: this.#frameNumber,
+      position: this.#filled / trackSizeBytes,
+      hash,
+    });
+    this.#count(track);
+    content.copy(this.#frame, this.#filled);
+    if (wanted < trackSizeBytes) this.#frame.fill(0, this.#filled + wanted, this.#filled + trackSizeBytes);
+    this.#filled += trackSizeBytes;
+    if (this.#filled === this.#frame.length) this.flush();
+  }
+
+  /** Records that a track is zeroes; it takes no room, and hides what older sets hold for it. */
+  addZero(track: number): void {
+    this.#assertOpen();
+    this.#groups.addZero(track);
+    this.#count(track);
+    this.#counts.zeroTracks += 1;
+    if (this.#groups.isCrowded) this.flush();
+  }
+
+  /** Records that a track has the content of another of this lane, added before and of the same length. */
+  addAlias(track: number, of: number): void {
+    this.#assertOpen();
+    this.#groups.add(track, this.#groups.placeOf(of));
+    this.#count(track);
+    this.#counts.aliases += 1;
+    if (this.#groups.isCrowded) this.flush();
+  }
+
+  /** Adds tracks as a frame of their own that is packed already, and stays as it is. */
+  addPacked(frame: PackedFrame): void {
+    this.#assertOpen();
+    this.flush();
+    const first = this.#frameNumber;
+    this.#commit(() => this.#put(frame.codec, frame.trackCount, frame.payload));
+    this.#advance(frame.trackCount);
+    const seen = new Set<number>();
+    for (const { track, position, hash } of frame.places) {
+      this.#groups.add(track, { frame: first, position, hash });
+      this.#count(track);
+      if (seen.has(position)) this.#counts.aliases += 1;
+      seen.add(position);
+    }
+  }
+
+  /** Records how an object of the volume is put together from the set's blocks. */
+  putObject(object: StoredObject): void {
+    this.#assertOpen();
+    this.#commit(() => putObject(this.#order, object));
+  }
+
+  /**
+   * Commits what was added: afterwards it is in the file, though not yet durable. A frame that is not full is
+   * stored as it is.
+   *
+   * @throws {StoreError} `no-space` or `io`; the writer can then only be aborted.
+   */
+  flush(): void {
+    this.#assertOpen();
+    if (this.#filled === 0 && !this.#groups.isCrowded) return;
+    this.#commit(() => {
+      if (this.#filled > 0) this.#putFrame(this.#frame.subarray(0, this.#filled));
+      if (this.#groups.isCrowded) this.#groups.spill();
+    });
+    this.#advance(this.#filled / this.header.trackSizeBytes);
+    this.#filled = 0;
+  }
+
+  async finish(): Promise<LaneCounts> {
+    this.flush();
+    this.#state = 'finished';
+    const present = this.#file.database(DATABASES.present);
+    this.#commit(() => {
+      this.#groups.writeAll();
+      const bytes = this.#present.serialize();
+      for (let start = 0; start < bytes.length; start += PRESENT_CHUNK_BYTES) {
+        const chunk = bytes.subarray(start, start + PRESENT_CHUNK_BYTES);
+        present.append(u32Key(start / PRESENT_CHUNK_BYTES), chunk);
+      }
+    });
+    return { ...this.#counts };
+  }
+
+  async settle(counters: SetCounters | undefined): Promise<Buffer> {
+    assert(this.#state === 'finished', `Lane ${this.#path} is ${this.#state}, wanted finished`);
+    if (counters !== undefined) {
+      this.#commit(() => this.#file.database(DATABASES.header).put('counters', encodeJson(counters)));
+    }
+    const metadata = digestMetadata(this.#file);
+    await asStoreErrorsLater(this.#path, () => this.#file.sync('set-data'));
+    this.#state = 'settled';
+    return metadata;
+  }
+
+  async seal(record: Buffer): Promise<void> {
+    assert(this.#state === 'settled', `Lane ${this.#path} is ${this.#state}, wanted settled`);
+    this.#commit(() => this.#file.database(DATABASES.header).put(SEAL_KEY, record));
+    await asStoreErrorsLater(this.#path, () => this.#file.sync('set-seal'));
+  }
+
+  async release(): Promise<void> {
+    if (this.#state === 'closed') return;
+    this.#state = 'closed';
+    await this.#file.close();
+    closeSync(this.#lock);
+  }
+
+  async abort(): Promise<void> {
+    if (this.#state === 'closed') return;
+    this.#state = 'closed';
+    await this.#file.close();
+    rmSync(this.#path, { force: true });
+    closeSync(this.#lock);
+  }
+
+  #assertOpen(): void {
+    assert(this.#state === 'open', `Lane ${this.#path} is ${this.#state}, wanted open`);
+  }
+
+  #count(track: number): void {
+    this.#present.add(track);
+    this.#counts.tracks += 1;
+  }
+
+  #advance(trackCount: number): void {
+    this.#frameNumber += trackCount;
+    assert(this.#frameNumber < ZERO_FRAME - 1, 'Arrival numbers are used up');
+  }
+
+  #putFrame(raw: Buffer): void {
+    const compressed = this.#compressor?.compress(raw);
+    const codec = compressed === undefined ? 'none' : 'zstd';
+    this.#put(codec, raw.length / this.header.trackSizeBytes, compressed ?? raw);
+  }
+
+  #put(codec: SetCodec, trackCount: number, payload: Buffer): void {
+    const head = encodeFrameHeader({ codec, trackCount, rawBytes: trackCount * this.header.trackSizeBytes });
+    this.#frames.append(u32Key(this.#frameNumber), head, payload);
+    this.#counts.frames += 1;
+    this.#counts.bytesStored += head.length + payload.length;
+  }
+
+  #commit(body: () => void): void {
+    asStoreErrors(this.#path, () => this.#file.transaction(body));
+  }
+}
+
+/** Makes the file, locks it and puts what is known of the set from the start. */
+function beginFile({ partialPath, header, lane, directories }: LaneParts): { file: LmdbFile; lock: number } {
+  const lock = openSync(partialPath, 'wx', 0o600);
+  let file: LmdbFile | undefined;
+  try {
+    assert(tryLock(lock, 'exclusive'), `The new file ${partialPath} is locked`);
+    const opened = openLmdb(partialPath, { create: true, bulk: true, ownLock: true });
+    file = opened;
+    const records = opened.database(DATABASES.header);
+    for (const name of Object.values(DATABASES)) opened.database(name);
+    opened.transaction(() => {
+      records.put('format', encodeFormat());
+      records.put('set', encodeJson(header));
+      records.put('lane', encodeJson({ lane, directories }));
+    });
+    return { file: opened, lock };
+  } catch (error) {
+    // The file is of no use and nobody else knows it; LMDB's mapping of it goes with the process at the latest.
+    void file?.close();
+    rmSync(partialPath, { force: true });
+    rmSync(`${partialPath}-lock`, { force: true });
+    closeSync(lock);
+    throw error;
+  }
+}

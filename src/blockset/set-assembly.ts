@@ -1,0 +1,157 @@
+/**
+ * Brings the lanes of a set to one end: complete and visible, or removed.
+ *
+ * Write order, each step durable before the next (DESIGN section 5):
+ *
+ *     finish: frames and metadata of every lane, fdatasync each           sync `set-data`
+ *     seal:   the seal, naming every lane, into lane 0, fdatasync         sync `set-seal`
+ *             rename to `<id>-<lane>.cbs`, lane 0 last, fsync             sync `set-directory`
+ *             catalog record, fdatasync                                   sync `catalog`
+ *
+ * Lane 0's seal decides: a set that was cut before it is removed at the next open of the store; one that was
+ * cut after it is finished there.
+ */
+
+import { renameSync, statSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { allFinished, assert, present, syncDirectory } from '../base/index.ts';
+import { asStoreErrorsLater } from './errors.ts';
+import type { LaneCounts, LaneEnd } from './lane-writer.ts';
+import {
+  decodeSeal,
+  encodeSeal,
+  type SealedSet,
+  type SessionCounters,
+  type SetCounters,
+  type SetHeader,
+} from './set-format.ts';
+
+/** One lane's file, while it is written and when it is complete. */
+export interface LaneFile {
+  readonly partialPath: string;
+  readonly path: string;
+  /** As the lanes' records name it: empty where it lies beside lane 0. */
+  readonly directory: string;
+}
+
+export interface SetAssemblyParts {
+  readonly header: SetHeader;
+  readonly lanes: readonly LaneEnd[];
+  readonly files: readonly LaneFile[];
+  /** Makes the catalog name the set, durably. */
+  readonly catalogue: (set: SealedSet) => Promise<void>;
+}
+
+export class SetAssembly {
+  readonly header: SetHeader;
+  readonly #parts: SetAssemblyParts;
+  #state: 'open' | 'finished' | 'sealed' | 'aborted' = 'open';
+  #sealRecord: Buffer | undefined;
+  #counters: SetCounters | undefined;
+
+  constructor(parts: SetAssemblyParts) {
+    assert(
+      parts.lanes.length === parts.header.lanes && parts.files.length === parts.header.lanes,
+      `Set ${parts.header.id} has ${parts.lanes.length} of ${parts.header.lanes} lanes`,
+    );
+    this.header = parts.header;
+    this.#parts = parts;
+  }
+
+  get id(): string {
+    return this.header.id;
+  }
+
+  /**
+   * Writes the metadata of all lanes and makes everything durable except the seal.
+   *
+   * @throws {StoreError} `no-space` or `io`; the set can then only be aborted.
+   */
+  async finish(session: SessionCounters): Promise<SetCounters> {
+    assert(this.#state === 'open', `Set ${this.id} is ${this.#state}`);
+    const { lanes } = this.#parts;
+    const counts = await allFinished(lanes.map((lane) => lane.finish()));
+    const counters = sumOf(counts, session);
+    const digests = await allFinished(
+      lanes.map((lane, number) => lane.settle(number === 0 ? counters : undefined)),
+    );
+    this.#sealRecord = encodeSeal(
+      counts.map(({ frames, tracks }, lane) => ({
+        frames,
+        tracks,
+        metadata: present(digests[lane], 'Each lane has a digest'),
+      })),
+    );
+    this.#counters = counters;
+    this.#state = 'finished';
+    return counters;
+  }
+
+  /**
+   * Seals the set, gives it its names and enters it into the catalog. Afterwards it is complete, visible and
+   * never changed. To be called once the set's point is durable in the volume.
+   *
+   * @throws {StoreError} `no-space` or `io`. Whether the set is complete then shows when the store is opened
+   *   again: it is if the seal was durable.
+   */
+  async seal(): Promise<SealedSet> {
+    const record = this.#sealRecord;
+    const counters = this.#counters;
+    const { lanes, files, header, catalogue } = this.#parts;
+    const [first] = lanes;
+    const [firstFile] = files;
+    assert(
+      this.#state === 'finished' && record !== undefined && counters !== undefined && first !== undefined,
+      'A set is finished first',
+    );
+    assert(firstFile !== undefined, 'A set has a lane');
+    await asStoreErrorsLater(firstFile.partialPath, async () => {
+      await first.seal(record);
+      for (const lane of lanes) await lane.release();
+      await renameLanes(files);
+    });
+    this.#state = 'sealed';
+    const { seal } = decodeSeal(record, firstFile.path);
+    const sealedLanes = files.map(({ path, directory }) => ({ directory, lengthBytes: statSync(path).size }));
+    const sealed = { header, counters, seal, lanes: sealedLanes };
+    await catalogue(sealed);
+    return sealed;
+  }
+
+  /** Removes what was written, if it was not sealed; afterwards, or after `seal`, a no-op. Never throws for a missing file. */
+  async abort(): Promise<void> {
+    if (this.#state === 'aborted' || this.#state === 'sealed') return;
+    this.#state = 'aborted';
+    // Lane 0 goes last, so that a cut leaves it to tell of the others.
+    for (const lane of this.#parts.lanes.toReversed()) await lane.abort();
+  }
+}
+
+/**
+ * Gives complete lanes their names, durably, lane 0 last: from then on the set is visible. Those that have
+ * theirs already are left out.
+ */
+export async function renameLanes(files: readonly Pick<LaneFile, 'partialPath' | 'path'>[]): Promise<void> {
+  const [first, ...others] = files;
+  const directories = new Set<string>();
+  for (const { partialPath, path } of others) {
+    renameSync(partialPath, path);
+    directories.add(dirname(path));
+  }
+  for (const directory of directories) await syncDirectory('set-directory', directory);
+  if (first === undefined) return;
+  renameSync(first.partialPath, first.path);
+  await syncDirectory('set-directory', dirname(first.path));
+}
+
+function sumOf(counts: readonly LaneCounts[], session: SessionCounters): SetCounters {
+  const sum = (member: keyof LaneCounts): number => counts.reduce((total, lane) => total + lane[member], 0);
+  return {
+    tracks: sum('tracks'),
+    zeroTracks: sum('zeroTracks'),
+    aliases: sum('aliases'),
+    frames: sum('frames'),
+    bytesStored: sum('bytesStored'),
+    ...session,
+  };
+}
