@@ -1,7 +1,7 @@
 /**
  * One backup from freeze to sealed set, on the side of the store. The flow reads top to bottom:
  *
- *     freeze -> plan -> lane: read, hash, compress -> block set -> seal -> catalog -> consumer's point
+ *     freeze -> plan -> lanes: read, hash, compress -> block set -> seal -> catalog -> consumer's point
  *
  * Write order (DESIGN section 5): the set's data and metadata are durable, then the volume confirms that the
  * point is, then the seal, the names and the catalog; the consumer's point moves last. Cut anywhere, the set is
@@ -9,21 +9,36 @@
  */
 
 import { type Clock, systemClock } from '../base/index.ts';
-import { type ChainView, type Store, StoreError } from '../blockset/index.ts';
+import { type ChainView, type LaneParts, type LaneWish, type Store, StoreError } from '../blockset/index.ts';
 import { Geometry } from '../volume/index.ts';
 import { baseCandidates } from './candidates.ts';
-import { Lane, type LaneOptions } from './lane.ts';
+import { type LaneWorker, LocalLane } from './lane-worker.ts';
 import type { Codec, Level, SetOutcome } from './messages.ts';
+import { Saving, type SavingOptions } from './saving.ts';
 import type { SessionSource } from './source.ts';
 
+/** How many lanes a set gets, and how they are begun. */
+export interface LaneStart {
+  /** @param bytes what the session may have to read. */
+  wish(bytes: number): LaneWish;
+  /** All or none; called under the store's lock. */
+  begin(parts: readonly LaneParts[], isHomeWhole: boolean): Promise<readonly LaneWorker[]>;
+  /** Loops of the main pass for each lane. */
+  readonly loopsPerLane: number;
+}
+
 export interface BackUpOptions extends Pick<
-  LaneOptions,
-  'signal' | 'onProgress' | 'runBytesMax' | 'drainBytesMax'
+  SavingOptions,
+  'signal' | 'onProgress' | 'runBytesMax' | 'drainBytesMax' | 'rate'
 > {
   readonly source: SessionSource;
   readonly store: Store;
   readonly level: Level;
   readonly codec: Codec;
+  /** Of zstd; the store's default where left out. */
+  readonly compressionLevel?: number | undefined;
+  /** One lane in this process where left out. */
+  readonly lanes?: LaneStart;
   readonly clock?: Clock;
 }
 
@@ -42,20 +57,36 @@ export async function backUp(options: BackUpOptions): Promise<SetOutcome> {
   const plan = await source.begin({ consumer: store.id, level, ...offered });
   const { sizeBytes } = plan;
   const base = plan.base === undefined ? undefined : await openBase(store, volumeId, plan.base);
-  const set = await store.createSet({
-    volumeId,
-    volumeName: name,
-    level: plan.level,
-    base: plan.base ?? null,
-    point: plan.point,
-    sizeBytes,
-    trackSizeBytes,
-    codec: options.codec,
-  });
+  const geometry = new Geometry(sizeBytes, trackSizeBytes);
+  const start = options.lanes ?? oneLaneHere(source);
+  const { compressionLevel } = options;
+  const { assembly: set, lanes } = await store.beginSet(
+    {
+      volumeId,
+      volumeName: name,
+      level: plan.level,
+      base: plan.base ?? null,
+      point: plan.point,
+      sizeBytes,
+      trackSizeBytes,
+      codec: options.codec,
+      ...(compressionLevel === undefined ? {} : { compressionLevel }),
+    },
+    start.wish(plan.tracks.size * trackSizeBytes),
+    (parts) => start.begin(parts, source.isHomeWhole),
+  );
   try {
-    const lane = new Lane({ ...options, plan, geometry: new Geometry(sizeBytes, trackSizeBytes), set, base });
-    const { bytesRead, divertedCount } = await lane.run();
-    const counters = await set.finish({ bytesRead, diverted: divertedCount, unchanged: 0 });
+    const saving = new Saving({
+      ...options,
+      plan,
+      geometry,
+      lanes,
+      lanesRead: source.isHomeWhole,
+      base,
+      loopsPerLane: start.loopsPerLane,
+    });
+    const { bytesRead, divertedCount, unchangedCount } = await saving.run();
+    const counters = await set.finish({ bytesRead, diverted: divertedCount, unchanged: unchangedCount });
     await source.mayComplete();
     await set.seal();
     await source.complete(set.id);
@@ -69,6 +100,9 @@ export async function backUp(options: BackUpOptions): Promise<SetOutcome> {
       tracks: counters.tracks,
       bytesRead,
       bytesStored: counters.bytesStored,
+      unchanged: unchangedCount,
+      aliases: counters.aliases,
+      lanes: lanes.length,
       diverted: divertedCount,
       freezeMs: plan.freezeMs,
       durationMs: clock.monotonicMs() - startedMs,
@@ -88,6 +122,14 @@ async function openBase(store: Store, volumeId: string, point: string): Promise<
     });
   }
   return store.chain(set.id);
+}
+
+function oneLaneHere(source: SessionSource): LaneStart {
+  return {
+    wish: () => ({ count: 1, directories: [] }),
+    begin: async (parts) => parts.map((part) => new LocalLane(part, source.home)),
+    loopsPerLane: 1,
+  };
 }
 
 /** Without effect on a set that was sealed. */

@@ -15,7 +15,7 @@ import {
   type Volume,
 } from '../volume/index.ts';
 import { BackupError } from './errors.ts';
-import type { LaneProgress } from './lane.ts';
+import type { SavingProgress } from './saving.ts';
 import {
   type CallMessage,
   type Calls,
@@ -44,7 +44,7 @@ export interface BackupOptions {
   readonly areas: readonly ContainerArea[];
   /** The module that the child runs; it calls `runWorker`. */
   readonly workerPath: string;
-  readonly onProgress?: (progress: LaneProgress) => void;
+  readonly onProgress?: (progress: SavingProgress) => void;
   /**
    * Called once, with what freezes the volume and begins the session, which it must call once at the most. It
    * may take its time before and after: the copying goes on beside what it does after the freeze, and the

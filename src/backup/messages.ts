@@ -13,7 +13,7 @@ import { CorruptionError, type CorruptionPlace, messageOf, systemCode } from '..
 import type { DeviceExtent } from '../device/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
 import type { DivertedTrack, SessionPlan } from '../volume/index.ts';
-import type { LaneProgress } from './lane.ts';
+import type { SavingProgress } from './saving.ts';
 import type { BeginRequest, SourceVolume } from './source.ts';
 
 export type Codec = 'none' | 'zstd';
@@ -27,6 +27,12 @@ export interface StartMessage {
   readonly storePath: string;
   readonly level: Level;
   readonly codec: Codec;
+  /** Of zstd; the store's default where left out. */
+  readonly compressionLevel?: number;
+  /** Directories for further lanes, absolute. */
+  readonly laneDirectories?: readonly string[];
+  /** Bytes a second that the main pass may read. */
+  readonly rateBytesPerSecond?: number;
 }
 
 /** A plan as it travels. */
@@ -81,6 +87,11 @@ export interface SetOutcome {
   readonly tracks: number;
   readonly bytesRead: number;
   readonly bytesStored: number;
+  /** Tracks left out because the base has the same. */
+  readonly unchanged: number;
+  /** Tracks with the content of another of the set. */
+  readonly aliases: number;
+  readonly lanes: number;
   readonly diverted: number;
   readonly freezeMs: number;
   readonly durationMs: number;
@@ -90,7 +101,7 @@ export type HostMessage = StartMessage | ReplyMessage | { readonly kind: 'cancel
 
 export type ChildMessage =
   | CallMessage
-  | { readonly kind: 'progress'; readonly progress: LaneProgress }
+  | { readonly kind: 'progress'; readonly progress: SavingProgress }
   | { readonly kind: 'done'; readonly outcome: SetOutcome }
   | { readonly kind: 'failed'; readonly error: WireError };
 

@@ -26,8 +26,8 @@ export class RemoteSource implements SessionSource {
   readonly volume: SourceVolume;
   readonly #home: RemoteSourceOptions['home'];
   readonly #channel: HomeReader;
-  /** The home as it was opened has all of the volume. */
-  #isWhole = true;
+  /** The home that was opened has all of the volume. */
+  #isWhole = false;
   readonly #send: (message: ChildMessage) => void;
   readonly #waiting = new Map<number, Deferred<unknown>>();
   #lastId = 0;
@@ -47,7 +47,11 @@ export class RemoteSource implements SessionSource {
   }
 
   get home(): HomeReader {
-    return this.#isWhole ? (this.#home ?? this.#channel) : this.#channel;
+    return this.#isWhole && this.#home !== undefined ? this.#home : this.#channel;
+  }
+
+  get isHomeWhole(): boolean {
+    return this.#isWhole;
   }
 
   /** A reply has arrived for one of the calls. */
@@ -62,7 +66,7 @@ export class RemoteSource implements SessionSource {
   async begin(request: BeginRequest): Promise<SessionPlan> {
     const plan = await this.#call('begin', request);
     // The volume may have grown after this process opened its home and before the freeze.
-    this.#isWhole = this.#home === undefined || this.#home.sizeBytes >= plan.sizeBytes;
+    this.#isWhole = this.#home !== undefined && this.#home.sizeBytes >= plan.sizeBytes;
     return { ...plan, tracks: TrackSet.deserialize(Buffer.from(plan.tracks), 'session plan') };
   }
 

@@ -39,6 +39,7 @@ export interface LocalSourceOptions {
 export class LocalSource implements SessionSource {
   readonly volume: SessionSource['volume'];
   readonly home: SessionSource['home'];
+  readonly isHomeWhole = true;
   readonly #options: LocalSourceOptions;
   #session: BackupSession | undefined;
 

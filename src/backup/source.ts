@@ -26,6 +26,8 @@ export interface HomeReader {
 export interface SessionSource {
   readonly volume: SourceVolume;
   readonly home: HomeReader;
+  /** Whether a lane may read the home itself, from where `home` does: it is local and has all of the plan. */
+  readonly isHomeWhole: boolean;
   /** Freezes; everything below needs it. */
   begin(request: BeginRequest): Promise<SessionPlan>;
   confirm(runs: readonly TrackRun[]): Promise<readonly number[]>;

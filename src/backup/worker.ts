@@ -3,10 +3,14 @@
  * serving process. The process around it (signals, priority, exit) is the command line's.
  */
 
+import { setTimeout as delay } from 'node:timers/promises';
+import { systemClock } from '../base/index.ts';
 import { Store } from '../blockset/index.ts';
 import { type BlockDevice, openFileDevice } from '../device/index.ts';
 import { backUp } from './backup.ts';
 import { type ChildMessage, isHostMessage, type StartMessage, toWireError } from './messages.ts';
+import { LaneThreads } from './lane-threads.ts';
+import { RateLimit } from './rate-limit.ts';
 import { RemoteSource } from './remote-source.ts';
 
 /** The channel to the serving process. */
@@ -16,11 +20,16 @@ export interface WorkerChannel {
   onMessage(listener: (message: unknown) => void): void;
 }
 
+export interface WorkerOptions {
+  /** The module that the threads of lanes run; it calls `runLaneThread`. */
+  readonly laneProgram: string;
+}
+
 /** How often progress is reported at the most. */
 const PROGRESS_MS = 200;
 
 /** Serves one session; resolves when its result has been sent. Never rejects for a failed session. */
-export async function runWorker(channel: WorkerChannel): Promise<void> {
+export async function runWorker(channel: WorkerChannel, options: WorkerOptions): Promise<void> {
   const abort = new AbortController();
   const worker: { source?: RemoteSource } = {};
   const start = await new Promise<StartMessage>((resolve) => {
@@ -31,15 +40,20 @@ export async function runWorker(channel: WorkerChannel): Promise<void> {
       else worker.source?.settle(message);
     });
   });
-  const result = await runSession(start, abort.signal, (message) => channel.send(message), worker);
+  const send = (message: ChildMessage): Promise<void> => channel.send(message);
+  const result = await runSession(start, { ...options, signal: abort.signal, send, worker });
   await channel.send(result);
+}
+
+interface SessionRun extends WorkerOptions {
+  readonly signal: AbortSignal;
+  readonly send: (message: ChildMessage) => Promise<void>;
+  readonly worker: { source?: RemoteSource };
 }
 
 async function runSession(
   start: StartMessage,
-  signal: AbortSignal,
-  send: (message: ChildMessage) => Promise<void>,
-  worker: { source?: RemoteSource },
+  { signal, send, worker, laneProgram }: SessionRun,
 ): Promise<ChildMessage> {
   let home: BlockDevice | undefined;
   try {
@@ -56,6 +70,14 @@ async function runSession(
       store,
       level: start.level,
       codec: start.codec,
+      compressionLevel: start.compressionLevel,
+      lanes: new LaneThreads({
+        program: laneProgram,
+        source,
+        homePath: start.homePath,
+        directories: start.laneDirectories ?? [],
+      }),
+      rate: rateOf(start),
       signal,
       onProgress: (progress) => {
         const nowMs = performance.now();
@@ -70,4 +92,9 @@ async function runSession(
   } finally {
     await home?.close();
   }
+}
+
+function rateOf({ rateBytesPerSecond }: StartMessage): RateLimit | undefined {
+  if (rateBytesPerSecond === undefined) return undefined;
+  return new RateLimit({ bytesPerSecond: rateBytesPerSecond, clock: systemClock, wait: (ms) => delay(ms) });
 }

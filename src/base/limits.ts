@@ -161,6 +161,10 @@ export const LIMITS = {
   sessionRunBytesMax: MIB,
   /** Diverted content handed to the worker in one reply. */
   sessionDrainBytesMax: MIB,
+  /** A session that may read less than this has one lane; starting a thread takes as long as saving that much. */
+  laneBytesMin: 64 * MIB,
+  /** Threads of a session; more compress faster than disks take it. */
+  laneThreadCountMax: 4,
   /** Default room of the intermediate container. */
   containerBytesDefault: 64 * MIB,
   containerAreaCountMax: 16,

@@ -9,6 +9,7 @@
 import { constants, setPriority } from 'node:os';
 import { runWorker } from '../backup/index.ts';
 import { EXIT } from './exit.ts';
+import { lanePath } from './worker-path.ts';
 
 process.on('SIGINT', () => undefined);
 process.on('disconnect', () => process.exit(EXIT.operatingError));
@@ -18,12 +19,15 @@ try {
   // Without the permission the session merely competes with the server.
 }
 
-await runWorker({
-  send: (message) =>
-    new Promise((resolve) => {
-      // A message that cannot be sent has lost its parent, and `disconnect` follows.
-      process.send?.(message, undefined, {}, () => resolve());
-    }),
-  onMessage: (listener) => process.on('message', listener),
-});
+await runWorker(
+  {
+    send: (message) =>
+      new Promise((resolve) => {
+        // A message that cannot be sent has lost its parent, and `disconnect` follows.
+        process.send?.(message, undefined, {}, () => resolve());
+      }),
+    onMessage: (listener) => process.on('message', listener),
+  },
+  { laneProgram: lanePath() },
+);
 process.exit(EXIT.done);

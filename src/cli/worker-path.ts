@@ -7,6 +7,10 @@ export function workerPath(): string {
   return pathOf('session-worker');
 }
 
+export function lanePath(): string {
+  return pathOf('lane-worker');
+}
+
 export function supervisorPath(): string {
   return pathOf('attach-supervisor');
 }

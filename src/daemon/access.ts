@@ -5,7 +5,7 @@
  * fails what it runs; online the server does (DESIGN section 6).
  */
 
-import type { LaneProgress } from '../backup/index.ts';
+import type { SavingProgress } from '../backup/index.ts';
 import { allFinished, type Clock, present } from '../base/index.ts';
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import { ControlClient, type RequestListener } from './control-client.ts';
@@ -252,7 +252,7 @@ function listenerOf(events: RequestEvents): RequestListener {
   };
 }
 
-function isProgress(value: unknown): value is LaneProgress {
+function isProgress(value: unknown): value is SavingProgress {
   return (
     isRecord(value) && typeof value['tracksDone'] === 'number' && typeof value['tracksTotal'] === 'number'
   );

@@ -1,6 +1,6 @@
 /** The backup of one volume, or of several at one instant: a session for each, which wait for each other. */
 
-import { type LaneProgress, runBackupSession } from '../backup/index.ts';
+import { type SavingProgress, runBackupSession } from '../backup/index.ts';
 import type { BackupOutcome, BackupParams } from './backup-params.ts';
 import { openContainerAreas } from './container-areas.ts';
 import type { RequestEvents } from './control-server.ts';
@@ -69,7 +69,7 @@ async function backUpOne(
   run: {
     readonly group: FreezeGroup;
     readonly session: SessionHandle;
-    readonly onProgress: (progress: LaneProgress) => void;
+    readonly onProgress: (progress: SavingProgress) => void;
   },
 ): Promise<BackupOutcome> {
   const { volume } = host;
@@ -104,8 +104,8 @@ async function backUpOne(
 }
 
 /** The progress of all members as one. */
-function progressOf(count: number, events: RequestEvents): (index: number, progress: LaneProgress) => void {
-  const each: LaneProgress[] = Array.from({ length: count }, () => ({
+function progressOf(count: number, events: RequestEvents): (index: number, progress: SavingProgress) => void {
+  const each: SavingProgress[] = Array.from({ length: count }, () => ({
     tracksDone: 0,
     tracksTotal: 0,
     bytesRead: 0,
@@ -120,6 +120,6 @@ function progressOf(count: number, events: RequestEvents): (index: number, progr
   };
 }
 
-function sum(all: readonly LaneProgress[], member: keyof LaneProgress): number {
+function sum(all: readonly SavingProgress[], member: keyof SavingProgress): number {
   return all.reduce((total, progress) => total + progress[member], 0);
 }

@@ -8,7 +8,7 @@
  */
 
 import { createServer, type Server, type Socket } from 'node:net';
-import type { LaneProgress } from '../backup/index.ts';
+import type { SavingProgress } from '../backup/index.ts';
 import { LIMITS, messageOf } from '../base/index.ts';
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import {
@@ -26,7 +26,7 @@ import { openSocketPath, removeStaleSocket, restrictSocket, type SocketPath } fr
 /** Told while a long request runs. */
 export interface RequestEvents {
   session(id: string): void;
-  progress(progress: LaneProgress): void;
+  progress(progress: SavingProgress): void;
   /** Something that does not end the request, but must be known at once; a sentence. */
   warning(sentence: string): void;
 }

@@ -30,6 +30,7 @@ export interface SteppedSourceOptions {
 export class SteppedSource implements SessionSource {
   readonly volume: SessionSource['volume'];
   readonly home: SessionSource['home'];
+  readonly isHomeWhole = true;
   readonly #options: SteppedSourceOptions;
   /** Once the freeze has been asked for, the areas are the volume's to close. */
   hasBegun = false;

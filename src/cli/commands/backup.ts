@@ -1,7 +1,7 @@
 /** `cowbell backup`: a set of each volume in a store, while the volumes are served or at rest. */
 
 import { formatSize } from '../../base/index.ts';
-import type { LaneProgress } from '../../backup/index.ts';
+import type { SavingProgress } from '../../backup/index.ts';
 import {
   type BackupMember,
   type BackupOutcome,
@@ -144,7 +144,7 @@ async function backUpAll(
   }
 }
 
-function showProgress(output: Output, volumes: readonly string[], progress: LaneProgress): void {
+function showProgress(output: Output, volumes: readonly string[], progress: SavingProgress): void {
   const volume = volumes.join(', ');
   output.progress({
     title: `Backing up ${volume}`,

@@ -1,0 +1,229 @@
+/**
+ * A lane in a thread of its own: the thread's side (`runLaneThread`) and the session's (`ThreadLane`).
+ *
+ * Reading, hashing, packing and LMDB's commits hold the thread and nobody else. A thread that dies is a failed
+ * session: every call that waits, and every later one, is refused.
+ */
+
+import { once } from 'node:events';
+import { type MessagePort, Worker } from 'node:worker_threads';
+import { allFinished, assert, deferred, type Deferred, unreachable } from '../base/index.ts';
+import type { LaneCounts, LaneParts, SetCounters } from '../blockset/index.ts';
+import { openFileDevice } from '../device/index.ts';
+import type { TrackRun } from '../tracks/index.ts';
+import {
+  fromLaneError,
+  type LaneAnswer,
+  type LaneCall,
+  type LaneCallName,
+  type LaneCalls,
+  type LaneThreadData,
+  type WireHeld,
+} from './lane-messages.ts';
+import { type HeldTracks, type LaneWorker, LocalLane } from './lane-worker.ts';
+import { toWireError } from './messages.ts';
+import type { HomeReader } from './source.ts';
+
+/** The thread's program: serves one lane until it was released or aborted. */
+export async function runLaneThread(port: MessagePort, data: LaneThreadData): Promise<void> {
+  const home =
+    data.homePath === undefined
+      ? undefined
+      : await openFileDevice({ path: data.homePath, readOnly: true, syncName: 'home' });
+  const begun = deferred<LocalLane>();
+  begun.promise.catch(() => undefined);
+  const send = (answer: LaneAnswer): void => port.postMessage(answer);
+  try {
+    begun.resolve(new LocalLane(data.parts, home ?? NO_HOME));
+    send({ id: 0, gives: undefined });
+  } catch (error) {
+    send({ id: 0, error: toWireError(error) });
+    begun.reject(error);
+  }
+  await new Promise<void>((resolve) => {
+    port.on('message', (call: LaneCall) => {
+      void begun.promise
+        .then((lane) => perform(lane, call))
+        .then(
+          (gives) => send({ id: call.id, gives }),
+          (error: unknown) => send({ id: call.id, error: toWireError(error) }),
+        )
+        .finally(() => {
+          if (call.name === 'release' || call.name === 'abort') resolve();
+        });
+    });
+  });
+  await home?.close();
+  port.close();
+}
+
+const NO_HOME: HomeReader = {
+  read: () => assert(false, 'A lane without a home was asked to read'),
+  extents: () => Promise.resolve([]),
+};
+
+function perform(lane: LocalLane, call: LaneCall): Promise<LaneCalls[LaneCallName]['gives']> {
+  switch (call.name) {
+    case 'read':
+      return lane.read(call.takes);
+    case 'hold':
+      return lane.hold(call.takes.tracks, call.takes.contents.map(asBuffer));
+    case 'store':
+      return ignoring(lane.store(call.takes.ticket, call.takes.keep));
+    case 'storeAliases':
+      return ignoring(lane.storeAliases(call.takes));
+    case 'storeZeroes':
+      return ignoring(lane.storeZeroes(call.takes));
+    case 'flush':
+      return ignoring(lane.flush());
+    case 'finish':
+      return lane.finish();
+    case 'settle':
+      return lane.settle(call.takes);
+    case 'seal':
+      return ignoring(lane.seal(asBuffer(call.takes)));
+    case 'release':
+      return ignoring(lane.release());
+    case 'abort':
+      return ignoring(lane.abort());
+    default:
+      return unreachable(call);
+  }
+}
+
+async function ignoring(work: Promise<void>): Promise<undefined> {
+  await work;
+  return undefined;
+}
+
+export class ThreadLane implements LaneWorker {
+  readonly #worker: Worker;
+  readonly #waiting = new Map<number, Deferred<unknown>>();
+  #lastId = 0;
+  #death: Error | undefined;
+
+  private constructor(worker: Worker) {
+    this.#worker = worker;
+    worker.on('message', (answer: LaneAnswer) => this.#settle(answer));
+    worker.on('error', (error) => this.#die(error));
+    worker.on('exit', () => this.#die(new Error('A lane of the backup has ended before its set')));
+  }
+
+  /**
+   * Starts the lanes' threads, which begin their files; all or none.
+   *
+   * @param program the module that the threads run; it calls `runLaneThread`.
+   */
+  static async startAll(
+    program: string,
+    parts: readonly LaneParts[],
+    homePath: string | undefined,
+  ): Promise<readonly ThreadLane[]> {
+    const lanes: ThreadLane[] = [];
+    try {
+      await allFinished(
+        parts.map((part) => {
+          const workerData: LaneThreadData = { parts: part, homePath };
+          const lane = new ThreadLane(new Worker(program, { workerData }));
+          lanes.push(lane);
+          return lane.#expect(0);
+        }),
+      );
+      return lanes;
+    } catch (error) {
+      await Promise.allSettled(lanes.toReversed().map((lane) => lane.abort()));
+      throw error;
+    }
+  }
+
+  read(run: TrackRun): Promise<HeldTracks> {
+    return this.#call('read', run).then(heldOf);
+  }
+
+  hold(tracks: readonly number[], contents: readonly Buffer[]): Promise<HeldTracks> {
+    return this.#call('hold', { tracks, contents }).then(heldOf);
+  }
+
+  async store(ticket: number, keep: readonly number[]): Promise<void> {
+    await this.#call('store', { ticket, keep });
+  }
+
+  async storeAliases(aliases: readonly { readonly track: number; readonly of: number }[]): Promise<void> {
+    await this.#call('storeAliases', aliases);
+  }
+
+  async storeZeroes(tracks: readonly number[]): Promise<void> {
+    await this.#call('storeZeroes', tracks);
+  }
+
+  async flush(): Promise<void> {
+    await this.#call('flush', undefined);
+  }
+
+  finish(): Promise<LaneCounts> {
+    return this.#call('finish', undefined);
+  }
+
+  async settle(counters: SetCounters | undefined): Promise<Buffer> {
+    return asBuffer(await this.#call('settle', counters));
+  }
+
+  async seal(record: Buffer): Promise<void> {
+    await this.#call('seal', record);
+  }
+
+  async release(): Promise<void> {
+    await this.#call('release', undefined);
+    await this.#ended();
+  }
+
+  async abort(): Promise<void> {
+    if (this.#death !== undefined) return;
+    await this.#call('abort', undefined).catch(() => undefined);
+    await this.#ended();
+  }
+
+  async #ended(): Promise<void> {
+    if (this.#death === undefined) await once(this.#worker, 'exit');
+  }
+
+  #call<Name extends LaneCallName>(
+    name: Name,
+    takes: LaneCalls[Name]['takes'],
+  ): Promise<LaneCalls[Name]['gives']>;
+  #call(name: LaneCallName, takes: unknown): Promise<unknown> {
+    if (this.#death !== undefined) return Promise.reject(this.#death);
+    this.#lastId += 1;
+    const answer = this.#expect(this.#lastId);
+    this.#worker.postMessage({ id: this.#lastId, name, takes });
+    return answer;
+  }
+
+  #expect(id: number): Promise<unknown> {
+    const waiting = deferred<unknown>();
+    this.#waiting.set(id, waiting);
+    return waiting.promise;
+  }
+
+  #settle(answer: LaneAnswer): void {
+    const waiting = this.#waiting.get(answer.id);
+    assert(waiting !== undefined, `Answer ${answer.id} of a lane was not asked for`);
+    this.#waiting.delete(answer.id);
+    if ('error' in answer) waiting.reject(fromLaneError(answer.error));
+    else waiting.resolve(answer.gives);
+  }
+
+  #die(error: Error): void {
+    this.#death ??= error;
+    for (const waiting of this.#waiting.values()) waiting.reject(error);
+    this.#waiting.clear();
+  }
+}
+
+function heldOf({ ticket, hashes, zeroes }: WireHeld): HeldTracks {
+  return { ticket, hashes: asBuffer(hashes), zeroes };
+}
+
+function asBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
