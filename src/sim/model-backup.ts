@@ -1,6 +1,6 @@
 /** The backup of a model run: how it is started, how it can end, and what must hold however it ended. */
 
-import { backUp, type SetOutcome } from '../backup/index.ts';
+import { backUp, LocalLane, type SetOutcome } from '../backup/index.ts';
 import { messageOf, type SeededRandom } from '../base/index.ts';
 import type { Store } from '../blockset/index.ts';
 import { FaultyDevice, MemoryDevice } from '../device/index.ts';
@@ -57,8 +57,16 @@ export class RunningBackup {
       readBytes: random.pick([512, 2048, 1_048_576]),
     });
     const { trackSizeBytes } = world.volume.geometry;
+    const source = this.#source;
+    const laneCount = random.pick([1, 1, 2, 3]);
+    world.count(`backups with ${laneCount} lanes`);
     const outcome = backUp({
-      source: this.#source,
+      source,
+      lanes: {
+        wish: () => ({ count: laneCount, directories: [] }),
+        begin: async (parts) => parts.map((part) => new LocalLane(part, source.home)),
+        loopsPerLane: random.pick([1, 2]),
+      },
       store,
       level: random.pick(['auto', 'incremental', 'incremental', 'full']),
       codec: random.pick(['none', 'zstd']),
