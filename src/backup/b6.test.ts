@@ -1,5 +1,5 @@
 /**
- * EXAMPLES B6 and B7, on the real volume, container, lane and store.
+ * EXAMPLES B6, and what an incremental is where there is no base, on the real volume, container, lane and store.
  */
 
 import t from 'tap';
@@ -64,46 +64,6 @@ async function writeHits(volume: Volume): Promise<void> {
   await writeLabel(volume, 0, "0'");
   await writeLabel(volume, 1, "1'");
 }
-
-t.test('B7: levels, the full and incremental part', async (t) => {
-  const { volume, home } = await makeTestVolume(t, { trackCount: 6 });
-  const store = await makeTestStore(t);
-  const take = async (level: 'full' | 'incremental') => {
-    home.forgetOperations();
-    return backUp({ ...OPTIONS, source: new LocalSource({ volume, areas: AREAS() }), store, level });
-  };
-  await writeLabels(volume, { 0: 'a0', 1: 'a1', 2: 'a2', 3: 'a3', 4: 'a4', 5: 'a5' });
-  const level0 = await take('full');
-  t.same(await tracksInSet(store, level0.set), [0, 1, 2, 3, 4, 5]);
-
-  await writeLabels(volume, { 1: 'b1', 3: 'b3' });
-  const first = await take('incremental');
-  t.same(await tracksInSet(store, first.set), [1, 3]);
-  t.equal(first.bytesRead, 2 * TEST_TRACK_BYTES, 'no home track is read to find out what changed');
-
-  await writeLabel(volume, 5, 'c5');
-  const second = await take('incremental');
-  t.same(await tracksInSet(store, second.set), [5]);
-  t.same(await labelsInStore(store, second.set), ['a0', 'b1', 'a2', 'b3', 'a4', 'c5']);
-
-  const { rm } = await import('node:fs/promises');
-  const { path } = await store.find(first.set);
-  const { copyFile } = await import('node:fs/promises');
-  await copyFile(path, `${path}.kept`);
-  await rm(path);
-  await t.rejects(
-    labelsInStore(store, second.set),
-    new RegExp(first.set),
-    'all three are needed, the missing one is named',
-  );
-  await copyFile(`${path}.kept`, path);
-
-  const again = await take('full');
-  const nothing = await take('incremental');
-  t.equal(nothing.base, again.point);
-  t.same(await tracksInSet(store, nothing.set), [], 'after a new level zero, with nothing written, nothing');
-  t.equal(home.operations.filter(({ kind }) => kind === 'read').length, 0, 'and nothing is read');
-});
 
 t.test('an incremental is a full where there is nothing to build on, and says why', async (t) => {
   const test = await makeTestVolume(t, { trackCount: 2 });

@@ -53,7 +53,7 @@ export async function backUp(options: BackUpOptions): Promise<SetOutcome> {
   const startedMs = clock.monotonicMs();
   const { volumeId, name, trackSizeBytes } = source.volume;
   // A full set builds on none of them, but must not be of an older point than they are.
-  const offered = await baseCandidates(store, volumeId);
+  const offered = await baseCandidates(store, volumeId, level);
   const plan = await source.begin({ consumer: store.id, level, ...offered });
   const { sizeBytes } = plan;
   const base = plan.base === undefined ? undefined : await openBase(store, volumeId, plan.base);

@@ -1,35 +1,59 @@
 /**
- * Which points a store offers as the base of an incremental set, the newest first. The volume takes the first
+ * Which points a store offers as the base of a set, the newest first. The volume takes the first of the wanted kind
  * that it still knows.
  *
- * Points without a complete chain are not offered. Where the newest one's chain turns out to be damaged when it
- * is read, none is: then a full set is taken, and the reason is said.
+ * Points without a complete chain are not offered. Where the chain of the newest one of the wanted kind turns out
+ * to be damaged when it is read, none is: then a full set is taken, and the reason is said.
  */
 
 import { CorruptionError } from '../base/index.ts';
-import type { Store } from '../blockset/index.ts';
+import type { Store, StoredPoint } from '../blockset/index.ts';
+import type { BaseCandidate } from '../volume/index.ts';
+import type { Level } from './messages.ts';
 
 export interface Candidates {
-  readonly candidates: readonly string[];
+  readonly candidates: readonly BaseCandidate[];
   /** Why there are none, where something stands in the way. */
   readonly reason?: string;
 }
 
-export async function baseCandidates(store: Store, volumeId: string): Promise<Candidates> {
+/** @param level what the set is to be: a differential one builds on the newest full one. */
+export async function baseCandidates(store: Store, volumeId: string, level: Level): Promise<Candidates> {
   const points = await store.newestPoints(volumeId);
-  const newest = points[0]?.sets[0];
-  if (newest === undefined) {
+  if (points.length === 0) {
     const hasSets = (await store.list()).some(({ header }) => header?.volumeId === volumeId);
     return hasSets
       ? { candidates: [], reason: 'no set of this volume in the store has a complete, undamaged chain' }
       : { candidates: [] };
   }
-  try {
-    const chain = await store.chain(newest.id);
-    await chain.close();
-  } catch (error) {
-    if (!(error instanceof CorruptionError)) throw error;
-    return { candidates: [], reason: `the chain of set ${newest.id} is damaged: ${error.message}` };
+  const wanted = level === 'differential' ? points.find(({ isFull }) => isFull) : points[0];
+  const set = wanted?.sets[0];
+  if (set !== undefined) {
+    try {
+      const chain = await store.chain(set.id);
+      await chain.close();
+    } catch (error) {
+      if (!(error instanceof CorruptionError)) throw error;
+      return { candidates: [], reason: `the chain of set ${set.id} is damaged: ${error.message}` };
+    }
   }
-  return { candidates: points.map(({ point }) => point) };
+  const byPoint = new Map(points.map((point) => [point.point, point]));
+  return {
+    candidates: points.map((point) => ({
+      point: point.point,
+      isFull: point.isFull,
+      chainSetCount: chainSetCount(point, byPoint),
+    })),
+  };
+}
+
+/** How many sets the point is read from, each by the one that is preferred for its point. */
+function chainSetCount(start: StoredPoint, byPoint: ReadonlyMap<string, StoredPoint>): number {
+  let count = 1;
+  for (let point: StoredPoint | undefined = start; count < byPoint.size; count += 1) {
+    const base: string | null = point?.sets[0]?.header?.base ?? null;
+    if (base === null) break;
+    point = byPoint.get(base);
+  }
+  return count;
 }

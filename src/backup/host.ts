@@ -39,6 +39,8 @@ export interface BackupOptions {
   readonly volume: Volume;
   readonly storePath: string;
   readonly level: Level;
+  /** See `SessionRequest`. */
+  readonly fullEvery?: number;
   readonly codec: Codec;
   /** Room for diverted content; closed by the session, also where it does not begin. */
   readonly areas: readonly ContainerArea[];
@@ -265,9 +267,13 @@ class Host {
     signal?.throwIfAborted();
     this.#over.signal.throwIfAborted();
     this.#areasAreTaken = true;
-    const { begin = (one, wish) => one.beginSession(wish), snapshot } = this.#options;
-    const ofSnapshot = snapshot === undefined ? {} : { snapshot };
-    const session = await begin(volume, { ...request, ...ofSnapshot, areas });
+    const { begin = (one, wish) => one.beginSession(wish), snapshot, fullEvery } = this.#options;
+    const session = await begin(volume, {
+      ...request,
+      ...(snapshot === undefined ? {} : { snapshot }),
+      ...(fullEvery === undefined ? {} : { fullEvery }),
+      areas,
+    });
     this.#session = session;
     session.signal.addEventListener('abort', () => this.#ended(session.signal.reason));
     // The backup may have failed meanwhile, when there was no session yet that could be told.

@@ -12,12 +12,12 @@
 import { CorruptionError, type CorruptionPlace, messageOf, systemCode } from '../base/index.ts';
 import type { DeviceExtent } from '../device/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
-import type { DivertedTrack, SessionPlan } from '../volume/index.ts';
+import type { DivertedTrack, SessionPlan, SetLevel } from '../volume/index.ts';
 import type { SavingProgress } from './saving.ts';
 import type { BeginRequest, SourceVolume } from './source.ts';
 
 export type Codec = 'none' | 'zstd';
-export type Level = 'auto' | 'full' | 'incremental';
+export type Level = 'auto' | SetLevel;
 
 export interface StartMessage {
   readonly kind: 'start';
@@ -78,8 +78,8 @@ export type ReplyMessage =
 export interface SetOutcome {
   readonly set: string;
   readonly volume: string;
-  readonly level: 'full' | 'incremental';
-  /** Why it is a full set, where an incremental was possible by the request. */
+  readonly level: SetLevel;
+  /** Why it is a full set, where the request was not for one. */
   readonly reason: string | undefined;
   readonly point: string;
   readonly base: string | undefined;

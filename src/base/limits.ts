@@ -155,6 +155,13 @@ export const LIMITS = {
   /** Exports a client takes from one server's list. */
   nbdListedExportCountMax: 65_536,
 
+  /**
+   * Sets of a chain from which on `auto` takes a full one: whoever reads a chain has each of its sets open and mapped.
+   * It is two days and a half of backups every quarter of an hour; merging makes a chain short again.
+   */
+  chainSetCountDefault: 256,
+  /** What may be asked for instead; a process may have 1024 files open where nobody raised that. */
+  chainSetCountMax: 960,
   /** Tracks are stored together up to this size, so that LMDB's overflow pages cost next to nothing. */
   frameBytesMax: MIB,
   /** Tracks a session's worker reads, hashes and confirms in one go. */

@@ -3,7 +3,7 @@
 import type { SetOutcome } from '../backup/index.ts';
 import type { FreezeHookReport, FreezeHooks } from './freeze-hooks.ts';
 
-export const LEVELS = ['auto', 'full', 'incremental'] as const;
+export const LEVELS = ['auto', 'full', 'differential', 'incremental'] as const;
 export type Level = (typeof LEVELS)[number];
 
 export const CODECS = ['zstd', 'none'] as const;
@@ -24,6 +24,8 @@ export interface BackupParams {
   /** The store's directory, absolute. */
   readonly store: string;
   readonly level: Level;
+  /** `auto` is full where the chain has so many sets. */
+  readonly fullEvery?: number;
   readonly codec: Codec;
   readonly container: readonly ContainerSpec[];
   /** Saves this snapshot of the volume instead of what it holds now. */

@@ -79,6 +79,7 @@ async function backUpOne(
     volume,
     storePath: params.store,
     level: params.level,
+    ...(params.fullEvery === undefined ? {} : { fullEvery: params.fullEvery }),
     codec: params.codec,
     areas,
     workerPath: host.options.workerPath,

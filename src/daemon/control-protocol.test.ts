@@ -7,7 +7,7 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { CorruptionError } from '../base/index.ts';
-import { encodeLine, parseReply, parseRequest } from './control-protocol.ts';
+import { type ControlRequest, encodeLine, parseReply, parseRequest } from './control-protocol.ts';
 import { DaemonError, fromWireError, RemoteError, toWireError } from './errors.ts';
 
 const BACKUP = {
@@ -21,7 +21,7 @@ const BACKUP = {
 } as const;
 
 t.test('requests survive the wire', (t) => {
-  const requests = [
+  const requests: readonly ControlRequest[] = [
     { id: 0, command: 'status' },
     { id: 1, command: 'show' },
     { id: 2, command: 'cancel', params: {} },
@@ -29,8 +29,9 @@ t.test('requests survive the wire', (t) => {
     { id: Number.MAX_SAFE_INTEGER, command: 'backup', params: BACKUP },
     { id: 4, command: 'backup', params: { ...BACKUP, hooks: { pre: 'a', post: 'b', timeoutMs: 600_000 } } },
     { id: 5, command: 'backup', params: { ...BACKUP, hooks: { post: 'b', timeoutMs: 1000 } } },
+    { id: 8, command: 'backup', params: { ...BACKUP, level: 'differential', fullEvery: 7 } },
     { id: 6, command: 'grow', params: { sizeBytes: 1_048_576 } },
-  ] as const;
+  ];
   for (const request of requests) {
     const line = encodeLine(request).toString();
     t.ok(line.endsWith('\n'));
@@ -67,7 +68,10 @@ t.test('wrong requests are answered under their id, with what is wrong', (t) => 
   ];
   const wrong: [object, RegExp][] = [
     [{ store: 'relative' }, /Member store is "relative", wanted an absolute path/],
-    [{ level: 'differential' }, /Member level is "differential", wanted one of auto, full, incremental/],
+    [{ level: 'weekly' }, /Member level is "weekly", wanted one of auto, full, differential, incremental/],
+    [{ fullEvery: 0 }, /Member fullEvery is 0, wanted a whole number of sets from 1 to 960/],
+    [{ fullEvery: 961 }, /Member fullEvery is 961/],
+    [{ fullEvery: '7' }, /Member fullEvery is "7"/],
     [{ codec: 'gzip' }, /Member codec is "gzip"/],
     [{ container: 'memory' }, /Member container is "memory", wanted a list/],
     [{ container: [{ sizeBytes: -1 }] }, /Member sizeBytes is -1/],

@@ -156,11 +156,19 @@ function readBackupParams(params: Json): BackupParams {
     store: readAbsolute(params, 'store'),
     level: readChoice(params, 'level', LEVELS),
     codec: readChoice(params, 'codec', CODECS),
+    ...readFullEvery(params['fullEvery']),
     container: readContainer(params['container']),
     ...(params['snapshot'] === undefined ? {} : { snapshot: readString(params, 'snapshot') }),
     ...readMembers(params['others']),
     ...readHooks(params['hooks']),
   };
+}
+
+function readFullEvery(value: unknown): { readonly fullEvery?: number } {
+  if (value === undefined) return {};
+  const max = LIMITS.chainSetCountMax;
+  if (isCount(value) && value >= 1 && value <= max) return { fullEvery: value };
+  throw badRequest(`Member fullEvery is ${show(value)}, wanted a whole number of sets from 1 to ${max}`);
 }
 
 function readSnapshotParams(params: Json): SnapshotParams {

@@ -58,7 +58,7 @@ class Member {
         level: 'full',
         areas: [this.area],
         ...this.#wishes,
-        candidates,
+        candidates: candidates.map((point) => ({ point, isFull: true, chainSetCount: 1 })),
       } as const;
       session = await this.#group.begin(this.volume, request);
       this.session = session;

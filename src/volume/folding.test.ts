@@ -15,6 +15,7 @@ import { TrackBits } from '../tracks/index.ts';
 import { EpochHistory } from './epoch-history.ts';
 import { boundariesToKeep } from './folding.ts';
 import type { FoundSegment } from './intent-log.ts';
+import type { BaseCandidate } from './base-choice.ts';
 import { VolumeState } from './state.ts';
 
 const TRACKS = 64;
@@ -350,11 +351,17 @@ t.test('a point that is taken back leaves its changes to the next epoch', async 
 });
 
 const AREAS = { consumer: 'store', areas: [] } as const;
+const offer = (points: readonly string[], fulls = points): BaseCandidate[] =>
+  points.map((point) => ({ point, isFull: fulls.includes(point), chainSetCount: 1 }));
 
 t.test('what a store may have stays a boundary until the store has been asked', async (t) => {
   const test = await makeTestVolume(t, { trackCount: 8 });
   const make = async (request: { level: 'full' | 'auto'; candidates: string[] }): Promise<string> => {
-    const session = await test.volume.beginSession({ ...AREAS, ...request });
+    const session = await test.volume.beginSession({
+      ...AREAS,
+      level: request.level,
+      candidates: offer(request.candidates),
+    });
     session.confirm([{ first: 0, count: 8 }]);
     await session.mayComplete();
     session.fail(new Error('the power went after the set was sealed'));
@@ -387,30 +394,37 @@ t.test('what a store may have stays a boundary until the store has been asked', 
   t.ok(test.volume.status().points <= LIMITS.pointRecentCount + 2, `${test.volume.status().points}`);
 });
 
-t.test('a consumer and a snapshot keep their boundaries; one that moves on lets go', async (t) => {
-  const test = await makeTestVolume(t, { trackCount: 8 });
-  const backUp = async (level: 'full' | 'auto', candidates: string[]): Promise<string> => {
-    const session = await test.volume.beginSession({ ...AREAS, level, candidates });
-    session.confirm([{ first: 0, count: 8 }]);
-    await session.mayComplete();
-    await session.complete('set');
-    return session.plan.point;
-  };
-  const { point: kept } = await test.volume.createSnapshot('kept');
-  const points = [await backUp('full', [])];
-  for (let track = 0; track < 8; track += 1) {
-    await test.volume.write(Buffer.alloc(512, 1), track * test.volume.geometry.trackSizeBytes);
-    for (let turn = 0; turn < 2; turn += 1) points.push(await backUp('auto', points.slice(-1)));
-  }
-  const volume = await test.reopen();
-  t.equal(volume.status().points, LIMITS.pointRecentCount + 1);
-  t.equal(volume.changedSince(kept).size, 8);
-  t.equal(volume.changedSinceSnapshot('kept').size, 8);
-  t.ok(points.every((point) => volume.changedSince(point).size <= 8));
-  t.same(volume.changedSince(points.at(-1) ?? '').toArray(), []);
-  t.same(volume.changedSince(points.at(-2) ?? '').toArray(), []);
-  t.same(volume.changedSince(points.at(-4) ?? '').toArray(), [7]);
-});
+t.test(
+  'a consumer keeps its last set and its last full, a snapshot its point; one that moves on lets go',
+  async (t) => {
+    const test = await makeTestVolume(t, { trackCount: 8 });
+    const backUp = async (level: 'full' | 'auto', candidates: string[]): Promise<string> => {
+      const session = await test.volume.beginSession({ ...AREAS, level, candidates: offer(candidates, []) });
+      session.confirm([{ first: 0, count: 8 }]);
+      await session.mayComplete();
+      await session.complete('set');
+      return session.plan.point;
+    };
+    const { point: kept } = await test.volume.createSnapshot('kept');
+    await test.volume.write(Buffer.alloc(512, 1), 0);
+    const points = [await backUp('full', [])];
+    for (let track = 1; track < 8; track += 1) {
+      await test.volume.write(Buffer.alloc(512, 1), track * test.volume.geometry.trackSizeBytes);
+      for (let turn = 0; turn < 2; turn += 1) points.push(await backUp('auto', points.slice(-1)));
+    }
+    const volume = await test.reopen();
+    t.equal(volume.status().points, LIMITS.pointRecentCount + 2);
+    t.equal(volume.changedSince(kept).size, 8);
+    t.equal(volume.changedSince(points[0] ?? '').size, 7, 'the last full, exactly');
+    const [consumer] = volume.consumers();
+    t.same([consumer?.full, consumer?.point], [points[0], points.at(-1)]);
+    t.equal(volume.changedSinceSnapshot('kept').size, 8);
+    t.ok(points.every((point) => volume.changedSince(point).size <= 8));
+    t.same(volume.changedSince(points.at(-1) ?? '').toArray(), []);
+    t.same(volume.changedSince(points.at(-2) ?? '').toArray(), []);
+    t.same(volume.changedSince(points.at(-4) ?? '').toArray(), [7]);
+  },
+);
 
 t.test('a state without claims and folded points opens', async (t) => {
   const disk = new Disk();

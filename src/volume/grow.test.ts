@@ -158,7 +158,7 @@ t.test('a running session keeps its size and its tracks; what is new is not prot
   const next = await volume.beginSession({
     consumer: 'store',
     level: 'auto',
-    candidates: [session.plan.point],
+    candidates: [{ point: session.plan.point, isFull: true, chainSetCount: 1 }],
     areas: [],
   });
   t.match(next.plan, { level: 'incremental', sizeBytes: 6 * TRACK });

@@ -13,8 +13,15 @@ export { VolumeError, type VolumeErrorCode, type VolumeErrorDetails } from './er
 export { beginSessions, createSnapshots } from './group.ts';
 export { Geometry } from './geometry.ts';
 export type { DivertedTrack } from './protection.ts';
-export { BackupSession, type SessionPlan, type SessionState, type SessionStatus } from './session.ts';
+export {
+  BackupSession,
+  type SessionPlan,
+  type SessionState,
+  type SessionStatus,
+  type SetLevel,
+} from './session.ts';
 export type { OpenVolumeOptions } from './opening.ts';
+export type { BaseCandidate } from './base-choice.ts';
 export type { SessionRequest } from './sessions.ts';
 export type { SnapshotDevice } from './snapshot-device.ts';
 export {

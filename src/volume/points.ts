@@ -97,12 +97,13 @@ export class Points {
   claim(claim: {
     readonly consumer: string;
     readonly point: string;
-    readonly base: string | undefined;
+    /** What the store's next sets may build on, beside the point: the base, and the last full set's point. */
+    readonly bases: readonly string[];
     readonly wasAsked: boolean;
   }): void {
-    const { consumer: name, point, base, wasAsked } = claim;
+    const { consumer: name, point, bases, wasAsked } = claim;
     const before = wasAsked ? [] : (this.#claims.get(name)?.points ?? []);
-    const points = [...before, ...(base === undefined ? [] : [base]), point];
+    const points = [...new Set([...before, ...bases, point])];
     this.#claims.delete(name);
     this.#claims.set(name, { name, points: points.slice(-LIMITS.pointClaimCountMax) });
     for (const oldest of this.#claims.keys()) {
@@ -114,6 +115,11 @@ export class Points {
   /** Makes the claims durable where no point is recorded with them. */
   saveClaims(): Promise<void> {
     return this.#track(this.#options.state.saveClaims([...this.#claims.values()]));
+  }
+
+  /** The point of the consumer's last full set, as far as its record says. */
+  lastFullOf(consumer: string): string | undefined {
+    return this.#options.state.consumers().find(({ name }) => name === consumer)?.full;
   }
 
   /** Moves a consumer's point; see `VolumeState.saveConsumer`. Its claim ends, and what it needed may fold. */
@@ -151,12 +157,14 @@ export class Points {
   /** Called right before the transaction that records the outcome: nothing is awaited in between. */
   #fold(point: string, claims: readonly Claim[], consumers: readonly Consumer[]): Fold {
     const { epochs, snapshots } = this.#options;
+    const newestFirst = consumers.toSorted((a, b) => b.atMs - a.atMs);
     const points = [
       point,
       ...Array.from(this.#held, (held) => held.point),
       ...snapshots.points(),
       ...claims.toReversed().flatMap((claim) => claim.points),
-      ...consumers.toSorted((a, b) => b.atMs - a.atMs).map((consumer) => consumer.point),
+      ...newestFirst.map((consumer) => consumer.point),
+      ...newestFirst.flatMap(({ full }) => (full === undefined ? [] : [full])),
     ];
     return epochs.fold(boundariesToKeep(epochs, { unrecorded: this.#unrecorded, points }));
   }

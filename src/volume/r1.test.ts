@@ -62,7 +62,7 @@ async function untilT1(t: Parameters<typeof makeTestVolume>[0]) {
     const session = await volume.beginSession({
       consumer: 'sync map',
       level: 'incremental',
-      candidates: [t0],
+      candidates: [{ point: t0, isFull: true, chainSetCount: 1 }],
       areas: [],
       snapshot: 't1',
     });

@@ -17,19 +17,22 @@ import type { DivertedTrack } from './protection.ts';
 
 export type SessionState = 'running' | 'completing' | 'done' | 'failed';
 
+/** Of a set: everything; what changed since the last full one; what changed since the last one of any level. */
+export type SetLevel = 'full' | 'differential' | 'incremental';
+
 /** What the session is to save. */
 export interface SessionPlan {
   readonly session: string;
-  readonly level: 'full' | 'incremental';
+  readonly level: SetLevel;
   /** The point that the session's freeze fixed. */
   readonly point: string;
   /** The point that the set builds on; undefined for a full one. */
   readonly base: string | undefined;
-  /** Why it is a full one, where an incremental was possible by the request. */
+  /** Why it is a full one, where the request was not for one. */
   readonly reason: string | undefined;
   /** The volume's size at the point; it may have grown since. */
   readonly sizeBytes: number;
-  /** The tracks to read: everything for a full set, what changed since the base for an incremental. */
+  /** The tracks to read: everything for a full set, else what changed since the base. */
   readonly tracks: TrackSet;
   /** How long the gate was closed. */
   readonly freezeMs: number;
@@ -38,7 +41,7 @@ export interface SessionPlan {
 export interface SessionStatus {
   readonly session: string;
   readonly state: SessionState;
-  readonly level: 'full' | 'incremental';
+  readonly level: SetLevel;
   readonly point: string;
   readonly tracks: number;
   readonly tracksLeft: number;

@@ -8,6 +8,7 @@ import { assert, type Clock, present, randomId } from '../base/index.ts';
 import { type ContainerArea, IntermediateContainer } from '../container/index.ts';
 import type { BlockDevice } from '../device/index.ts';
 import { TrackBits, TrackSet } from '../tracks/index.ts';
+import { type BaseCandidate, chooseBase, type ChosenBase } from './base-choice.ts';
 import type { VolumeIdentity } from './directory.ts';
 import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
@@ -15,7 +16,7 @@ import type { PointUse } from './freeze.ts';
 import { Geometry } from './geometry.ts';
 import type { Points } from './points.ts';
 import { Protection } from './protection.ts';
-import { BackupSession, type BackupSessionOptions, type SessionPlan } from './session.ts';
+import { BackupSession, type BackupSessionOptions, type SessionPlan, type SetLevel } from './session.ts';
 import { SnapshotTracks } from './snapshot-tracks.ts';
 import type { Snapshot } from './snapshot-member.ts';
 import type { Snapshots } from './snapshots.ts';
@@ -24,27 +25,24 @@ import type { WritePath } from './write-path.ts';
 export interface SessionRequest {
   /** The consumer: the store's id. */
   readonly consumer: string;
-  readonly level: 'auto' | 'full' | 'incremental';
+  readonly level: 'auto' | SetLevel;
   /** Points the consumer has complete sets of, the best base first. */
-  readonly candidates: readonly string[];
+  readonly candidates: readonly BaseCandidate[];
   /** Why no candidate could be used, where the consumer knows. */
   readonly reason?: string;
+  /** `auto` is full where the chain has so many sets; LIMITS.chainSetCountDefault where left out. */
+  readonly fullEvery?: number;
   /** Room for diverted content; none at all is allowed. The session closes the areas. */
   readonly areas: readonly ContainerArea[];
   /** Saves this snapshot's content instead of that of a freeze. */
   readonly snapshot?: string;
 }
 
-/** What a session is to build on. */
-interface ChosenBase {
-  readonly base: string | undefined;
-  /** Why there is none, where one could have been. */
-  readonly reason: string | undefined;
-}
-
 /** What a session is made of. */
 interface SessionParts extends Omit<BackupSessionOptions, 'saveConsumer'> {
   readonly consumer: string;
+  /** The point of the last full set that the store has with this session's. */
+  readonly full: string | undefined;
 }
 
 export interface SessionsOptions {
@@ -112,10 +110,12 @@ export class Sessions {
         const { closed, protection, geometry } = fixed;
         this.#starting = undefined;
         const plan = this.#planOf(closed.point, geometry, chosen, freezeMs);
-        this.#claim(request, plan);
+        const full = fullOf(plan, chosen);
+        this.#claim(request, plan, full);
         release?.();
         return this.#begin({
           plan,
+          full,
           consumer: request.consumer,
           tracks: protection,
           container,
@@ -138,11 +138,14 @@ export class Sessions {
     try {
       this.#refuseBehind(request, snapshot);
       const { point, geometry } = snapshot;
-      const plan = this.#planOf(point, geometry, this.#chooseBase(request), 0);
+      const chosen = this.#chooseBase(request);
+      const plan = this.#planOf(point, geometry, chosen, 0);
       const tracks = TrackBits.from(plan.tracks, geometry.trackCount);
-      this.#claim(request, plan);
+      const full = fullOf(plan, chosen);
+      this.#claim(request, plan, full);
       return this.#begin({
         plan,
+        full,
         consumer: request.consumer,
         tracks: new SnapshotTracks({ snapshots, snapshot, tracks, release }),
         container: { entryCount: 0, entryCountMax: 0 },
@@ -155,13 +158,20 @@ export class Sessions {
     }
   }
 
-  #begin({ plan, consumer, onEnded, ...parts }: SessionParts): BackupSession {
+  #begin({ plan, consumer, full, onEnded, ...parts }: SessionParts): BackupSession {
     const { points, clock } = this.#options;
     const { point } = plan;
     const session: BackupSession = new BackupSession({
       ...parts,
       plan,
-      saveConsumer: (set) => points.saveConsumer({ name: consumer, point, set, atMs: clock.now() }),
+      saveConsumer: (set) =>
+        points.saveConsumer({
+          name: consumer,
+          point,
+          set,
+          atMs: clock.now(),
+          ...(full === undefined ? {} : { full }),
+        }),
       onEnded: () => {
         onEnded();
         if (this.#running === session) this.#running = undefined;
@@ -172,9 +182,10 @@ export class Sessions {
   }
 
   /** The points that the session's store may have sets of, once it has ended in whatever way. */
-  #claim({ consumer, level }: SessionRequest, { point, base }: SessionPlan): void {
+  #claim({ consumer, level }: SessionRequest, { point, base }: SessionPlan, full: string | undefined): void {
+    const bases = [full, base].filter((one) => one !== undefined);
     // For a full set nobody looks what the store has.
-    this.#options.points.claim({ consumer, point, base, wasAsked: level !== 'full' });
+    this.#options.points.claim({ consumer, point, bases, wasAsked: level !== 'full' });
   }
 
   /** From here on no write passes one of these tracks unsaved. */
@@ -204,35 +215,31 @@ export class Sessions {
   #planOf(
     point: string,
     { sizeBytes, trackCount }: Geometry,
-    { base, reason }: ChosenBase,
+    { level, base, reason }: ChosenBase,
     freezeMs: number,
   ): SessionPlan {
     const session = randomId().slice(0, 8);
     const all = TrackSet.all(trackCount);
-    if (base === undefined)
-      return { session, level: 'full', point, base, reason, sizeBytes, tracks: all, freezeMs };
+    if (base === undefined) return { session, level, point, base, reason, sizeBytes, tracks: all, freezeMs };
     // What is known only roughly may reach into tracks that a snapshot does not have yet.
     const tracks = this.#options.epochs.changedBetween(base, point).intersection(all);
-    return { session, level: 'incremental', point, base, reason, sizeBytes, tracks, freezeMs };
+    return { session, level, point, base, reason, sizeBytes, tracks, freezeMs };
   }
 
-  #chooseBase({ level, candidates, reason }: SessionRequest): ChosenBase {
-    if (level === 'full') return { base: undefined, reason: undefined };
-    const base = candidates.find((point) => this.#options.epochs.knows(point));
-    if (base !== undefined) return { base, reason: undefined };
-    const why =
-      candidates.length === 0
-        ? 'the store has no set of this volume yet'
-        : 'the volume knows no point that the store has a set of';
-    return { base: undefined, reason: reason ?? why };
+  #chooseBase(request: SessionRequest): ChosenBase {
+    const { epochs, points } = this.#options;
+    return chooseBase(request, {
+      knows: (point) => epochs.knows(point),
+      lastFull: points.lastFullOf(request.consumer),
+    });
   }
 
   /** A store's sets go forward in time: `latest` must not become older than it is. */
   #refuseBehind({ candidates }: SessionRequest, { name, point }: Snapshot): void {
     const { epochs, identity } = this.#options;
     const later = candidates.find(
-      (candidate) => candidate === point || (epochs.knows(candidate) && !epochs.isBefore(candidate, point)),
-    );
+      ({ point: one }) => one === point || (epochs.knows(one) && !epochs.isBefore(one, point)),
+    )?.point;
     if (later === undefined) return;
     const message =
       later === point
@@ -250,4 +257,10 @@ export class Sessions {
       { session },
     );
   }
+}
+
+/** The last full set's point once the session's set is in the store: what the next differential builds on. */
+function fullOf({ level, point, base }: SessionPlan, { lastFull }: ChosenBase): string | undefined {
+  if (level === 'full') return point;
+  return level === 'differential' ? base : lastFull;
 }

@@ -49,6 +49,8 @@ export interface Consumer {
   readonly name: string;
   /** The point of its last complete set. */
   readonly point: string;
+  /** The point of its last full set, where that is known: what a differential one builds on. */
+  readonly full?: string;
   readonly set: string;
   readonly atMs: number;
 }

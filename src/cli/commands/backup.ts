@@ -1,6 +1,6 @@
 /** `cowbell backup`: a set of each volume in a store, while the volumes are served or at rest. */
 
-import { formatSize } from '../../base/index.ts';
+import { formatSize, LIMITS } from '../../base/index.ts';
 import type { SavingProgress } from '../../backup/index.ts';
 import {
   type BackupMember,
@@ -23,6 +23,7 @@ interface Options extends GlobalOptions, FreezeOptions {
   readonly volume: readonly string[];
   readonly store: string;
   readonly level: Level;
+  readonly fullEvery: string | undefined;
   readonly container: readonly string[] | undefined;
   readonly codec: Codec;
 }
@@ -52,7 +53,13 @@ export const addBackup: AddCommand = (parser, run) =>
           .option('level', {
             choices: LEVELS,
             default: DEFAULT_LEVEL,
-            describe: 'auto is incremental where the store has a base for it, full where not',
+            describe:
+              'differential: since the last full; incremental: since the last of any level; auto: incremental where the store has a base for it, full where not',
+          })
+          .option('full-every', {
+            type: 'string',
+            requiresArg: true,
+            describe: `With level auto a full is taken when the chain has so many sets, ${LIMITS.chainSetCountDefault} unless told`,
           })
           .option('container', {
             type: 'string',
@@ -83,14 +90,25 @@ export const addBackup: AddCommand = (parser, run) =>
 async function backup(context: CommandContext, options: Options): Promise<void> {
   const { directory } = context;
   const hooks = readFreezeHooks(options);
+  const fullEvery = readFullEvery(single('--full-every', options.fullEvery));
   const params: BackupParams = {
     store: absolutePath('--store', single('--store', options.store) ?? '', directory),
     level: single('--level', options.level) ?? DEFAULT_LEVEL,
     codec: single('--codec', options.codec) ?? DEFAULT_CODEC,
     container: readContainer(several(options.container), directory),
+    ...(fullEvery === undefined ? {} : { fullEvery }),
     ...(hooks === undefined ? {} : { hooks }),
   };
   await backUpAll(context, await readMembers(options.volume, directory), params);
+}
+
+function readFullEvery(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const count = /^[0-9]{1,4}$/.test(text) ? Number(text) : 0;
+  if (count >= 1 && count <= LIMITS.chainSetCountMax) return count;
+  throw new UsageError(
+    `--full-every is ${text}, wanted a whole number of sets from 1 to ${LIMITS.chainSetCountMax}`,
+  );
 }
 
 /** `<volume>` or `<volume>@<snapshot>`; a directory that exists wins over the snapshot of another. */
