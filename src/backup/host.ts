@@ -37,10 +37,14 @@ const STDERR_BYTES_MAX = 4096;
 
 export interface BackupOptions {
   readonly volume: Volume;
+  /** The session's id, where its owner has one for it. */
+  readonly session?: string;
   readonly storePath: string;
   readonly level: Level;
   /** See `SessionRequest`. */
   readonly fullEvery?: number;
+  /** See `SessionRequest`. */
+  readonly waitMsMax?: number;
   readonly codec: Codec;
   /** Room for diverted content; closed by the session, also where it does not begin. */
   readonly areas: readonly ContainerArea[];
@@ -267,11 +271,14 @@ class Host {
     signal?.throwIfAborted();
     this.#over.signal.throwIfAborted();
     this.#areasAreTaken = true;
-    const { begin = (one, wish) => one.beginSession(wish), snapshot, fullEvery } = this.#options;
+    const { begin = (one, wish) => one.beginSession(wish) } = this.#options;
+    const { session: id, snapshot, fullEvery, waitMsMax } = this.#options;
     const session = await begin(volume, {
       ...request,
       ...(snapshot === undefined ? {} : { snapshot }),
+      ...(id === undefined ? {} : { session: id }),
       ...(fullEvery === undefined ? {} : { fullEvery }),
+      ...(waitMsMax === undefined ? {} : { waitMsMax }),
       areas,
     });
     this.#session = session;

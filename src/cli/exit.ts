@@ -40,6 +40,7 @@ const USAGE_CODES: ReadonlySet<string> = new Set([
   'named-twice',
   'shrink-refused',
   'ambiguous-set',
+  'several-sessions',
   'bad-table',
   'bad-remap-file',
   'unknown-target',

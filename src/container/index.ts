@@ -1,7 +1,3 @@
 export { type ContainerArea, DeviceArea, MemoryArea } from './area.ts';
-export {
-  type ContainerEntry,
-  IntermediateContainer,
-  type Slot,
-  type SlotWaiter,
-} from './intermediate-container.ts';
+export { type ContainerEntry, DrainQueue } from './drain-queue.ts';
+export { IntermediateContainer, type Slot } from './intermediate-container.ts';

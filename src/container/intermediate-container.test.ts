@@ -1,12 +1,13 @@
 /**
- * Goal: the container never holds more than its room, gives slots in order of arrival and hands entries out
- * newest first. Method: drive it step by step; a property test compares it with a list that does the same.
+ * Goal: the container never holds more than its room, gives slots in order of arrival, and frees one only when all who
+ * need its content have let it go; queues hand entries out newest first, and again after they were put back. Method:
+ * drive them step by step; a property test compares two queues on one container with lists that do the same.
  */
 
 import fc from 'fast-check';
 import t from 'tap';
 import { deferred } from '../base/index.ts';
-import { type ContainerArea, IntermediateContainer, MemoryArea } from './index.ts';
+import { type ContainerArea, DrainQueue, IntermediateContainer, MemoryArea, type Slot } from './index.ts';
 
 const TRACK = 4096;
 
@@ -18,129 +19,215 @@ function content(label: number): Buffer {
   return Buffer.alloc(TRACK, label);
 }
 
+/** @returns false where there is no room. */
+async function put(
+  container: IntermediateContainer,
+  track: number,
+  holders: readonly DrainQueue[],
+): Promise<boolean> {
+  const slot = container.tryReserve();
+  if (slot === undefined) return false;
+  await container.write(slot, content(track));
+  container.enter(slot, track, holders);
+  return true;
+}
+
 t.test('entries come out newest first and free their slot only when acknowledged', async (t) => {
   const container = new IntermediateContainer([memory(2)]);
-  for (const track of [5, 7]) {
-    const slot = container.tryReserve();
-    t.ok(slot);
-    if (slot !== undefined) await container.put(slot, track, content(track));
-  }
+  const queue = new DrainQueue();
+  for (const track of [5, 7]) t.ok(await put(container, track, [queue]));
   t.equal(container.tryReserve(), undefined, 'full');
-  const [newest] = container.take(1);
+  const [newest] = queue.take(1);
   t.same(newest, { id: 2, track: 7 });
   t.equal(container.tryReserve(), undefined, 'taken is not free');
-  t.same(await container.content(2), content(7));
-  container.acknowledge(2);
+  t.same(await queue.content(2), content(7));
+  queue.acknowledge(2);
+  t.equal(queue.content(2), undefined);
   t.ok(container.tryReserve(), 'acknowledged is free');
-  t.equal(container.entryCount, 1);
+  t.equal(queue.entryCount, 1);
+  t.equal(queue.entryCountMax, 2);
+});
+
+t.test(
+  'what several need takes one slot, free when the last has acknowledged it or dropped it',
+  async (t) => {
+    const container = new IntermediateContainer([memory(1)]);
+    const queues = [new DrainQueue(), new DrainQueue(), new DrainQueue()] as const;
+    t.ok(await put(container, 4, queues));
+    t.equal(container.usedCount, 1);
+    for (const queue of queues) t.same(queue.take(9), [{ id: 1, track: 4 }]);
+    queues[0].acknowledge(1);
+    queues[0].acknowledge(1);
+    queues[1].drop();
+    t.equal(container.tryReserve(), undefined, 'one still needs it, and acknowledging twice is once');
+    t.same(await queues[2].content(1), content(4));
+    queues[2].acknowledge(1);
+    t.equal(container.usedCount, 0);
+  },
+);
+
+t.test('content that nobody needs any more when it comes takes no slot', async (t) => {
+  const container = new IntermediateContainer([memory(1)]);
+  t.ok(await put(container, 1, []));
+  t.ok(await put(container, 2, []));
+  t.equal(container.usedCount, 0);
+});
+
+t.test('what was put back is taken again, newest first, and may be acknowledged before', async (t) => {
+  const container = new IntermediateContainer([memory(3)]);
+  const queue = new DrainQueue();
+  for (const track of [1, 2, 3]) await put(container, track, [queue]);
+  queue.take(2);
+  queue.acknowledge(3);
+  queue.putBack();
+  t.equal(queue.untakenCount, 2, 'what was acknowledged does not come back');
+  queue.acknowledge(2);
+  t.same(queue.take(9), [{ id: 1, track: 1 }], 'nor what the store turns out to have');
+  t.equal(container.usedCount, 1);
 });
 
 t.test('waiters get slots in order of arrival and nobody overtakes', async (t) => {
   const container = new IntermediateContainer([memory(1)]);
   const held = container.tryReserve();
-  const order: string[] = [];
-  const first = container.waitForSlot();
-  const second = container.waitForSlot();
-  const third = container.waitForSlot();
-  void first.slot.then(() => order.push('first'));
-  void third.slot.then(() => order.push('third'));
-  second.cancel();
-  t.equal(await second.slot, undefined, 'a cancelled wait ends without a slot');
+  const granted: [string, Slot][] = [];
+  const wait = (name: string): (() => void) => container.waitForSlot((slot) => granted.push([name, slot]));
+  const cancelFirst = wait('first');
+  const cancelSecond = wait('second');
+  wait('third');
+  cancelSecond();
   if (held !== undefined) container.unreserve(held);
-  const slot = await first.slot;
-  t.ok(slot);
+  t.same(
+    granted.map(([name]) => name),
+    ['first'],
+  );
   t.equal(container.tryReserve(), undefined, 'the third waits before a newcomer');
-  first.cancel();
-  if (slot !== undefined) container.unreserve(slot);
-  await third.slot;
-  t.same(order, ['first', 'third']);
+  cancelFirst();
+  const [first] = granted;
+  if (first !== undefined) container.unreserve(first[1]);
+  t.same(
+    granted.map(([name]) => name),
+    ['first', 'third'],
+  );
+  t.equal(container.usedCount, 1);
 });
 
-t.test('memory fills first and drains before devices', async (t) => {
-  const slow = new MemoryArea({ sizeBytes: TRACK, trackSizeBytes: TRACK });
-  const device: ContainerArea = {
+/** An area as slow as the test wants it. */
+function slowArea(slow: MemoryArea, before: () => Promise<void>): ContainerArea {
+  return {
     description: 'device',
     isMemory: false,
-    slotCount: 1,
-    put: async (slot, bytes) => slow.put(slot, bytes),
-    get: async (slot) => slow.get(slot),
+    slotCount: slow.slotCount,
+    put: async (slot, bytes) => {
+      await before();
+      slow.put(slot, bytes);
+    },
+    get: async (slot) => {
+      await before();
+      return slow.get(slot);
+    },
     free: (slot) => slow.free(slot),
     close: () => slow.close(),
   };
-  const container = new IntermediateContainer([memory(1), device]);
-  for (const track of [1, 2]) {
-    const slot = container.tryReserve();
-    if (slot !== undefined) await container.put(slot, track, content(track));
-  }
+}
+
+t.test('memory fills first and drains before devices', async (t) => {
+  const container = new IntermediateContainer([memory(1), slowArea(memory(1), async () => undefined)]);
+  const queue = new DrainQueue();
+  for (const track of [1, 2]) await put(container, track, [queue]);
   t.same(
-    container.take(2).map((entry) => entry.track),
+    queue.take(2).map((entry) => entry.track),
     [1, 2],
   );
-  t.same(await container.content(2), content(2));
+  t.same(await queue.content(2), content(2));
 });
 
-t.test('closing wakes waiters without a slot and waits for what runs', async (t) => {
+t.test('closing grants nothing more and waits for what runs and what is needed', async (t) => {
   const gate = deferred();
-  const area: ContainerArea = {
-    description: 'gated',
-    isMemory: false,
-    slotCount: 1,
-    put: () => gate.promise,
-    get: () => content(0),
-    free: () => undefined,
-    close: async () => undefined,
-  };
-  const container = new IntermediateContainer([area]);
+  const container = new IntermediateContainer([memory(1), slowArea(memory(1), () => gate.promise)]);
+  const mine = new DrainQueue();
+  const other = new DrainQueue();
+  await put(container, 1, [mine, other]);
   const slot = container.tryReserve();
-  const put = slot === undefined ? undefined : container.put(slot, 0, content(0));
-  const waiter = container.waitForSlot();
+  const writing = slot === undefined ? undefined : container.write(slot, content(0));
+  container.waitForSlot(() => t.fail('a closed container grants nothing'));
   let isClosed = false;
   const closing = container.close().then(() => {
     isClosed = true;
   });
-  t.equal(await waiter.slot, undefined);
-  t.notOk(isClosed, 'the put still runs');
+  mine.drop();
+  other.take(1);
+  t.same(await other.content(1), content(1), 'what the other needs is there');
+  other.acknowledge(1);
+  await new Promise((resolve) => setImmediate(resolve));
+  t.notOk(isClosed, 'the write still runs');
   gate.resolve();
-  await put;
+  await writing;
+  t.notOk(isClosed, 'its slot is still reserved');
+  if (slot !== undefined) container.unreserve(slot);
   await closing;
-  t.equal(container.entryCount, 0);
-  t.equal(await container.waitForSlot().slot, undefined, 'a closed container has no slots');
+  t.equal(container.close(), container.close());
+  t.equal(container.tryReserve(), undefined);
+  container.waitForSlot(() => t.fail('nor to who comes later'));
 });
 
-t.test('property: never more entries than slots, each content exact, for any order of steps', async (t) => {
+interface ModelEntry {
+  readonly id: number;
+  readonly track: number;
+  isTaken: boolean;
+}
+
+t.test('property: never more than the slots, each content exact, for any order of steps', async (t) => {
+  const kinds = fc.constantFrom('put', 'take', 'acknowledge', 'put back', 'drop');
+  const step = fc.record({ kind: kinds, who: fc.nat(1), both: fc.boolean() });
   await t.resolves(
     fc.assert(
-      fc.asyncProperty(
-        fc.nat(4),
-        fc.array(fc.constantFrom('put', 'take', 'acknowledge'), { maxLength: 60 }),
-        async (slots, steps) => {
-          const container = new IntermediateContainer([memory(slots)]);
-          const model: { id: number; track: number; isTaken: boolean }[] = [];
-          let nextTrack = 0;
-          for (const step of steps) {
-            if (step === 'put') {
-              const slot = container.tryReserve();
-              if ((slot === undefined) !== (model.length === slots)) return false;
-              if (slot === undefined) continue;
-              nextTrack += 1;
-              await container.put(slot, nextTrack, content(nextTrack));
-              model.push({ id: nextTrack, track: nextTrack, isTaken: false });
-            } else if (step === 'take') {
-              const expected = model.findLast((entry) => !entry.isTaken);
-              const [taken] = container.take(1);
-              if (taken?.id !== expected?.id) return false;
-              if (expected !== undefined) expected.isTaken = true;
-            } else {
-              const place = model.findIndex((entry) => entry.isTaken);
-              const [entry] = place < 0 ? [] : model.splice(place, 1);
-              if (entry === undefined) continue;
-              if (!content(entry.track).equals(await container.content(entry.id))) return false;
-              container.acknowledge(entry.id);
+      fc.asyncProperty(fc.nat(4), fc.array(step, { maxLength: 60 }), async (slots, steps) => {
+        const container = new IntermediateContainer([memory(slots)]);
+        const queues = [new DrainQueue(), new DrainQueue()] as const;
+        const models: [ModelEntry[], ModelEntry[]] = [[], []];
+        const lastIds = [0, 0];
+        let nextTrack = 0;
+        const used = (): number => new Set(models.flat().map(({ track }) => track)).size;
+        for (const { kind, who, both } of steps) {
+          const index = who === 0 ? 0 : 1;
+          const queue = queues[index];
+          const model = models[index];
+          if (kind === 'put') {
+            const indexes = both ? ([0, 1] as const) : ([index] as const);
+            const holders = indexes.map((one) => queues[one]);
+            const isFull = used() === slots;
+            nextTrack += 1;
+            if ((await put(container, nextTrack, holders)) === isFull) return false;
+            if (isFull) continue;
+            for (const one of indexes) {
+              lastIds[one] = (lastIds[one] ?? 0) + 1;
+              models[one].push({ id: lastIds[one], track: nextTrack, isTaken: false });
             }
+          } else if (kind === 'take') {
+            const expected = model.findLast((entry) => !entry.isTaken);
+            const [taken] = queue.take(1);
+            if (taken?.id !== expected?.id) return false;
+            if (expected !== undefined) expected.isTaken = true;
+          } else if (kind === 'acknowledge') {
+            const [entry] = model.splice(
+              model.findIndex((one) => one.isTaken),
+              model.some((one) => one.isTaken) ? 1 : 0,
+            );
+            if (entry === undefined) continue;
+            if (!content(entry.track).equals((await queue.content(entry.id)) ?? Buffer.alloc(0)))
+              return false;
+            queue.acknowledge(entry.id);
+          } else if (kind === 'put back') {
+            queue.putBack();
+            for (const entry of model) entry.isTaken = false;
+          } else {
+            queue.drop();
+            model.length = 0;
           }
-          return container.entryCount === model.length;
-        },
-      ),
+          if (container.usedCount !== used() || queue.entryCount !== model.length) return false;
+        }
+        return true;
+      }),
     ),
   );
 });

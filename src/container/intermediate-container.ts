@@ -2,40 +2,25 @@
  * The intermediate container: bounded room for old content that a client's write would have replaced before
  * the backup had saved it (`seeds/3`, Fig. 8-12).
  *
- * A writer reserves one slot, puts the track's old content there and goes on. The backup drains entries all
- * the time, newest first while content is in memory, and a slot is free again only when the store has
- * acknowledged the content. When every slot is taken, a writer waits in order of arrival; the first slot
- * that comes free goes to the first waiter, however full the rest still is.
+ * A writer reserves one slot, the track's old content is written there, and it is entered into the queue of each
+ * session that needs it (`drain-queue.ts`). The slot is free again only when all of them have let the content go.
+ * When every slot is taken, a writer waits in order of arrival; the first slot that comes free goes to the first
+ * waiter, however full the rest still is.
+ *
+ * A container belongs to one session, and its room may hold what others need too. So it outlives its session, closed
+ * to anything new, until the last of them has let go.
  *
  * It knows nothing of protection or sessions; `volume/` decides who must reserve and when.
  */
 
-import { assert, deferred, type MaybePromise } from '../base/index.ts';
+import { assert, deferred, type Deferred, type MaybePromise } from '../base/index.ts';
 import type { ContainerArea } from './area.ts';
+import { type DrainQueue, SharedContent } from './drain-queue.ts';
 
-/** A reserved slot; unused until something is put into it. */
+/** A reserved slot; unused until something is written into it. */
 export interface Slot {
   readonly area: ContainerArea;
   readonly index: number;
-}
-
-/** Diverted content, from its arrival to its acknowledgement. */
-export interface ContainerEntry {
-  /** Number of arrival, counting from 1. */
-  readonly id: number;
-  readonly track: number;
-}
-
-export interface SlotWaiter {
-  /** The slot, or undefined where the container was closed or the wait cancelled. */
-  readonly slot: Promise<Slot | undefined>;
-  /** Gives the place in the queue up. Safe at any time: a slot that was already granted is not taken back. */
-  cancel(): void;
-}
-
-interface StoredEntry extends ContainerEntry {
-  readonly slot: Slot;
-  isTaken: boolean;
 }
 
 /** Free slots of one area: those given back, and behind `unusedFrom` those never used. */
@@ -45,21 +30,19 @@ interface FreeSlots {
   unusedFrom: number;
 }
 
-type Wake = (slot: Slot | undefined) => void;
+type OnGranted = (slot: Slot) => void;
 
 export class IntermediateContainer {
   readonly slotCount: number;
   readonly #free: readonly FreeSlots[];
-  readonly #waiters: Wake[] = [];
-  readonly #entries = new Map<number, StoredEntry>();
-  /** Entries nobody has taken, oldest first, by where their content lies. */
-  readonly #inMemory: StoredEntry[] = [];
-  readonly #onDevices: StoredEntry[] = [];
-  #lastId = 0;
-  #isClosed = false;
-  #entryCountMax = 0;
-  /** Puts and gets that run, so that closing can wait for them. */
-  readonly #running = new Set<Promise<unknown>>();
+  readonly #waiters: OnGranted[] = [];
+  #usedCount = 0;
+  #entryCount = 0;
+  /** Set from the call of `close` on. */
+  #closed: Deferred | undefined;
+  #isClosingAreas = false;
+  /** Reads and writes of areas that run, so that closing can wait for them. */
+  #runningCount = 0;
 
   /** @param areas in the order in which they fill; memory first is the caller's choice to make. */
   constructor(areas: readonly ContainerArea[]) {
@@ -67,139 +50,134 @@ export class IntermediateContainer {
     this.#free = areas.map((area) => ({ area, returned: [], unusedFrom: 0 }));
   }
 
+  /** Slots that are reserved or hold content. */
+  get usedCount(): number {
+    return this.#usedCount;
+  }
+
+  /** Slots that hold content which somebody needs. */
   get entryCount(): number {
-    return this.#entries.size;
+    return this.#entryCount;
   }
 
-  /** Entries that `take` would hand out. */
-  get untakenCount(): number {
-    return this.#inMemory.length + this.#onDevices.length;
-  }
-
-  /** The most entries there ever were at once, for `status` and the closing report. */
-  get entryCountMax(): number {
-    return this.#entryCountMax;
+  get isClosed(): boolean {
+    return this.#closed !== undefined;
   }
 
   /** A slot at once, or undefined where all are taken or others wait already. */
   tryReserve(): Slot | undefined {
-    if (this.#isClosed || this.#waiters.length > 0) return undefined;
+    if (this.isClosed || this.#waiters.length > 0) return undefined;
     for (const free of this.#free) {
       const returned = free.returned.pop();
-      if (returned !== undefined) return { area: free.area, index: returned };
-      if (free.unusedFrom < free.area.slotCount) {
+      const index = returned ?? free.unusedFrom;
+      if (returned === undefined) {
+        if (free.unusedFrom === free.area.slotCount) continue;
         free.unusedFrom += 1;
-        return { area: free.area, index: free.unusedFrom - 1 };
       }
+      this.#usedCount += 1;
+      return { area: free.area, index };
     }
     return undefined;
   }
 
-  /** Queues for a slot behind those who wait already. */
-  waitForSlot(): SlotWaiter {
-    const { promise, resolve } = deferred<Slot | undefined>();
-    if (this.#isClosed) {
-      resolve(undefined);
-      return { slot: promise, cancel: () => undefined };
-    }
-    this.#waiters.push(resolve);
-    const cancel = (): void => {
-      const place = this.#waiters.indexOf(resolve);
-      if (place < 0) return;
-      this.#waiters.splice(place, 1);
-      resolve(undefined);
+  /**
+   * Queues for a slot behind those who wait already. A container that is closed grants none.
+   *
+   * @param onGranted called at most once, with the slot that came free; the slot is the caller's then.
+   * @returns gives the place in the queue up; without effect once the slot was granted.
+   */
+  waitForSlot(onGranted: OnGranted): () => void {
+    // Not the caller's own function: it may wait more than once.
+    const waiter: OnGranted = (slot) => onGranted(slot);
+    if (!this.isClosed) this.#waiters.push(waiter);
+    return () => {
+      const place = this.#waiters.indexOf(waiter);
+      if (place >= 0) this.#waiters.splice(place, 1);
     };
-    return { slot: promise, cancel };
   }
 
-  /** Gives back a slot that was reserved and not used. */
+  /** Gives back a slot that was reserved and holds nothing that is needed: it goes to the first waiter. */
   unreserve(slot: Slot): void {
-    if (this.#isClosed) return;
-    const wake = this.#waiters.shift();
-    if (wake !== undefined) {
-      wake(slot);
+    const granted = this.#waiters.shift();
+    if (granted !== undefined) {
+      granted(slot);
       return;
     }
     const free = this.#free.find((candidate) => candidate.area === slot.area);
     assert(free !== undefined, `Slot ${slot.index} is not of this container`);
     free.returned.push(slot.index);
+    this.#usedCount -= 1;
+    this.#closeAreasWhenUnused();
   }
 
   /**
-   * Stores one track's old content in a reserved slot; the entry can be taken when the call has finished.
-   * `content` stays the caller's.
+   * Writes one track's old content into a reserved slot. `content` stays the caller's.
    *
    * @throws what the area throws; the slot is then still reserved and its content undefined.
    */
-  put(slot: Slot, track: number, content: Buffer): MaybePromise<void> {
-    const stored = slot.area.put(slot.index, content);
-    if (stored === undefined) {
-      this.#record(slot, track);
-      return undefined;
-    }
-    return this.#tracked(stored).then(() => this.#record(slot, track));
+  write(slot: Slot, content: Buffer): MaybePromise<void> {
+    return this.#tracked(slot.area.put(slot.index, content));
   }
 
   /**
-   * The newest entries that nobody has taken, memory before devices, at most `countMax`, marked as taken.
-   * They keep their slots until `acknowledge`.
+   * Hands what was written into a slot to those who need it; where nobody does, the slot is free. Not once the
+   * container is closed.
    */
-  take(countMax: number): ContainerEntry[] {
-    const taken: ContainerEntry[] = [];
-    while (taken.length < countMax) {
-      const entry = this.#inMemory.pop() ?? this.#onDevices.pop();
-      if (entry === undefined) break;
-      entry.isTaken = true;
-      taken.push({ id: entry.id, track: entry.track });
+  enter(slot: Slot, track: number, holders: readonly DrainQueue[]): void {
+    assert(!this.isClosed, 'A closed container was given content');
+    if (holders.length === 0) {
+      this.#freeSlot(slot);
+      return;
     }
-    return taken;
+    this.#entryCount += 1;
+    const content = new SharedContent({
+      track,
+      isMemory: slot.area.isMemory,
+      holderCount: holders.length,
+      read: () => this.#tracked(slot.area.get(slot.index)),
+      free: () => {
+        this.#entryCount -= 1;
+        this.#freeSlot(slot);
+      },
+    });
+    for (const holder of holders) holder.add(content);
   }
 
-  /** The content of an entry; the buffer is the caller's until the entry is acknowledged. */
-  content(id: number): MaybePromise<Buffer> {
-    const entry = this.#entries.get(id);
-    assert(entry !== undefined, `Container has no entry ${id}`);
-    const content = entry.slot.area.get(entry.slot.index);
-    return content instanceof Promise ? this.#tracked(content) : content;
+  /**
+   * Grants no slot any more. Finishes when nothing in it is needed and the areas are closed; who only wants to stop
+   * using it need not wait for that. Idempotent.
+   */
+  close(): Promise<void> {
+    if (this.#closed === undefined) {
+      this.#closed = deferred();
+      this.#waiters.length = 0;
+      this.#closeAreasWhenUnused();
+    }
+    return this.#closed.promise;
   }
 
-  /** The store has the entry's content: its slot goes to the first waiter, or is free. */
-  acknowledge(id: number): void {
-    const entry = this.#entries.get(id);
-    assert(entry !== undefined, `Container has no entry ${id}`);
-    assert(entry.isTaken, `Entry ${id} was acknowledged before it was taken`);
-    this.#entries.delete(id);
-    entry.slot.area.free(entry.slot.index);
-    this.unreserve(entry.slot);
+  #freeSlot(slot: Slot): void {
+    slot.area.free(slot.index);
+    this.unreserve(slot);
   }
 
-  /** Drops everything and wakes every waiter without a slot. Idempotent; waits for running puts and gets. */
-  async close(): Promise<void> {
-    if (this.#isClosed) return;
-    this.#isClosed = true;
-    for (const wake of this.#waiters.splice(0)) wake(undefined);
-    this.#entries.clear();
-    this.#inMemory.length = 0;
-    this.#onDevices.length = 0;
-    await Promise.allSettled(this.#running);
+  #closeAreasWhenUnused(): void {
+    const closed = this.#closed;
+    if (closed === undefined || this.#usedCount > 0 || this.#runningCount > 0 || this.#isClosingAreas) return;
+    this.#isClosingAreas = true;
+    this.#closeAreas().then(closed.resolve, closed.reject);
+  }
+
+  async #closeAreas(): Promise<void> {
     for (const { area } of this.#free) await area.close();
   }
 
-  #record(slot: Slot, track: number): void {
-    if (this.#isClosed) return;
-    this.#lastId += 1;
-    const entry: StoredEntry = { id: this.#lastId, track, slot, isTaken: false };
-    this.#entries.set(entry.id, entry);
-    (slot.area.isMemory ? this.#inMemory : this.#onDevices).push(entry);
-    this.#entryCountMax = Math.max(this.#entryCountMax, this.#entries.size);
-  }
-
-  async #tracked<T>(work: Promise<T>): Promise<T> {
-    this.#running.add(work);
-    try {
-      return await work;
-    } finally {
-      this.#running.delete(work);
-    }
+  #tracked<T>(work: MaybePromise<T>): MaybePromise<T> {
+    if (!(work instanceof Promise)) return work;
+    this.#runningCount += 1;
+    return work.finally(() => {
+      this.#runningCount -= 1;
+      this.#closeAreasWhenUnused();
+    });
   }
 }

@@ -6,6 +6,7 @@ import { openContainerAreas } from './container-areas.ts';
 import type { RequestEvents } from './control-server.ts';
 import { FreezeGroup } from './freeze-group.ts';
 import { type FreezeHookReport, withFreezeHooks } from './freeze-hooks.ts';
+import { realPathOf } from './real-path.ts';
 import type { SessionHandle } from './sessions.ts';
 import type { VolumeHost } from './volume-host.ts';
 
@@ -43,13 +44,15 @@ export async function backUpTogether(
     },
   });
   const tell = progressOf(members.length, events);
+  const store = await realPathOf(params.store);
   const backups = members.map(async (member, index) => {
     try {
-      return await member.host.sessions.run('backup', (session) => {
+      const backUp = (session: SessionHandle): Promise<BackupOutcome> => {
         // The others end with it.
         if (index === 0) events.session(session.id);
         return backUpOne(member, params, { group, session, onProgress: (progress) => tell(index, progress) });
-      });
+      };
+      return await member.host.sessions.run('backup', backUp, store);
     } catch (error) {
       group.fail(error);
       throw error;
@@ -77,6 +80,7 @@ async function backUpOne(
   const areas = await openContainerAreas(params.container, volume.identity.trackSizeBytes);
   return runBackupSession({
     volume,
+    session: session.id,
     storePath: params.store,
     level: params.level,
     ...(params.fullEvery === undefined ? {} : { fullEvery: params.fullEvery }),

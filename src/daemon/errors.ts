@@ -17,8 +17,10 @@ export interface DaemonErrorDetails {
   'unknown-export': { readonly name: string; readonly served: readonly string[] };
   /** A socket cannot be bound. */
   'cannot-listen': { readonly address: string };
-  /** The volume already runs a session; one is allowed. */
+  /** The volume already runs a session to the same store, or of a kind of which one is allowed. */
   'session-running': { readonly volume: string; readonly session: string; readonly kind: string };
+  /** Several sessions run, and none of them was named. */
+  'several-sessions': { readonly volume: string; readonly sessions: readonly string[] };
   'unknown-session': { readonly volume: string; readonly session: string | undefined };
   /** The session was cancelled, by Ctrl-C, by `cancel` or because the server stops. */
   cancelled: { readonly volume: string; readonly session: string };

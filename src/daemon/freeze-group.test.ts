@@ -182,8 +182,8 @@ t.test('one fails while the hooks run: no member begins', async (t) => {
     [1, 1],
   );
   t.strictSame(
-    members.map(({ volume }) => volume.session),
-    [undefined, undefined],
+    members.map(({ volume }) => volume.sessions),
+    [[], []],
   );
 });
 
@@ -202,21 +202,21 @@ t.test('one does not come to its freeze: the other gives its wish back', async (
   const failing = group.arrive(() => Promise.reject(failure));
   await t.rejects(failing, failure);
   await t.rejects(waiting, failure);
-  t.equal(member.volume.session, undefined);
+  t.same(member.volume.sessions, []);
   group.fail(failure);
   t.equal(member.area.closeCount, 1);
 });
 
 t.test('one cannot freeze: nobody has', async (t) => {
   const [first, second] = [await makeVolume(t), await makeVolume(t)];
-  const other = await second.beginSession({ consumer: 'other', level: 'full', candidates: [], areas: [] });
+  const other = await second.beginSession({ consumer: 'store', level: 'full', candidates: [], areas: [] });
   const group = new FreezeGroup({ count: 2, around });
   const members = [new Member(group, first), new Member(group, second)];
   for (const one of members.map((member) => member.begin()))
     await t.rejects(one, { code: 'session-running' });
-  t.equal(first.session, undefined);
+  t.same(first.sessions, []);
   t.equal(first.status().epoch, 1);
-  t.equal(second.session, other, 'the session that ran goes on');
+  t.strictSame(second.sessions, [other], 'the session that ran goes on');
   t.strictSame(
     members.map(({ area }) => area.closeCount),
     [1, 1],
@@ -238,8 +238,9 @@ t.test('a snapshot cannot be saved: the volumes that have begun end with the gro
   for (const one of members.map((member) => member.begin()))
     await t.rejects(one, { code: 'snapshot-behind' });
   // A member's backup ends its own session when the group has failed.
-  first.session?.fail(new Error('the group has failed'));
-  await first.session?.whenEnded();
+  const [begun] = first.sessions;
+  begun?.fail(new Error('the group has failed'));
+  await begun?.whenEnded();
   t.strictSame(
     members.map(({ area }) => area.closeCount),
     [1, 1, 1],

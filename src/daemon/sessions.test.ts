@@ -1,5 +1,6 @@
 /**
- * Goal: one session per volume, listed while it runs, cancelled by id or without, and all gone after a stop.
+ * Goal: one session per volume and store, listed while it runs, cancelled by id or, where it is the only one, without,
+ * and all gone after a stop.
  *
  * Method: sessions whose work the test ends by hand.
  */
@@ -46,6 +47,25 @@ t.test('a second session is refused and names the first', async (t) => {
   work.resolve();
   await running;
   t.equal(await registry.run('backup', async () => 1), 1, 'free again');
+});
+
+t.test('one session runs for each store; a second to the same one names the first', async (t) => {
+  const registry = makeRegistry();
+  const run = (store: string): Promise<unknown> =>
+    registry.run('backup', (session) => untilCancelled(session.signal), store);
+  const refused = [t.rejects(run('/a'), { code: 'cancelled' }), t.rejects(run('/b'), { code: 'cancelled' })];
+  await Promise.resolve();
+  t.match(registry.list(), [{ store: '/a' }, { store: '/b' }]);
+  const [a = '', b = ''] = registry.list().map(({ session }) => session);
+  await t.rejects(run('/b'), { code: 'session-running', message: new RegExp(`${b} to /b`) });
+  await t.rejects(registry.cancel(), {
+    code: 'several-sessions',
+    message: new RegExp(`2 sessions.*${a}, ${b}$`),
+    details: { sessions: [a, b] },
+  });
+  t.equal(await registry.cancel(a), a);
+  t.equal(await registry.cancel(), b, 'the only one left');
+  await Promise.all(refused);
 });
 
 t.test('cancelling by id or without waits for the end and says cancelled', async (t) => {

@@ -1,8 +1,8 @@
 /**
  * The sessions that run on a volume, and their cancellation.
  *
- * One session per volume for now; a second is refused. A session belongs to the process that owns the
- * volume, not to the connection that asked for it: a client that goes away ends nothing (DESIGN section 6).
+ * Several may, one to each store; a second to the same store is refused. A session belongs to the process that owns
+ * the volume, not to the connection that asked for it: a client that goes away ends nothing (DESIGN section 6).
  */
 
 import { type Clock, CorruptionError, makeUlid } from '../base/index.ts';
@@ -12,6 +12,8 @@ import { DaemonError } from './errors.ts';
 export interface SessionStatus {
   readonly session: string;
   readonly kind: string;
+  /** The store that it is to, a path without links; null for a session to none. */
+  readonly store: string | null;
   readonly startedMs: number;
   /** The last progress that the session told of. */
   readonly progress: unknown;
@@ -29,6 +31,7 @@ export interface SessionHandle {
 interface Running {
   readonly handle: SessionHandle;
   readonly kind: string;
+  readonly store: string | undefined;
   readonly startedMs: number;
   readonly abort: AbortController;
   readonly ended: Promise<unknown>;
@@ -48,13 +51,14 @@ export class SessionRegistry {
   }
 
   /**
-   * Runs `work` as the volume's session. Cancelling makes the signal fire; what `work` then throws becomes
+   * Runs `work` as a session of the volume's. Cancelling makes the signal fire; what `work` then throws becomes
    * `cancelled`, whatever the room that was interrupted calls it.
    *
+   * @param store the store that it is to, a path without links: one session runs for each, and one to none.
    * @throws {DaemonError} session-running, stopping, cancelled; whatever else `work` throws.
    */
-  async run<T>(kind: string, work: (session: SessionHandle) => Promise<T>): Promise<T> {
-    this.#admit();
+  async run<T>(kind: string, work: (session: SessionHandle) => Promise<T>, store?: string): Promise<T> {
+    this.#admit(store);
     const id = makeUlid(this.#clock.now());
     const abort = new AbortController();
     const handle: SessionHandle = {
@@ -72,6 +76,7 @@ export class SessionRegistry {
     this.#running.set(id, {
       handle,
       kind,
+      store,
       abort,
       startedMs: this.#clock.now(),
       ended: result.then(
@@ -101,6 +106,7 @@ export class SessionRegistry {
     return [...this.#running.values()].map((running) => ({
       session: running.handle.id,
       kind: running.kind,
+      store: running.store ?? null,
       startedMs: running.startedMs,
       progress: running.progress ?? null,
       cancelling: running.abort.signal.aborted,
@@ -108,12 +114,15 @@ export class SessionRegistry {
   }
 
   /**
-   * Cancels the named session, or the one that runs, and waits until it has ended.
+   * Cancels the named session, or the only one that runs, and waits until it has ended.
    *
    * @returns the session's id.
-   * @throws {DaemonError} unknown-session when nothing runs under that id, or nothing runs.
+   * @throws {DaemonError} unknown-session when nothing runs under that id, or nothing runs; several-sessions.
    */
   async cancel(id?: string): Promise<string> {
+    if (id === undefined && this.#running.size > 1) {
+      throw severalSessions(this.#volumeName, [...this.#running.keys()]);
+    }
     const running = id === undefined ? this.#running.values().next().value : this.#running.get(id);
     if (running === undefined) {
       const what = id === undefined ? 'runs no session' : `runs no session ${id}`;
@@ -132,7 +141,7 @@ export class SessionRegistry {
     await Promise.all([...this.#running.values()].map((running) => running.ended));
   }
 
-  #admit(): void {
+  #admit(store: string | undefined): void {
     if (this.#stopping) {
       throw new DaemonError(
         'stopping',
@@ -142,13 +151,19 @@ export class SessionRegistry {
         },
       );
     }
-    const other = this.#running.values().next().value;
+    const other = [...this.#running.values()].find((running) => running.store === store);
     if (other === undefined) return;
     const details = { volume: this.#volumeName, session: other.handle.id, kind: other.kind };
     throw new DaemonError(
       'session-running',
-      `Volume ${this.#volumeName} already runs ${other.kind} session ${other.handle.id}; wait for it or cancel it`,
+      `Volume ${this.#volumeName} already runs ${other.kind} session ${other.handle.id}${store === undefined ? '' : ` to ${store}`}; wait for it or cancel it`,
       details,
     );
   }
+}
+
+/** Nobody said which of several sessions is meant. */
+export function severalSessions(volume: string, sessions: readonly string[]): DaemonError {
+  const message = `Volume ${volume} runs ${sessions.length} sessions, wanted the id of one of them: ${sessions.join(', ')}`;
+  return new DaemonError('several-sessions', message, { volume, sessions });
 }

@@ -3,7 +3,6 @@
  * opens the volume itself. The two are one code, so that a command does the same online and offline.
  */
 
-import { realpath } from 'node:fs/promises';
 import { type Clock, LIMITS, present } from '../base/index.ts';
 import type { DeviceRegistry } from '../device/index.ts';
 import { type ClonedVolume, cloneSnapshot, createSnapshots, Volume } from '../volume/index.ts';
@@ -14,7 +13,8 @@ import type { ControlHandlers, RequestEvents } from './control-server.ts';
 import { DaemonError } from './errors.ts';
 import type { VolumeExports } from './exports.ts';
 import { withFreezeHooks } from './freeze-hooks.ts';
-import { SessionRegistry } from './sessions.ts';
+import { realPathOf } from './real-path.ts';
+import { SessionRegistry, severalSessions } from './sessions.ts';
 
 export interface HostOptions {
   /** What the owner is doing, for whoever is refused: `serving`. */
@@ -90,10 +90,13 @@ export class VolumeHost implements ControlHandlers {
   }
 
   async status(): Promise<Readonly<Record<string, unknown>>> {
-    const { session, ...status } = this.volume.status();
-    // One session at a time: what the volume counts and what the registry knows are of the same one.
-    const backups = this.sessions.list().map((running) => ({ ...session, ...running }));
-    return { ...status, sessions: [...backups, ...this.clones.list()] };
+    const status = this.volume.status();
+    const sessions = this.sessions.list().map((running) => {
+      // Until the freeze the volume knows nothing of it.
+      const begun = status.sessions.find(({ session }) => session === running.session);
+      return { state: 'starting', ...begun, ...running };
+    });
+    return { ...status, sessions: [...sessions, ...this.clones.list()] };
   }
 
   /** Backs this volume up, and further ones of the same instant; see `backUpTogether`. */
@@ -106,12 +109,14 @@ export class VolumeHost implements ControlHandlers {
   }
 
   async cancel(session: string | undefined): Promise<{ readonly session: string }> {
-    const clones = this.clones.list();
-    const isClone =
-      session === undefined
-        ? clones.length > 0 && this.sessions.list().length === 0
-        : clones.some((clone) => clone.session === session);
-    return { session: await (isClone ? this.clones : this.sessions).cancel(session) };
+    const clones = this.clones.list().map((one) => one.session);
+    const running = [...this.sessions.list().map((one) => one.session), ...clones];
+    if (session === undefined && running.length > 1) {
+      throw severalSessions(this.volume.identity.name, running);
+    }
+    const [wanted = session] = session === undefined ? running : [session];
+    const isClone = wanted !== undefined && clones.includes(wanted);
+    return { session: await (isClone ? this.clones : this.sessions).cancel(wanted) };
   }
 
   /** Makes a snapshot of this volume, and of further ones at the same instant: all or none. */
@@ -279,14 +284,5 @@ export class VolumeHost implements ControlHandlers {
     const own = this.volume.identity.directory;
     const message = `Volumes ${own} and ${directory} cannot freeze together, wanted both served by one process or none served`;
     throw new DaemonError('not-served-together', message, { directories: [own, directory] });
-  }
-}
-
-/** The path without links; itself where there is nothing. */
-async function realPathOf(path: string): Promise<string> {
-  try {
-    return await realpath(path);
-  } catch {
-    return path;
   }
 }

@@ -133,7 +133,7 @@ t.test(`the volume outlives its children, seed ${SEED}`, async (t) => {
       deathCount += 1;
     }
     await within(Promise.all(victim.writes), 'A write');
-    t.equal(volume.session, undefined, 'no session is left');
+    t.same(volume.sessions, [], 'no session is left');
     t.equal(volume.status().writesWaiting, 0);
     for (const set of await (await Store.open(store.path)).list()) {
       t.equal(set.damage, undefined);

@@ -70,7 +70,7 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
   },
   'second session': {
     weight: 1,
-    isPossible: ({ volume }) => volume.session !== undefined,
+    isPossible: ({ volume }) => volume.sessions.length > 0,
     run: secondSession,
   },
   'check the store': { weight: 1, isPossible: isIdle, run: checkStore },
@@ -167,12 +167,13 @@ function killAtSync(world: World): void {
   world.cutAt(`${random.pick(['before', 'after'] as const)} ${name}`);
 }
 
-/** It may have to wait for the freeze of a snapshot before it is refused. */
+/** To the same store. It may have to wait for the freeze of a snapshot before it is refused. */
 function secondSession(world: World): void {
   const { volume } = world;
   const area = new MemoryArea({ sizeBytes: world.trackBytes, trackSizeBytes: world.trackBytes });
-  const request = { consumer: 'other', level: 'full', candidates: [], areas: [area] } as const;
-  const first = volume.session;
+  const [first] = volume.sessions;
+  const consumer = first?.consumer ?? 'other';
+  const request = { consumer, level: 'full', candidates: [], areas: [area] } as const;
   const beginning = async (): Promise<void> => {
     try {
       const second = await volume.beginSession(request);

@@ -360,7 +360,7 @@ export class World {
   /** No session runs: nothing of one may be left. */
   async checkIdle(): Promise<void> {
     await this.writesEnd();
-    must('failure loses nothing', this.volume.session === undefined, 'A session is left over');
+    must('failure loses nothing', this.volume.sessions.length === 0, 'A session is left over');
     must(
       'nobody waits',
       this.volume.status().writesWaiting === 0,

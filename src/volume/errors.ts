@@ -20,8 +20,10 @@ export interface VolumeErrorDetails {
   poisoned: { readonly directory: string; readonly reason: string };
   /** The gate did not empty in time; nothing has changed. */
   'freeze-timeout': { readonly waitedMs: number };
-  /** One session per volume. */
+  /** One session per volume and store. */
   'session-running': { readonly session: string };
+  /** A write has waited longer for room in a session's container than the session may let it; the session failed. */
+  'container-full': { readonly track: number; readonly waitedMs: number };
   /** The session ended before it was complete. */
   'session-ended': { readonly session: string; readonly reason: string };
   /** Zeroes were to be fast, and `track` has to be copied for a backup first. Nothing has changed. */

@@ -1,10 +1,12 @@
 /**
- * Copy-before-write for one session: which tracks still hold content that the session's point needs and has
- * not saved, and how a write that hits one gets past.
+ * What one session protects: which tracks still hold content that its point needs and has not saved.
  *
- *     protected --(a write hits it)--> waiting --(a slot)--> copying --(old content in the container)--> saved
- *         |                               |                                                               ^
- *         +------(the lane confirms)------+---------------------------------------------------------------+
+ *     protected --(a write hits it)--> waiting --(a slot)--> copying --(old content in a container)--> saved
+ *         |                               |                     |                                        ^
+ *         +------(the lane confirms)------+---------------------+----------------------------------------+
+ *
+ * How a hit track is copied, once for all sessions that protect it, is `protections.ts`'. Here is each session's own:
+ * its tracks, what it has to take, and what waits for it.
  *
  * A lane reads the home optimistically, then asks: of these tracks, which were hit meanwhile? Those that were
  * not are saved by that same question. Those that were are thrown away; their old content comes, or came,
@@ -15,12 +17,13 @@
  * Everything here is in memory: a session that does not survive needs no protection.
  */
 
-import { assert, type Deferred, deferred } from '../base/index.ts';
-import type { IntermediateContainer, SlotWaiter } from '../container/index.ts';
+import { type Deferred, deferred, systemTimer, type Timer } from '../base/index.ts';
+import { DrainQueue, type IntermediateContainer, type Slot } from '../container/index.ts';
 import { TrackBits, type TrackRun } from '../tracks/index.ts';
+import { VolumeError } from './errors.ts';
 import type { Geometry } from './geometry.ts';
-import type { SessionTracks } from './session.ts';
-import type { Protector } from './write-path.ts';
+import type { Protections } from './protections.ts';
+import type { ContainerUse, SessionTracks } from './session.ts';
 
 /** Old content on its way to the lane. */
 export interface DivertedTrack {
@@ -28,17 +31,10 @@ export interface DivertedTrack {
   readonly id: number;
   readonly track: number;
   /**
-   * The content at the point, the receiver's until it acknowledges; undefined where the home still holds it
+   * The content at the point, for reading only and until it is acknowledged; undefined where the home still holds it
    * and a writer waits until the lane has it from there.
    */
   readonly content: Buffer | undefined;
-}
-
-/** One track on its way from protected to saved because a write hit it. */
-interface Copy {
-  readonly saved: Deferred;
-  stage: 'waiting' | 'copying';
-  waiter?: SlotWaiter;
 }
 
 export interface ProtectionOptions {
@@ -47,22 +43,32 @@ export interface ProtectionOptions {
   /** The tracks to protect; the protection's from now on. */
   readonly tracks: TrackBits;
   readonly container: IntermediateContainer;
-  /** Reads one whole track, as far as it lies in the volume, from the home. */
-  readonly readHome: (target: Buffer, track: number) => Promise<void> | void;
-  /** Tracks have become free to be written. */
-  readonly onReleased: (run: TrackRun) => void;
+  /** All sessions of the volume. */
+  readonly group: Protections;
+  /** For how long a write may wait for this session before the session fails; without end where left out. */
+  readonly waitMsMax?: number;
+  readonly timer?: Timer;
   /** Saving failed; the session must end. Never the client's failure (DESIGN section 4). */
   readonly onFailed: (error: unknown) => void;
 }
 
-export class Protection implements Protector, SessionTracks {
+/** A write's track that waits for room, or for the lane. */
+interface Wait {
+  /** Gives its place in the queue up. */
+  readonly cancel: () => void;
+  readonly stopTimer: () => void;
+}
+
+export class Protection implements SessionTracks {
+  readonly queue = new DrainQueue();
   readonly #options: ProtectionOptions;
   #protected: TrackBits;
-  readonly #copies = new Map<number, Copy>();
+  readonly #waits = new Map<number, Wait>();
   /** Tracks that writers wait for and that only the lane can save: no slots at all. In order of arrival. */
   readonly #outOfTurn: number[] = [];
-  /** Out-of-turn tracks that the lane has taken, by their (negative) ids. */
+  /** Out-of-turn tracks that the lane has taken, by their (negative) ids, and these by the tracks. */
   readonly #takenOutOfTurn = new Map<number, number>();
+  readonly #readOutOfTurn = new Set<number>();
   #nextOutOfTurnId = -1;
   #divertedCount = 0;
   #hasEnded = false;
@@ -72,6 +78,16 @@ export class Protection implements Protector, SessionTracks {
   constructor(options: ProtectionOptions) {
     this.#options = options;
     this.#protected = options.tracks;
+  }
+
+  get container(): IntermediateContainer {
+    return this.#options.container;
+  }
+
+  get containerUse(): ContainerUse {
+    const { slotCount, usedCount } = this.container;
+    const { entryCount, entryCountMax } = this.queue;
+    return { entries: entryCount, entriesMax: entryCountMax, slots: slotCount, slotsUsed: usedCount };
   }
 
   /** Tracks that were hit and copied out of turn. */
@@ -85,42 +101,63 @@ export class Protection implements Protector, SessionTracks {
 
   /** Writers' tracks that wait for room. */
   get waitingCount(): number {
-    let count = 0;
-    for (const copy of this.#copies.values()) count += copy.stage === 'waiting' ? 1 : 0;
-    return count;
+    return this.#waits.size - this.#readOutOfTurn.size;
   }
 
   /** Entries that the lane could take now. */
   get #pendingCount(): number {
-    return this.#options.container.untakenCount + this.#outOfTurn.length;
+    return this.queue.untakenCount + this.#outOfTurn.length;
   }
 
   /** Nothing is protected any more and nothing is on its way. */
   get #isDrained(): boolean {
-    return this.#protected.size === 0 && this.#copies.size === 0 && this.#options.container.entryCount === 0;
+    return this.#protected.size === 0 && this.queue.entryCount === 0;
   }
+
+  // --- What all sessions' copies ask of each ---
 
   /** The lowest track of the run that no write may touch yet. */
   firstProtected(run: TrackRun): number | undefined {
     return this.#protected.firstIn(run);
   }
 
-  /**
-   * Saves a protected track's content so that a write may replace it. Every write to the track shares one
-   * copy. Never rejects: where the session ends or fails, the track is free to be written.
-   *
-   * @param onWaiting called where there is no room and the write must wait for the backup.
-   */
-  save(track: number, onWaiting: () => void): Promise<void> {
-    const running = this.#copies.get(track);
-    const copy: Copy = running ?? { saved: deferred(), stage: 'waiting' };
-    if (running === undefined) {
-      this.#copies.set(track, copy);
-      void this.#divert(track, copy);
-    }
-    if (copy.stage === 'waiting') onWaiting();
-    return copy.saved.promise;
+  protects(track: number): boolean {
+    return this.#protected.has(track);
   }
+
+  /** It protects the track, and its lane is not just reading it out of turn. */
+  needsCopy(track: number): boolean {
+    return this.#protected.has(track) && !this.#readOutOfTurn.has(track);
+  }
+
+  /** Bytes of the track at the session's point. */
+  lengthOf(track: number): number {
+    return this.#options.geometry.lengthOf({ first: track, count: 1 });
+  }
+
+  /** A write waits for room here, or for the lane where there can be none. */
+  wait(track: number, onGranted: (slot: Slot) => void): void {
+    this.#waits.set(track, { cancel: this.#queueUp(track, onGranted), stopTimer: this.#startTimer(track) });
+    this.#pending.resolve();
+  }
+
+  /** There is room elsewhere. What the lane is reading out of turn is waited for all the same. */
+  stopWaiting(track: number): void {
+    if (!this.#readOutOfTurn.has(track)) this.#endWait(track);
+  }
+
+  /** The track's content is in the queue. */
+  diverted(track: number): void {
+    this.#divertedCount += 1;
+    this.#saved(track);
+    this.#pending.resolve();
+  }
+
+  fail(error: unknown): void {
+    if (!this.#hasEnded) this.#options.onFailed(error);
+  }
+
+  // --- What the session asks ---
 
   /**
    * The lane has read these tracks from the home. Those that were not hit meanwhile are saved now, and free.
@@ -128,12 +165,20 @@ export class Protection implements Protector, SessionTracks {
    * @returns the tracks that were hit: their content as read must be thrown away.
    */
   confirm(runs: readonly TrackRun[]): number[] {
+    const { group } = this.#options;
     const hits: number[] = [];
     for (const run of runs) {
       for (let track = run.first; track < run.first + run.count; track += 1) {
-        if (!this.#release(track)) hits.push(track);
+        // Until a copy is complete no write has passed: what the lane read is good.
+        if (!this.needsCopy(track)) {
+          hits.push(track);
+          continue;
+        }
+        this.#protected.delete(track);
+        this.#endWait(track);
+        group.unneeded(track);
       }
-      this.#options.onReleased(run);
+      group.released(run);
     }
     if (this.#isDrained) this.#pending.resolve();
     return hits;
@@ -157,14 +202,19 @@ export class Protection implements Protector, SessionTracks {
   acknowledge(ids: readonly number[]): void {
     if (this.#hasEnded) return;
     for (const id of ids) {
-      const outOfTurn = this.#takenOutOfTurn.get(id);
-      if (outOfTurn === undefined) {
-        this.#options.container.acknowledge(id);
-      } else {
-        this.#takenOutOfTurn.delete(id);
-        this.#finish(outOfTurn);
-      }
+      if (id > 0) this.queue.acknowledge(id);
+      else this.#acknowledgeOutOfTurn(id);
     }
+    this.#pending.resolve();
+  }
+
+  /** What was taken and not acknowledged is to be taken again: the receiver was lost and has come back. */
+  resend(): void {
+    if (this.#hasEnded) return;
+    this.queue.putBack();
+    this.#outOfTurn.unshift(...this.#readOutOfTurn);
+    this.#readOutOfTurn.clear();
+    this.#takenOutOfTurn.clear();
     this.#pending.resolve();
   }
 
@@ -172,96 +222,80 @@ export class Protection implements Protector, SessionTracks {
   async end(): Promise<void> {
     if (this.#hasEnded) return;
     this.#hasEnded = true;
-    const { geometry, container } = this.#options;
+    const { geometry, group, container } = this.#options;
     this.#protected = new TrackBits(geometry.trackCount);
-    const copies = [...this.#copies.values()];
-    this.#copies.clear();
-    for (const copy of copies) {
-      copy.waiter?.cancel();
-      copy.saved.resolve();
-    }
+    this.#readOutOfTurn.clear();
+    for (const track of this.#waits.keys()) this.#endWait(track);
+    const closed = container.close();
+    this.queue.drop();
+    group.leave(this);
     this.#pending.resolve();
-    this.#options.onReleased({ first: 0, count: geometry.trackCount });
-    await container.close();
+    group.released({ first: 0, count: geometry.trackCount });
+    group.closeLater(closed);
+    // What others need of it, this session does not wait for.
+    if (container.entryCount === 0) await closed;
   }
 
-  async #divert(track: number, copy: Copy): Promise<void> {
-    const { container, geometry } = this.#options;
-    if (container.slotCount === 0) {
-      this.#outOfTurn.push(track);
-      this.#pending.resolve();
-      return;
-    }
-    let slot = container.tryReserve();
-    if (slot === undefined) {
-      copy.waiter = container.waitForSlot();
-      slot = await copy.waiter.slot;
-      if (slot === undefined) return;
-    }
-    if (this.#copies.get(track) !== copy) {
-      // The lane saved the track, or the session ended, while the slot was on its way.
-      container.unreserve(slot);
-      return;
-    }
-    copy.stage = 'copying';
-    try {
-      const content = Buffer.allocUnsafe(geometry.lengthOf({ first: track, count: 1 }));
-      await this.#options.readHome(content, track);
-      if (this.#hasEnded) return;
-      await container.put(slot, track, content);
-    } catch (error) {
-      if (!this.#hasEnded) this.#options.onFailed(error);
-      return;
-    }
-    if (this.#hasEnded) return;
-    this.#finish(track);
-    this.#pending.resolve();
-  }
-
-  /** A track's content at the point is safe elsewhere: writes to it go on. */
-  #finish(track: number): void {
-    const copy = this.#copies.get(track);
-    assert(copy !== undefined, `Track ${track} was saved without a copy`);
-    this.#copies.delete(track);
-    this.#protected.delete(track);
-    this.#divertedCount += 1;
-    copy.saved.resolve();
-    this.#options.onReleased({ first: track, count: 1 });
-  }
-
-  /** @returns whether the lane's own reading of the track is good and the track now saved. */
-  #release(track: number): boolean {
-    if (!this.#protected.has(track)) return false;
-    const copy = this.#copies.size === 0 ? undefined : this.#copies.get(track);
-    if (copy?.stage === 'copying') return false;
-    this.#protected.delete(track);
-    if (copy !== undefined) {
-      this.#copies.delete(track);
-      copy.waiter?.cancel();
+  #queueUp(track: number, onGranted: (slot: Slot) => void): () => void {
+    if (this.container.slotCount > 0) return this.container.waitForSlot(onGranted);
+    this.#outOfTurn.push(track);
+    return () => {
       const place = this.#outOfTurn.indexOf(track);
       if (place >= 0) this.#outOfTurn.splice(place, 1);
-      copy.saved.resolve();
-    }
-    return true;
+    };
+  }
+
+  #startTimer(track: number): () => void {
+    const { waitMsMax, timer = systemTimer } = this.#options;
+    if (waitMsMax === undefined) return () => undefined;
+    return timer(waitMsMax, () => {
+      const message = `A write to track ${track} has waited ${waitMsMax} ms for room in the backup's container, which is full`;
+      this.fail(new VolumeError('container-full', message, { track, waitedMs: waitMsMax }));
+    });
+  }
+
+  #endWait(track: number): void {
+    const wait = this.#waits.get(track);
+    if (wait === undefined) return;
+    this.#waits.delete(track);
+    wait.cancel();
+    wait.stopTimer();
+  }
+
+  #acknowledgeOutOfTurn(id: number): void {
+    const track = this.#takenOutOfTurn.get(id);
+    if (track === undefined) return;
+    this.#takenOutOfTurn.delete(id);
+    this.#readOutOfTurn.delete(track);
+    this.#divertedCount += 1;
+    this.#endWait(track);
+    this.#saved(track);
+  }
+
+  /** The track's content at the point is safe elsewhere: as far as this session is concerned it may be written. */
+  #saved(track: number): void {
+    const { group } = this.#options;
+    this.#protected.delete(track);
+    group.unneeded(track);
+    group.released({ first: track, count: 1 });
   }
 
   async #takeNow(countMax: number): Promise<DivertedTrack[]> {
-    const { container, geometry } = this.#options;
     const taken: DivertedTrack[] = [];
     while (taken.length < countMax) {
       const track = this.#outOfTurn.shift();
       if (track === undefined) break;
-      const copy = this.#copies.get(track);
-      assert(copy !== undefined, `Track ${track} waits out of turn without a copy`);
-      copy.stage = 'copying';
       const id = this.#nextOutOfTurnId;
       this.#nextOutOfTurnId -= 1;
       this.#takenOutOfTurn.set(id, track);
+      this.#readOutOfTurn.add(track);
       taken.push({ id, track, content: undefined });
     }
-    for (const { id, track } of container.take(countMax - taken.length)) {
-      const content = await container.content(id);
-      taken.push({ id, track, content: content.subarray(0, geometry.lengthOf({ first: track, count: 1 })) });
+    for (const { id, track } of this.queue.take(countMax - taken.length)) {
+      const content = await this.queue.content(id);
+      // Acknowledged meanwhile, or the session has ended.
+      if (content !== undefined)
+        taken.push({ id, track, content: content.subarray(0, this.lengthOf(track)) });
     }
     return taken;
   }

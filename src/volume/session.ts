@@ -38,8 +38,21 @@ export interface SessionPlan {
   readonly freezeMs: number;
 }
 
+/** Room for diverted content: what the session still needs of it, and what there is. */
+export interface ContainerUse {
+  /** Entries that the session has not acknowledged, wherever they lie. */
+  readonly entries: number;
+  readonly entriesMax: number;
+  /** Slots of the session's own areas ... */
+  readonly slots: number;
+  /** ... and those in use, for whomever. */
+  readonly slotsUsed: number;
+}
+
 export interface SessionStatus {
   readonly session: string;
+  /** The store's id. */
+  readonly consumer: string;
   readonly state: SessionState;
   readonly level: SetLevel;
   readonly point: string;
@@ -48,6 +61,8 @@ export interface SessionStatus {
   readonly diverted: number;
   readonly containerEntries: number;
   readonly containerEntriesMax: number;
+  readonly containerSlots: number;
+  readonly containerSlotsUsed: number;
   readonly writesWaiting: number;
 }
 
@@ -59,18 +74,21 @@ export interface SessionTracks {
   readonly divertedCount: number;
   /** Writers' tracks that wait for the session. */
   readonly waitingCount: number;
+  readonly containerUse: ContainerUse;
   confirm(runs: readonly TrackRun[]): number[];
   take(countMax: number): Promise<DivertedTrack[]>;
   acknowledge(ids: readonly number[]): void;
+  resend(): void;
   end(): Promise<void>;
 }
 
 export interface BackupSessionOptions {
   readonly plan: SessionPlan;
+  /** The store's id. */
+  readonly consumer: string;
   readonly tracks: SessionTracks;
   /** Settles when the point, and everything it closed, is durable. */
   readonly durable: Promise<void>;
-  readonly container: { readonly entryCount: number; readonly entryCountMax: number };
   /** The consumer's point moves to the session's; durable when it resolves. */
   readonly saveConsumer: (set: string) => Promise<void>;
   /** The session no longer needs its place on the write path. */
@@ -92,6 +110,11 @@ export class BackupSession {
     options.durable.catch((error: unknown) => this.fail(error));
   }
 
+  /** The id of the store that it is for. */
+  get consumer(): string {
+    return this.#options.consumer;
+  }
+
   get state(): SessionState {
     return this.#state;
   }
@@ -102,17 +125,21 @@ export class BackupSession {
   }
 
   status(): SessionStatus {
-    const { tracks, container } = this.#options;
+    const { tracks, consumer } = this.#options;
+    const { entries, entriesMax, slots, slotsUsed } = tracks.containerUse;
     return {
       session: this.plan.session,
+      consumer,
       state: this.#state,
       level: this.plan.level,
       point: this.plan.point,
       tracks: this.plan.tracks.size,
       tracksLeft: tracks.protectedCount,
       diverted: tracks.divertedCount,
-      containerEntries: container.entryCount,
-      containerEntriesMax: container.entryCountMax,
+      containerEntries: entries,
+      containerEntriesMax: entriesMax,
+      containerSlots: slots,
+      containerSlotsUsed: slotsUsed,
       writesWaiting: tracks.waitingCount,
     };
   }
@@ -138,6 +165,15 @@ export class BackupSession {
   acknowledge(ids: readonly number[]): void {
     this.#assertRunning();
     this.#options.tracks.acknowledge(ids);
+  }
+
+  /**
+   * The receiver was lost and has come back: what it took and did not acknowledge is to be taken again. It may get
+   * tracks that it has stored already, and stores each once.
+   */
+  resend(): void {
+    this.#assertRunning();
+    this.#options.tracks.resend();
   }
 
   /**

@@ -1,10 +1,11 @@
 /**
  * How backup sessions begin: the choice of the base, the plan, what is protected; of a freeze, or of a snapshot.
  *
- * One session at a time for each volume. What a session does once it has begun is `session.ts`.
+ * Several may run on a volume, one for each store. What a session does once it has begun is `session.ts`, what they
+ * share is `protections.ts`.
  */
 
-import { assert, type Clock, present, randomId } from '../base/index.ts';
+import { assert, type Clock, present, randomId, type Timer } from '../base/index.ts';
 import { type ContainerArea, IntermediateContainer } from '../container/index.ts';
 import type { BlockDevice } from '../device/index.ts';
 import { TrackBits, TrackSet } from '../tracks/index.ts';
@@ -15,7 +16,8 @@ import { VolumeError } from './errors.ts';
 import type { PointUse } from './freeze.ts';
 import { Geometry } from './geometry.ts';
 import type { Points } from './points.ts';
-import { Protection } from './protection.ts';
+import { Protection, type ProtectionOptions } from './protection.ts';
+import { Protections } from './protections.ts';
 import { BackupSession, type BackupSessionOptions, type SessionPlan, type SetLevel } from './session.ts';
 import { SnapshotTracks } from './snapshot-tracks.ts';
 import type { Snapshot } from './snapshot-member.ts';
@@ -23,6 +25,8 @@ import type { Snapshots } from './snapshots.ts';
 import type { WritePath } from './write-path.ts';
 
 export interface SessionRequest {
+  /** The session's id, where its owner has one for it. */
+  readonly session?: string;
   /** The consumer: the store's id. */
   readonly consumer: string;
   readonly level: 'auto' | SetLevel;
@@ -34,13 +38,14 @@ export interface SessionRequest {
   readonly fullEvery?: number;
   /** Room for diverted content; none at all is allowed. The session closes the areas. */
   readonly areas: readonly ContainerArea[];
+  /** The session fails where a write has to wait longer than this for room; without it writes wait. */
+  readonly waitMsMax?: number;
   /** Saves this snapshot's content instead of that of a freeze. */
   readonly snapshot?: string;
 }
 
 /** What a session is made of. */
-interface SessionParts extends Omit<BackupSessionOptions, 'saveConsumer'> {
-  readonly consumer: string;
+interface SessionParts extends Omit<BackupSessionOptions, 'saveConsumer' | 'onEnded'> {
   /** The point of the last full set that the store has with this session's. */
   readonly full: string | undefined;
 }
@@ -54,27 +59,44 @@ export interface SessionsOptions {
   readonly writePath: WritePath;
   readonly points: Points;
   readonly clock: Clock;
+  readonly timer?: Timer;
   /** Throws where no session may begin. */
   readonly refuse: () => void;
 }
 
 export class Sessions {
   readonly #options: SessionsOptions;
-  #running: BackupSession | undefined;
-  /** Whose freeze is under way. */
-  #starting: SessionRequest | undefined;
+  readonly #protections: Protections;
+  /** In the order in which they began. */
+  readonly #running = new Set<BackupSession>();
+  /** Those whose freeze is under way. */
+  readonly #starting = new Set<SessionRequest>();
 
   constructor(options: SessionsOptions) {
     this.#options = options;
+    const { geometry, home, writePath } = options;
+    this.#protections = new Protections({
+      geometry,
+      readHome: (target, track) => home.read(target, geometry.offsetOf(track)),
+      writePath,
+    });
   }
 
-  get running(): BackupSession | undefined {
-    return this.#running;
+  get running(): readonly BackupSession[] {
+    return [...this.#running];
+  }
+
+  /** Ends all that run, and finishes when nothing of any session is left. */
+  async end(error: unknown): Promise<void> {
+    const running = this.running;
+    for (const session of running) session.fail(error);
+    await Promise.all(running.map((session) => session.whenEnded()));
+    await this.#protections.whenClosed();
   }
 
   /** What a freeze does for a session; it has the areas from now on. */
   prepare(request: SessionRequest): PointUse<BackupSession> {
-    const { points, writePath } = this.#options;
+    const { points } = this.#options;
     const container = new IntermediateContainer(request.areas);
     let chosen: ChosenBase | undefined;
     let planned: TrackBits | undefined;
@@ -83,11 +105,17 @@ export class Sessions {
     let fixed:
       | { readonly closed: ClosedEpoch; readonly protection: Protection; readonly geometry: Geometry }
       | undefined;
+    // A copy may fail before the session has begun.
+    const begun: { session?: BackupSession; failure?: unknown } = {};
+    const onFailed = (error: unknown): void => {
+      if (begun.session === undefined) begun.failure = error;
+      else begun.session.fail(error);
+    };
     return {
       // Who would have to wait for another freeze first is told at once.
-      admit: () => this.#refuseSecond(),
+      admit: () => this.#refuseSecond(request),
       prepare: () => {
-        this.#starting = request;
+        this.#starting.add(request);
         chosen = this.#chooseBase(request);
         release = chosen.base === undefined ? undefined : points.hold(chosen.base);
         planned = this.#planSince(chosen.base);
@@ -98,30 +126,35 @@ export class Sessions {
         const { sizeBytes, trackSizeBytes } = this.#options.geometry;
         // The session's size stays what it is now.
         const geometry = new Geometry(sizeBytes, trackSizeBytes);
-        fixed = { closed, geometry, protection: this.#protect(tracks, container, geometry) };
+        const { waitMsMax } = request;
+        const protection = this.#protect({
+          tracks,
+          container,
+          geometry,
+          onFailed,
+          ...(waitMsMax === undefined ? {} : { waitMsMax }),
+        });
+        fixed = { closed, geometry, protection };
       },
       abandon: async () => {
-        if (this.#starting === request) this.#starting = undefined;
+        this.#starting.delete(request);
         release?.();
         await container.close();
       },
       begin: (freezeMs) => {
         assert(chosen !== undefined && fixed !== undefined, 'A session was not fixed');
         const { closed, protection, geometry } = fixed;
-        this.#starting = undefined;
-        const plan = this.#planOf(closed.point, geometry, chosen, freezeMs);
+        this.#starting.delete(request);
+        const plan = this.#planOf(request, { point: closed.point, geometry, chosen, freezeMs });
         const full = fullOf(plan, chosen);
         this.#claim(request, plan, full);
         release?.();
-        return this.#begin({
-          plan,
-          full,
-          consumer: request.consumer,
-          tracks: protection,
-          container,
-          durable: points.makeDurable(closed),
-          onEnded: () => writePath.unprotect(protection),
-        });
+        const { consumer } = request;
+        const durable = points.makeDurable(closed);
+        const session = this.#begin({ plan, full, consumer, tracks: protection, durable });
+        begun.session = session;
+        if (begun.failure !== undefined) session.fail(begun.failure);
+        return session;
       },
     };
   }
@@ -133,13 +166,13 @@ export class Sessions {
     // From here on nothing is awaited, so that no other session can begin in between.
     const { snapshots, points, refuse } = this.#options;
     refuse();
-    this.#refuseSecond();
+    this.#refuseSecond(request);
     const { snapshot, release } = snapshots.hold(name);
     try {
       this.#refuseBehind(request, snapshot);
       const { point, geometry } = snapshot;
       const chosen = this.#chooseBase(request);
-      const plan = this.#planOf(point, geometry, chosen, 0);
+      const plan = this.#planOf(request, { point, geometry, chosen, freezeMs: 0 });
       const tracks = TrackBits.from(plan.tracks, geometry.trackCount);
       const full = fullOf(plan, chosen);
       this.#claim(request, plan, full);
@@ -148,9 +181,7 @@ export class Sessions {
         full,
         consumer: request.consumer,
         tracks: new SnapshotTracks({ snapshots, snapshot, tracks, release }),
-        container: { entryCount: 0, entryCountMax: 0 },
         durable: points.saveClaims(),
-        onEnded: () => undefined,
       });
     } catch (error) {
       release();
@@ -158,12 +189,12 @@ export class Sessions {
     }
   }
 
-  #begin({ plan, consumer, full, onEnded, ...parts }: SessionParts): BackupSession {
+  #begin({ full, ...parts }: SessionParts): BackupSession {
     const { points, clock } = this.#options;
-    const { point } = plan;
+    const { consumer } = parts;
+    const { point } = parts.plan;
     const session: BackupSession = new BackupSession({
       ...parts,
-      plan,
       saveConsumer: (set) =>
         points.saveConsumer({
           name: consumer,
@@ -172,12 +203,9 @@ export class Sessions {
           atMs: clock.now(),
           ...(full === undefined ? {} : { full }),
         }),
-      onEnded: () => {
-        onEnded();
-        if (this.#running === session) this.#running = undefined;
-      },
+      onEnded: () => this.#running.delete(session),
     });
-    this.#running = session;
+    this.#running.add(session);
     return session;
   }
 
@@ -189,17 +217,11 @@ export class Sessions {
   }
 
   /** From here on no write passes one of these tracks unsaved. */
-  #protect(tracks: TrackBits, container: IntermediateContainer, geometry: Geometry): Protection {
-    const { home, writePath } = this.#options;
-    const protection = new Protection({
-      geometry,
-      tracks,
-      container,
-      readHome: (target, track) => home.read(target, geometry.offsetOf(track)),
-      onReleased: (run) => writePath.released(run),
-      onFailed: (error) => this.#running?.fail(error),
-    });
-    writePath.protect(protection);
+  #protect(options: Omit<ProtectionOptions, 'group' | 'timer'>): Protection {
+    const { timer } = this.#options;
+    const group = this.#protections;
+    const protection = new Protection({ ...options, group, ...(timer === undefined ? {} : { timer }) });
+    group.join(protection);
     return protection;
   }
 
@@ -211,14 +233,20 @@ export class Sessions {
       : TrackBits.from(epochs.closedSince(base), geometry.trackCount);
   }
 
-  /** @param geometry of the volume at the point. */
   #planOf(
-    point: string,
-    { sizeBytes, trackCount }: Geometry,
-    { level, base, reason }: ChosenBase,
-    freezeMs: number,
+    request: SessionRequest,
+    fixed: {
+      readonly point: string;
+      /** Of the volume at the point. */
+      readonly geometry: Geometry;
+      readonly chosen: ChosenBase;
+      readonly freezeMs: number;
+    },
   ): SessionPlan {
-    const session = randomId().slice(0, 8);
+    const { point, freezeMs } = fixed;
+    const { sizeBytes, trackCount } = fixed.geometry;
+    const { level, base, reason } = fixed.chosen;
+    const { session = randomId().slice(0, 8) } = request;
     const all = TrackSet.all(trackCount);
     if (base === undefined) return { session, level, point, base, reason, sizeBytes, tracks: all, freezeMs };
     // What is known only roughly may reach into tracks that a snapshot does not have yet.
@@ -248,12 +276,14 @@ export class Sessions {
     throw new VolumeError('snapshot-behind', message, { name });
   }
 
-  #refuseSecond(): void {
-    if (this.#running === undefined && this.#starting === undefined) return;
-    const session = this.#running?.plan.session ?? 'starting';
+  #refuseSecond({ consumer }: SessionRequest): void {
+    const running = this.running.find((session) => session.consumer === consumer);
+    const starting = [...this.#starting].find((request) => request.consumer === consumer);
+    if (running === undefined && starting === undefined) return;
+    const session = running?.plan.session ?? starting?.session ?? 'starting';
     throw new VolumeError(
       'session-running',
-      `Volume ${this.#options.identity.name} has session ${session} running; one at a time, cancel it or wait`,
+      `Volume ${this.#options.identity.name} has session ${session} to the same store running, wanted one at a time for each store; cancel it or wait`,
       { session },
     );
   }

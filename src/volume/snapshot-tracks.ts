@@ -7,7 +7,7 @@
 import { type Deferred, deferred } from '../base/index.ts';
 import type { TrackBits, TrackRun } from '../tracks/index.ts';
 import type { DivertedTrack } from './protection.ts';
-import type { SessionTracks } from './session.ts';
+import type { ContainerUse, SessionTracks } from './session.ts';
 import type { Snapshot } from './snapshot-member.ts';
 import type { Snapshots } from './snapshots.ts';
 
@@ -22,6 +22,8 @@ export interface SnapshotTracksOptions {
 
 export class SnapshotTracks implements SessionTracks {
   readonly waitingCount = 0;
+  /** Nothing is diverted: the snapshot keeps it. */
+  readonly containerUse: ContainerUse = { entries: 0, entriesMax: 0, slots: 0, slotsUsed: 0 };
   readonly #options: SnapshotTracksOptions;
   /** Tracks that the lane must have from the stores. */
   readonly #replaced: number[] = [];
@@ -82,6 +84,12 @@ export class SnapshotTracks implements SessionTracks {
       this.#options.tracks.delete(id);
       this.#replacedCount += 1;
     }
+    this.#pending.resolve();
+  }
+
+  resend(): void {
+    this.#replaced.push(...this.#taken);
+    this.#taken.clear();
     this.#pending.resolve();
   }
 

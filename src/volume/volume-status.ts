@@ -27,7 +27,8 @@ export interface VolumeStatus extends VolumeIdentity {
   readonly suspectTracks: number;
   readonly writesWaiting: number;
   readonly trimsForgotten: number;
-  readonly session: SessionStatus | undefined;
+  /** The backup sessions that run. */
+  readonly sessions: readonly SessionStatus[];
   /** Oldest first. */
   readonly snapshots: readonly SnapshotInfo[];
 }

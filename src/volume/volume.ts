@@ -119,6 +119,7 @@ export class Volume implements BlockDevice {
       writePath: this.#writePath,
       points: this.#points,
       clock: this.#clock,
+      ...(options.timer === undefined ? {} : { timer: options.timer }),
       refuse: () => this.#refuseBeginning(),
     });
   }
@@ -175,7 +176,8 @@ export class Volume implements BlockDevice {
     return this.geometry.sizeBytes;
   }
 
-  get session(): BackupSession | undefined {
+  /** The backup sessions that run, in the order in which they began. */
+  get sessions(): readonly BackupSession[] {
     return this.#sessions.running;
   }
 
@@ -245,14 +247,14 @@ export class Volume implements BlockDevice {
       suspectTracks: this.#suspects.size,
       writesWaiting: this.#writePath.waitingCount,
       trimsForgotten: this.#writePath.forgottenTrimCount,
-      session: this.#sessions.running?.status(),
+      sessions: this.#sessions.running.map((session) => session.status()),
       snapshots: this.#snapshots.list(),
     };
   }
 
   /**
    * Freezes the volume and begins a backup session of the new point: from the instant of the freeze every
-   * track of the plan is protected. A session of a snapshot needs no freeze and protects nothing.
+   * track of the plan is protected. One session runs for each consumer. A session of a snapshot needs no freeze and protects nothing.
    *
    * @throws {VolumeError} `session-running`, `freeze-timeout`, `poisoned`, `read-only`; of a snapshot also
    *   `unknown-snapshot`, `snapshot-damaged`, `snapshot-behind`
@@ -506,9 +508,9 @@ export class Volume implements BlockDevice {
   async #close(): Promise<void> {
     // A freeze that is under way ends first; the next one is refused.
     await this.#freezeTurn.run(async () => undefined);
-    const session = this.#sessions.running;
-    session?.fail(new VolumeError('closed', `Volume ${this.identity.name} is being closed`, this.#place));
-    await session?.whenEnded();
+    await this.#sessions.end(
+      new VolumeError('closed', `Volume ${this.identity.name} is being closed`, this.#place),
+    );
     await Promise.allSettled(this.#finishing);
     await this.#writePath.whenIdle();
     await this.#points.whenRecorded();
@@ -620,7 +622,7 @@ export class Volume implements BlockDevice {
     const poison: PoisonRecord = { reason: messageOf(error), atMs: this.#clock.now() };
     this.#poison = poison;
     this.#suspects = this.#writePath.unflushedTracks();
-    this.#sessions.running?.fail(error);
+    for (const session of this.#sessions.running) session.fail(error);
     // Where it cannot be recorded the process stays poisoned, and the next opening is an unclean one.
     this.#poisoning = this.#recordPoison(poison);
   }
