@@ -87,9 +87,9 @@ export class Sessions {
   }
 
   /** Ends all that run, and finishes when nothing of any session is left. */
-  async end(error: unknown): Promise<void> {
+  async end(reason: unknown): Promise<void> {
     const running = this.running;
-    for (const session of running) session.fail(error);
+    for (const session of running) session.fail(reason);
     await Promise.all(running.map((session) => session.whenEnded()));
     await this.#protections.whenClosed();
   }
