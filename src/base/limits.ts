@@ -205,6 +205,20 @@ export const LIMITS = {
 
   /** The store's lock is held for moments; whoever holds it this long hangs. */
   storeLockWaitMsMax: 30_000,
+  /** Passphrases and key files that open one store; each wrong passphrase is tried on all of them. */
+  keySlotCountMax: 16,
+  /** The file of a store's keys, with room to spare for white space. */
+  keysFileBytesMax: 64 * KIB,
+  /** What the slot of a passphrase may ask for in memory ... */
+  scryptMemoryBytesMax: 256 * MIB,
+  /** ... and in work, `n * r * p`: eight times what is written today. */
+  scryptWorkMax: 2 ** 23,
+  /** A passphrase, which is sent to a server in one line. */
+  passphraseBytesMax: 4 * KIB,
+  /** A key file must have at least a key's worth of random bytes ... */
+  keyFileBytesMin: 32,
+  /** ... and is read into memory. */
+  keyFileBytesMax: MIB,
   setNameBytesMax: 255,
   remapRowCountMax: 1_000_000,
   /** A remap file of the most rows, written with generous white space; it is parsed in memory. */

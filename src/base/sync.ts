@@ -34,6 +34,7 @@ export const SYNC_NAMES = [
   'set-directory',
   'catalog',
   'store-directory',
+  'store-keys',
   'restore-target',
   /** Areas of an intermediate container: never synced, the name is there for the device port. */
   'container',

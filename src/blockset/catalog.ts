@@ -13,6 +13,7 @@ import { existsSync, rmSync } from 'node:fs';
 import { CorruptionError } from '../base/index.ts';
 import { LmdbError, openLmdb } from '../records/index.ts';
 import { decodeSealedSet, encodeSealedSet, type SealedSet } from './set-format.ts';
+import { encryptedFile, type ValueCipher } from './value-cipher.ts';
 
 export type CatalogEntry = SealedSet;
 
@@ -21,12 +22,16 @@ const DATABASE = 'sets';
 /**
  * All entries, by id.
  *
+ * @param cipher of an encrypted store.
  * @returns undefined where there is no catalog, or it is damaged: it is to be made anew from the sets.
  */
-export async function readCatalog(path: string): Promise<Map<string, CatalogEntry> | undefined> {
+export async function readCatalog(
+  path: string,
+  cipher?: ValueCipher,
+): Promise<Map<string, CatalogEntry> | undefined> {
   if (!existsSync(path)) return undefined;
   try {
-    const file = openLmdb(path, { readOnly: true });
+    const file = encryptedFile(openLmdb(path, { readOnly: true }), cipher);
     try {
       const entries = new Map<string, CatalogEntry>();
       for (const { key, value } of file.database(DATABASE).range()) {
@@ -47,13 +52,15 @@ export async function readCatalog(path: string): Promise<Map<string, CatalogEntr
  * Makes the catalog say what `entries` say in place of what it said, durably. Entries that are null are
  * removed; others that it has stay.
  *
+ * @param cipher of an encrypted store.
  * @throws {LmdbError} `no-space` or `io`.
  */
 export async function updateCatalog(
   path: string,
   entries: ReadonlyMap<string, CatalogEntry | null>,
+  cipher?: ValueCipher,
 ): Promise<void> {
-  const file = openLmdb(path, { create: true });
+  const file = encryptedFile(openLmdb(path, { create: true }), cipher);
   try {
     const database = file.database(DATABASE);
     file.transaction(() => {

@@ -26,6 +26,20 @@ export interface StoreErrorDetails {
   readonly 'newer-format': { readonly path: string; readonly format: number };
   /** The store was opened for reading. */
   readonly 'read-only': { readonly path: string };
+  /** The store is encrypted and no key was given. */
+  readonly 'key-needed': { readonly path: string };
+  /** No slot of the store opens with the key that was given. */
+  readonly 'wrong-key': { readonly path: string };
+  /** A key was given for a store that is not encrypted: it may have been exchanged for another. */
+  readonly 'not-encrypted': { readonly path: string };
+  /** A passphrase or key file (`path`) that cannot be one. */
+  readonly 'bad-key': { readonly path: string | undefined };
+  /** All slots for keys are taken. */
+  readonly 'too-many-keys': { readonly path: string };
+  /** The store has no slot of that number. */
+  readonly 'unknown-slot': { readonly path: string; readonly slot: number };
+  /** The slot to be removed is the one that the given key opens; the last one always is. */
+  readonly 'key-in-use': { readonly path: string; readonly slot: number };
 }
 
 export class StoreError extends BlockError<StoreErrorDetails> {}

@@ -1,5 +1,6 @@
 export { ChainView, type ChainPlanEntry } from './chain-view.ts';
 export { StoreError, type StoreErrorDetails } from './errors.ts';
+export type { KeySlot, StoreKey } from './key-slots.ts';
 export type { StoredPoint, StoredSet } from './lineage.ts';
 export {
   type AddressRow,
@@ -16,5 +17,6 @@ export { type LaneCounts, type LaneEnd, type LaneParts, LaneWriter } from './lan
 export { type LaneFile, SetAssembly } from './set-assembly.ts';
 export { SetReader } from './set-reader.ts';
 export { SetWriter } from './set-writer.ts';
-export { type LaneWish, type NewSet, Store, type StoreOptions } from './store.ts';
+export { type LaneWish, type NewSet, type NewStoreOptions, Store, type StoreOptions } from './store.ts';
+export { StoreKeys } from './store-keys.ts';
 export { type VerifiedSet, verify } from './verify.ts';

@@ -4,6 +4,7 @@
  *     store.json            says that this is a store, and of which format
  *     lock                  flock, see store-lock.ts
  *     catalog               index of the complete sets, can be rebuilt (catalog.ts)
+ *     keys.json             of an encrypted store: what opens it (store-keys.ts)
  *     sets/<id>-<lane>.cbs          a lane of a complete set; further lanes may lie elsewhere
  *     sets/<id>-<lane>.cbs.partial  one that is being written, or was cut off
  *
@@ -15,7 +16,7 @@
  * because a failing disk under a mapped file kills the process.
  */
 
-import { existsSync, readdirSync, readFileSync, renameSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, statSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import {
@@ -27,7 +28,6 @@ import {
   present,
   randomId,
   syncDirectory,
-  syncPath,
   systemClock,
   systemCode,
 } from '../base/index.ts';
@@ -36,11 +36,12 @@ import { ChainView } from './chain-view.ts';
 import { asStoreErrorsLater, StoreError } from './errors.ts';
 import { chainOf, pointsOf, previousPoint, selectSet, type StoredPoint, type StoredSet } from './lineage.ts';
 import type { Compression } from './frame-codec.ts';
+import type { StoreKey } from './key-slots.ts';
 import { type LaneEnd, type LaneParts, LaneWriter } from './lane-writer.ts';
+import type { MasterKey } from './master-key.ts';
 import { type LaneFile, SetAssembly } from './set-assembly.ts';
 import { listSetFiles, removeOrphans, settlePartials } from './set-files.ts';
 import {
-  FORMAT_VERSION,
   LANES_MAX,
   laneFileName,
   type SealedLane,
@@ -50,14 +51,21 @@ import {
 } from './set-format.ts';
 import { SetReader } from './set-reader.ts';
 import { SetWriter } from './set-writer.ts';
+import { createKeys, type NewKeyOptions } from './store-keys.ts';
 import { withStoreLock } from './store-lock.ts';
-
-const MARKER = 'store.json';
+import { masterOf, readMarker, type StoreMarker, writeMarker } from './store-marker.ts';
 
 export interface StoreOptions {
   /** Nothing is written, not even to put the store in order; works on a read-only file system. */
   readonly readOnly?: boolean;
   readonly clock?: Clock;
+  /** Of an encrypted store; another must not have one. */
+  readonly key?: StoreKey;
+}
+
+export interface NewStoreOptions extends NewKeyOptions {
+  /** Encrypts the store, and is the first key that opens it. */
+  readonly key?: StoreKey;
 }
 
 export interface NewSet {
@@ -89,10 +97,13 @@ export class Store {
   readonly id: string;
   readonly #readOnly: boolean;
   readonly #clock: Clock;
+  /** Of an encrypted store. */
+  readonly #master: MasterKey | undefined;
 
-  private constructor(path: string, id: string, options: StoreOptions) {
-    this.path = path;
-    this.id = id;
+  private constructor(marker: StoreMarker, master: MasterKey | undefined, options: StoreOptions) {
+    this.path = marker.path;
+    this.id = marker.id;
+    this.#master = master;
     this.#readOnly = options.readOnly ?? false;
     this.#clock = options.clock ?? systemClock;
   }
@@ -100,39 +111,53 @@ export class Store {
   /**
    * Makes an empty store in a directory that does not exist or is empty; durable when it returns.
    *
-   * @throws {StoreError} `not-empty`, `no-space` or `io`.
+   * @throws {StoreError} `not-empty`, `bad-key`, `no-space` or `io`.
    */
-  static async init(path: string, options: { clock?: Clock } = {}): Promise<Store> {
+  static async init(path: string, options: NewStoreOptions = {}): Promise<Store> {
     return await asStoreErrorsLater(path, async () => {
       if (existsSync(path) && readdirSync(path).length > 0) {
         throw new StoreError('not-empty', `Directory ${path} is not empty`, { path });
       }
       await mkdir(join(path, 'sets'), { recursive: true });
       await writeFile(join(path, 'lock'), '', { mode: 0o600 });
-      await updateCatalog(join(path, 'catalog'), new Map());
+      const { key } = options;
+      const master = key === undefined ? undefined : await createKeys(path, key, options);
+      await updateCatalog(join(path, 'catalog'), new Map(), master?.catalog);
       // The marker comes last and whole, so that a store that was cut off in the making is none.
-      const marker = join(path, MARKER);
-      const id = randomId();
-      await writeFile(`${marker}.new`, `${JSON.stringify({ cowbellStore: FORMAT_VERSION, id })}\n`);
-      await syncPath('store-directory', `${marker}.new`);
-      renameSync(`${marker}.new`, marker);
-      await syncDirectory('store-directory', path);
+      const marker = { path, id: randomId(), isEncrypted: master !== undefined };
+      await writeMarker(marker);
       await syncDirectory('store-directory', dirname(path));
-      return new Store(path, id, options);
+      return new Store(marker, master, options);
     });
+  }
+
+  /** Whether a key is needed to open the store; false where there is none. Never throws. */
+  static isEncrypted(path: string): boolean {
+    try {
+      return readMarker(path).isEncrypted;
+    } catch {
+      return false;
+    }
   }
 
   /**
    * Opens a store and, unless it is for reading only, puts in order what a crash left.
    *
-   * @throws {StoreError} `not-a-store`, `newer-format`, `locked`, `no-space` or `io`.
+   * @throws {StoreError} `not-a-store`, `newer-format`, `locked`, `no-space` or `io`; `key-needed`, `wrong-key`,
+   *   `bad-key` or `not-encrypted` where store and key do not go together.
+   * @throws {CorruptionError} where the keys of an encrypted store are damaged.
    */
   static async open(path: string, options: StoreOptions = {}): Promise<Store> {
     return await asStoreErrorsLater(path, async () => {
-      const store = new Store(path, readMarker(path), options);
+      const marker = readMarker(path);
+      const store = new Store(marker, await masterOf(marker, options.key), options);
       if (options.readOnly !== true) await store.#locked('exclusive', () => store.#putInOrder());
       return store;
     });
+  }
+
+  #catalogue(entries: ReadonlyMap<string, CatalogEntry | null>): Promise<void> {
+    return updateCatalog(this.#catalogPath, entries, this.#master?.catalog);
   }
 
   #locked<T>(mode: 'exclusive' | 'shared', body: () => Promise<T>): Promise<T> {
@@ -152,7 +177,7 @@ export class Store {
   /** Under the exclusive lock. */
   async #putInOrder(): Promise<void> {
     await settlePartials(join(this.path, 'sets'));
-    const known = await readCatalog(this.#catalogPath);
+    const known = await readCatalog(this.#catalogPath, this.#master?.catalog);
     if (known === undefined) dropCatalog(this.#catalogPath);
     const missing = new Map<string, CatalogEntry>();
     for (const id of this.#completeSets()) {
@@ -160,7 +185,7 @@ export class Store {
       const read = await readEntry(this.#setPath(id));
       if ('header' in read) missing.set(id, read);
     }
-    if (known === undefined || missing.size > 0) await updateCatalog(this.#catalogPath, missing);
+    if (known === undefined || missing.size > 0) await this.#catalogue(missing);
   }
 
   #completeSets(): string[] {
@@ -217,7 +242,7 @@ export class Store {
         lanes,
         files,
         catalogue: (sealed) =>
-          this.#locked('exclusive', () => updateCatalog(this.#catalogPath, new Map([[header.id, sealed]]))),
+          this.#locked('exclusive', () => this.#catalogue(new Map([[header.id, sealed]]))),
       });
       return { assembly, lanes };
     });
@@ -266,7 +291,8 @@ export class Store {
   }
 
   async #listUnderLock(): Promise<StoredSet[]> {
-    const known = (await readCatalog(this.#catalogPath)) ?? new Map<string, CatalogEntry>();
+    const known =
+      (await readCatalog(this.#catalogPath, this.#master?.catalog)) ?? new Map<string, CatalogEntry>();
     const sets: StoredSet[] = [];
     for (const [id, entry] of known) {
       const path = this.#setPath(id);
@@ -350,28 +376,6 @@ function compressionOf({ codec, compressionLevel: level }: NewSet): Compression 
 }
 
 const NOTHING_KNOWN = { header: undefined, counters: undefined, seal: undefined, lengthBytes: 0 } as const;
-
-/** @returns the store's id. */
-function readMarker(path: string): string {
-  let format: unknown;
-  let id: unknown;
-  try {
-    const marker: unknown = JSON.parse(readFileSync(join(path, MARKER), 'utf8'));
-    if (typeof marker === 'object' && marker !== null) {
-      format = 'cowbellStore' in marker ? marker.cowbellStore : undefined;
-      id = 'id' in marker ? marker.id : undefined;
-    }
-  } catch (error) {
-    const code = systemCode(error);
-    if (code !== undefined && code !== 'ENOENT' && code !== 'ENOTDIR') throw error;
-  }
-  if (typeof format === 'number' && format > FORMAT_VERSION) {
-    const message = `Store ${path} has format ${format}, this version reads up to ${FORMAT_VERSION}`;
-    throw new StoreError('newer-format', message, { path, format });
-  }
-  if (typeof format === 'number' && typeof id === 'string') return id;
-  throw new StoreError('not-a-store', `${path} is not a store`, { path });
-}
 
 /** Where a set's lanes are, and what can be seen of their state without reading them. */
 function storedFiles(

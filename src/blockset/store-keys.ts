@@ -1,0 +1,221 @@
+/**
+ * The keys of a store on disk: `keys.json` beside `store.json`.
+ *
+ * Slots are added, exchanged and removed by writing this one file anew, whatever the store holds: draft,
+ * sync, rename, sync of the directory. Cut anywhere, the old file or the new one is there, whole. The store's
+ * lock keeps two changes apart.
+ *
+ * A key that was removed opens nothing any more that is in the store. Whoever kept a copy of the old file
+ * and its key still has the master key: against that only a new store helps. Without the file, or the last of
+ * its keys, everything in the store is lost; a copy of it elsewhere is worth having.
+ */
+
+import { existsSync, readFileSync, renameSync, statSync } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  type Clock,
+  CorruptionError,
+  LIMITS,
+  syncDirectory,
+  syncFile,
+  systemClock,
+  systemCode,
+} from '../base/index.ts';
+import { asStoreErrorsLater, StoreError } from './errors.ts';
+import {
+  decodeSlots,
+  encodeSlots,
+  type KeySlot,
+  openSlot,
+  type ScryptCost,
+  type StoreKey,
+  type WrappedSlot,
+  wrapMaster,
+} from './key-slots.ts';
+import { MasterKey } from './master-key.ts';
+import { withStoreLock } from './store-lock.ts';
+
+export const KEYS_NAME = 'keys.json';
+const FIRST_SLOT = 1;
+
+export interface NewKeyOptions {
+  readonly clock?: Clock;
+  /** What a new passphrase's slot costs to open; for tests. */
+  readonly cost?: ScryptCost;
+}
+
+/** Makes the keys of a new store with one slot; the file is durable, its name is once the directory is synced. */
+export async function createKeys(store: string, key: StoreKey, options: NewKeyOptions): Promise<MasterKey> {
+  const master = MasterKey.random();
+  await writeSlots(store, [await newSlot(master, key, FIRST_SLOT, options)]);
+  return master;
+}
+
+/**
+ * The master key of an encrypted store.
+ *
+ * @throws {StoreError} `wrong-key`, `bad-key`, `newer-format` or `io`.
+ * @throws {CorruptionError} where the keys are damaged or missing.
+ */
+export async function unlock(store: string, key: StoreKey): Promise<MasterKey> {
+  return (await unlockSlot(store, readSlots(store), key)).master;
+}
+
+/** The keys of one encrypted store. Every change needs a key that opens it. */
+export class StoreKeys {
+  readonly #store: string;
+  readonly #options: NewKeyOptions;
+
+  /** @param store the directory of an encrypted store. */
+  constructor(store: string, options: NewKeyOptions = {}) {
+    this.#store = store;
+    this.#options = options;
+  }
+
+  /** The slots, oldest first; needs no key. @throws as `unlock`, and `not-encrypted`. */
+  list(): readonly KeySlot[] {
+    return this.#slots().map(({ slot, kind, createdMs }) => ({ slot, kind, createdMs }));
+  }
+
+  /**
+   * Lets one more passphrase or key file open the store; durable when it returns.
+   *
+   * @throws {StoreError} `too-many-keys`, or as `unlock`.
+   */
+  async add(key: StoreKey, added: StoreKey): Promise<KeySlot> {
+    return await this.#change(key, async (slots, master) => {
+      if (slots.length >= LIMITS.keySlotCountMax) {
+        const message = `Store ${this.#store} has ${slots.length} keys, wanted fewer than ${LIMITS.keySlotCountMax} to add one`;
+        throw new StoreError('too-many-keys', message, { path: this.#store });
+      }
+      const slot = await newSlot(master, added, nextSlot(slots), this.#options);
+      return { slots: [...slots, slot], result: slot };
+    });
+  }
+
+  /**
+   * Puts a passphrase or key file in the place of the one that is given; durable when it returns. The old one then
+   * opens the store no more. Sets are not written again.
+   *
+   * @throws {StoreError} as `unlock`.
+   */
+  async change(key: StoreKey, changed: StoreKey): Promise<KeySlot> {
+    return await this.#change(key, async (slots, master, used) => {
+      const slot = await newSlot(master, changed, nextSlot(slots), this.#options);
+      return { slots: [...slots.filter((other) => other !== used), slot], result: slot };
+    });
+  }
+
+  /**
+   * Removes a slot; durable when it returns.
+   *
+   * @param key of another slot, so that nobody locks himself out.
+   * @throws {StoreError} `unknown-slot`, `key-in-use`, or as `unlock`.
+   */
+  async remove(key: StoreKey, slot: number): Promise<void> {
+    await this.#change(key, async (slots, _master, used) => {
+      if (!slots.some((other) => other.slot === slot)) {
+        const known = slots.map((other) => other.slot).join(', ');
+        const message = `Store ${this.#store} has no key ${slot}, wanted one of ${known}`;
+        throw new StoreError('unknown-slot', message, { path: this.#store, slot });
+      }
+      if (used.slot === slot) {
+        const message = `Key ${slot} of store ${this.#store} is the one that was given, wanted another that stays`;
+        throw new StoreError('key-in-use', message, { path: this.#store, slot });
+      }
+      return { slots: slots.filter((other) => other.slot !== slot), result: undefined };
+    });
+  }
+
+  #slots(): readonly WrappedSlot[] {
+    if (existsSync(join(this.#store, KEYS_NAME))) return readSlots(this.#store);
+    throw notEncrypted(this.#store);
+  }
+
+  async #change<T>(
+    key: StoreKey,
+    body: (
+      slots: readonly WrappedSlot[],
+      master: MasterKey,
+      used: WrappedSlot,
+    ) => Promise<{ readonly slots: readonly WrappedSlot[]; readonly result: T }>,
+  ): Promise<T> {
+    const store = this.#store;
+    return await asStoreErrorsLater(store, () =>
+      withStoreLock(join(store, 'lock'), 'exclusive', async () => {
+        const before = this.#slots();
+        const { master, slot } = await unlockSlot(store, before, key);
+        const { slots, result } = await body(before, master, slot);
+        await writeSlots(store, slots);
+        await syncDirectory('store-directory', store);
+        return result;
+      }),
+    );
+  }
+}
+
+export function notEncrypted(store: string): StoreError {
+  return new StoreError('not-encrypted', `Store ${store} is not encrypted, wanted no key for it`, {
+    path: store,
+  });
+}
+
+function nextSlot(slots: readonly WrappedSlot[]): number {
+  return Math.max(...slots.map(({ slot }) => slot)) + 1;
+}
+
+function newSlot(
+  master: MasterKey,
+  key: StoreKey,
+  slot: number,
+  { clock = systemClock, cost }: NewKeyOptions,
+): Promise<WrappedSlot> {
+  const createdMs = clock.now();
+  return wrapMaster(master, key, { slot, createdMs, ...(cost === undefined ? {} : { cost }) });
+}
+
+async function unlockSlot(
+  store: string,
+  slots: readonly WrappedSlot[],
+  key: StoreKey,
+): Promise<{ master: MasterKey; slot: WrappedSlot }> {
+  const kind = 'passphrase' in key ? 'passphrase' : 'key-file';
+  for (const slot of slots) {
+    if (slot.kind !== kind) continue;
+    const master = await openSlot(slot, key);
+    if (master !== undefined) return { master, slot };
+  }
+  const what = 'keyFile' in key ? `Key file ${key.keyFile}` : 'The passphrase';
+  throw new StoreError('wrong-key', `${what} does not open store ${store}`, { path: store });
+}
+
+function readSlots(store: string): readonly WrappedSlot[] {
+  const path = join(store, KEYS_NAME);
+  try {
+    const { size } = statSync(path);
+    if (size <= LIMITS.keysFileBytesMax) return decodeSlots(readFileSync(path), path);
+    throw new CorruptionError(
+      `Keys ${path} are damaged: there are ${size} bytes, wanted at most ${LIMITS.keysFileBytesMax}`,
+      { where: path },
+    );
+  } catch (error) {
+    if (systemCode(error) !== 'ENOENT') throw error;
+    const message = `Keys ${path} of an encrypted store are missing; put back a copy of that file`;
+    throw new CorruptionError(message, { where: path }, { cause: error });
+  }
+}
+
+/** Leaves the old file or the new one; the caller syncs the directory. */
+async function writeSlots(store: string, slots: readonly WrappedSlot[]): Promise<void> {
+  const path = join(store, KEYS_NAME);
+  const draft = `${path}.new`;
+  const file = await open(draft, 'w', 0o600);
+  try {
+    await file.writeFile(encodeSlots(slots));
+    await syncFile('store-keys', file.fd, draft);
+  } finally {
+    await file.close();
+  }
+  renameSync(draft, path);
+}

@@ -1,0 +1,79 @@
+/** The file `store.json`, which makes a directory a store: its format, its id, and whether it is encrypted. */
+
+import { readFileSync, renameSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { syncDirectory, syncPath, systemCode } from '../base/index.ts';
+import { StoreError } from './errors.ts';
+import type { StoreKey } from './key-slots.ts';
+import type { MasterKey } from './master-key.ts';
+import { FORMAT_VERSION } from './set-format.ts';
+import { notEncrypted, unlock } from './store-keys.ts';
+
+const MARKER = 'store.json';
+const ENCRYPTION = 'aes-256-gcm';
+
+export interface StoreMarker {
+  readonly path: string;
+  readonly id: string;
+  readonly isEncrypted: boolean;
+}
+
+/** What `store.json` says. @throws {StoreError} `not-a-store`, `newer-format`. */
+export function readMarker(path: string): StoreMarker {
+  let format: unknown;
+  let id: unknown;
+  let encryption: unknown;
+  try {
+    const marker: unknown = JSON.parse(readFileSync(join(path, MARKER), 'utf8'));
+    if (typeof marker === 'object' && marker !== null) {
+      format = 'cowbellStore' in marker ? marker.cowbellStore : undefined;
+      id = 'id' in marker ? marker.id : undefined;
+      encryption = 'encryption' in marker ? marker.encryption : undefined;
+    }
+  } catch (error) {
+    const code = systemCode(error);
+    if (code !== undefined && code !== 'ENOENT' && code !== 'ENOTDIR') throw error;
+  }
+  if (typeof format === 'number' && format > FORMAT_VERSION) {
+    const message = `Store ${path} has format ${format}, this version reads up to ${FORMAT_VERSION}`;
+    throw new StoreError('newer-format', message, { path, format });
+  }
+  const isKnown = encryption === undefined || encryption === ENCRYPTION;
+  if (typeof format === 'number' && typeof id === 'string' && isKnown) {
+    return { path, id, isEncrypted: encryption !== undefined };
+  }
+  throw new StoreError('not-a-store', `${path} is not a store`, { path });
+}
+
+/**
+ * The key of an encrypted store; undefined for any other.
+ *
+ * @throws {StoreError} `key-needed`, `not-encrypted`, or as `unlock`.
+ */
+export async function masterOf(
+  { path, isEncrypted }: StoreMarker,
+  key: StoreKey | undefined,
+): Promise<MasterKey | undefined> {
+  if (isEncrypted && key !== undefined) return await unlock(path, key);
+  if (isEncrypted) {
+    const message = `Store ${path} is encrypted, wanted its key: --key-file, --passphrase-file or COWBELL_PASSPHRASE`;
+    throw new StoreError('key-needed', message, { path });
+  }
+  // Whoever has a key must not write in the clear because somebody exchanged the store.
+  if (key !== undefined) throw notEncrypted(path);
+  return undefined;
+}
+
+/** Makes the directory a store, durably and in one step. */
+export async function writeMarker({ path, id, isEncrypted }: StoreMarker): Promise<void> {
+  const marker = join(path, MARKER);
+  const encryption = isEncrypted ? { encryption: ENCRYPTION } : {};
+  await writeFile(
+    `${marker}.new`,
+    `${JSON.stringify({ cowbellStore: FORMAT_VERSION, id, ...encryption })}\n`,
+  );
+  await syncPath('store-directory', `${marker}.new`);
+  renameSync(`${marker}.new`, marker);
+  await syncDirectory('store-directory', path);
+}
