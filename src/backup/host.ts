@@ -7,6 +7,7 @@
 
 import { type ChildProcess, fork } from 'node:child_process';
 import { assert, deferred, type Deferred, unreachable } from '../base/index.ts';
+import type { StoreKey } from '../blockset/index.ts';
 import {
   type BackupSession,
   type ContainerArea,
@@ -40,6 +41,8 @@ export interface BackupOptions {
   /** The session's id, where its owner has one for it. */
   readonly session?: string;
   readonly storePath: string;
+  /** Of an encrypted store. It goes to the child over their channel, and nowhere else. */
+  readonly key?: StoreKey;
   readonly level: Level;
   /** See `SessionRequest`. */
   readonly fullEvery?: number;
@@ -163,13 +166,14 @@ class Host {
   }
 
   #start(): void {
-    const { volume, storePath, level, codec } = this.#options;
+    const { volume, storePath, key, level, codec } = this.#options;
     const { volumeId, name, directory, home, trackSizeBytes } = volume.identity;
     this.#send({
       kind: 'start',
       volume: { volumeId, name, trackSizeBytes },
       homePath: homePathOf(directory, home),
       storePath,
+      key,
       level,
       codec,
     });

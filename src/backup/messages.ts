@@ -10,6 +10,7 @@
  */
 
 import { CorruptionError, type CorruptionPlace, messageOf, systemCode } from '../base/index.ts';
+import type { StoreKey } from '../blockset/index.ts';
 import type { DeviceExtent } from '../device/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
 import type { DivertedTrack, SessionPlan, SetLevel } from '../volume/index.ts';
@@ -25,6 +26,8 @@ export interface StartMessage {
   /** A file or block device that the child reads itself; undefined where it must ask for every byte. */
   readonly homePath: string | undefined;
   readonly storePath: string;
+  /** Of an encrypted store. */
+  readonly key: StoreKey | undefined;
   readonly level: Level;
   readonly codec: Codec;
   /** Of zstd; the store's default where left out. */

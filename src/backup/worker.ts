@@ -57,7 +57,7 @@ async function runSession(
 ): Promise<ChildMessage> {
   let home: BlockDevice | undefined;
   try {
-    const store = await Store.open(start.storePath);
+    const store = await Store.open(start.storePath, start.key === undefined ? {} : { key: start.key });
     if (start.homePath !== undefined) {
       home = await openFileDevice({ path: start.homePath, readOnly: true, syncName: 'home' });
     }

@@ -13,6 +13,10 @@ export interface CommandContext {
   /** Fires at Ctrl-C and at SIGTERM. */
   readonly signal: AbortSignal;
   readonly clock: Clock;
+  /** What COWBELL_PASSPHRASE says; it is not passed on to processes that are started. */
+  readonly passphrase?: string | undefined;
+  /** Asks for a line that is not shown while it is typed; absent where there is no terminal. */
+  readonly askSecret?: ((question: string) => Promise<string>) | undefined;
   /** Attaches a kernel device from a process that stays behind. */
   readonly startSupervisor: StartSupervisor;
   /** Sockets that were handed to this process; they are the caller's from then on. */

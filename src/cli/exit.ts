@@ -41,6 +41,8 @@ const USAGE_CODES: ReadonlySet<string> = new Set([
   'shrink-refused',
   'ambiguous-set',
   'several-sessions',
+  'key-needed',
+  'not-encrypted',
   'bad-table',
   'bad-remap-file',
   'unknown-target',

@@ -9,6 +9,7 @@ import { readFileSync } from 'node:fs';
 import { systemClock } from '../base/index.ts';
 import { runCommandLine } from './command-line.ts';
 import { InterruptedError } from './exit.ts';
+import { secretPrompt } from './secret-prompt.ts';
 import { takeHandedSockets } from './socket-activation.ts';
 import { startSupervisor } from './supervisor.ts';
 
@@ -33,6 +34,10 @@ function watchSignals(): AbortSignal {
 // Volumes, stores and sockets give access to whole disks: what is made is for its owner alone.
 process.umask(0o077);
 
+// Not for the processes that are started, such as hooks.
+const { COWBELL_PASSPHRASE: passphrase } = process.env;
+delete process.env['COWBELL_PASSPHRASE'];
+
 // A reader that went away (`cowbell ... | head`) must not end a server.
 process.stdout.on('error', () => undefined);
 process.stderr.on('error', () => undefined);
@@ -43,6 +48,8 @@ process.exitCode = await runCommandLine(process.argv.slice(2), {
   directory: process.cwd(),
   signal: watchSignals(),
   clock: systemClock,
+  passphrase,
+  askSecret: secretPrompt(process.stdin, process.stderr),
   startSupervisor,
   takeHandedSockets: () => takeHandedSockets(process.env, process.pid),
   version: readVersion(),

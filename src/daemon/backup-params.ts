@@ -1,6 +1,7 @@
 /** What a backup is asked for: the same words on the command line, in the control protocol and offline. */
 
 import type { SetOutcome } from '../backup/index.ts';
+import type { StoreKey } from '../blockset/index.ts';
 import type { FreezeHookReport, FreezeHooks } from './freeze-hooks.ts';
 
 export const LEVELS = ['auto', 'full', 'differential', 'incremental'] as const;
@@ -23,6 +24,8 @@ export interface BackupMember {
 export interface BackupParams {
   /** The store's directory, absolute. */
   readonly store: string;
+  /** Of an encrypted store; the path of a key file is absolute. Never in a status, a message or a log. */
+  readonly key?: StoreKey;
   readonly level: Level;
   /** `auto` is full where the chain has so many sets. */
   readonly fullEvery?: number;

@@ -82,6 +82,7 @@ async function backUpOne(
     volume,
     session: session.id,
     storePath: params.store,
+    ...(params.key === undefined ? {} : { key: params.key }),
     level: params.level,
     ...(params.fullEvery === undefined ? {} : { fullEvery: params.fullEvery }),
     codec: params.codec,

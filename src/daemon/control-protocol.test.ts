@@ -30,12 +30,35 @@ t.test('requests survive the wire', (t) => {
     { id: 4, command: 'backup', params: { ...BACKUP, hooks: { pre: 'a', post: 'b', timeoutMs: 600_000 } } },
     { id: 5, command: 'backup', params: { ...BACKUP, hooks: { post: 'b', timeoutMs: 1000 } } },
     { id: 8, command: 'backup', params: { ...BACKUP, level: 'differential', fullEvery: 7 } },
+    { id: 7, command: 'backup', params: { ...BACKUP, key: { passphrase: 'correct horse' } } },
+    { id: 8, command: 'backup', params: { ...BACKUP, key: { keyFile: '/root/store.key' } } },
     { id: 6, command: 'grow', params: { sizeBytes: 1_048_576 } },
   ];
   for (const request of requests) {
     const line = encodeLine(request).toString();
     t.ok(line.endsWith('\n'));
     t.strictSame(parseRequest(line.trimEnd()), request);
+  }
+  t.end();
+});
+
+t.test('a key that is none is refused without being shown', (t) => {
+  const secret = 'correct horse';
+  const keys: readonly unknown[] = [
+    secret,
+    [secret],
+    null,
+    { secret },
+    { passphrase: [secret] },
+    { keyFile: secret },
+    { passphrase: secret, keyFile: `/${secret}` },
+  ];
+  for (const key of keys) {
+    const refused = parseRequest(JSON.stringify({ id: 1, command: 'backup', params: { ...BACKUP, key } }));
+    t.ok('error' in refused);
+    if (!('error' in refused)) continue;
+    t.match(refused.error.message, /^Member key is neither a passphrase nor the absolute path of a keyFile/);
+    t.notMatch(refused.error.message, secret);
   }
   t.end();
 });

@@ -7,6 +7,7 @@
 
 import { isAbsolute } from 'node:path';
 import { LIMITS, messageOf } from '../base/index.ts';
+import type { StoreKey } from '../blockset/index.ts';
 import {
   type BackupMember,
   type BackupParams,
@@ -154,6 +155,7 @@ function isCount(value: unknown): value is number {
 function readBackupParams(params: Json): BackupParams {
   return {
     store: readAbsolute(params, 'store'),
+    ...readKey(params['key']),
     level: readChoice(params, 'level', LEVELS),
     codec: readChoice(params, 'codec', CODECS),
     ...readFullEvery(params['fullEvery']),
@@ -169,6 +171,18 @@ function readFullEvery(value: unknown): { readonly fullEvery?: number } {
   const max = LIMITS.chainSetCountMax;
   if (isCount(value) && value >= 1 && value <= max) return { fullEvery: value };
   throw badRequest(`Member fullEvery is ${show(value)}, wanted a whole number of sets from 1 to ${max}`);
+}
+
+/** The key of an encrypted store. What it holds is not shown in a refusal, whatever it is. */
+function readKey(value: unknown): { readonly key?: StoreKey } {
+  if (value === undefined) return {};
+  const { keyFile, passphrase } = isObject(value) ? value : {};
+  if (typeof passphrase === 'string' && keyFile === undefined) return { key: { passphrase } };
+  if (typeof keyFile === 'string' && isAbsolute(keyFile) && passphrase === undefined)
+    return { key: { keyFile } };
+  throw badRequest(
+    'Member key is neither a passphrase nor the absolute path of a keyFile, wanted one of them',
+  );
 }
 
 function readSnapshotParams(params: Json): SnapshotParams {

@@ -16,10 +16,11 @@ import { absolutePath, readContainer, readVolumeOrSnapshot, several, single } fr
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addFreezeOptions, type FreezeOptions, readFreezeHooks } from '../freeze-options.ts';
+import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import type { Output } from '../output.ts';
 import { workerPath } from '../worker-path.ts';
 
-interface Options extends GlobalOptions, FreezeOptions {
+interface Options extends GlobalOptions, FreezeOptions, KeyOptions {
   readonly volume: readonly string[];
   readonly store: string;
   readonly level: Level;
@@ -37,7 +38,7 @@ export const addBackup: AddCommand = (parser, run) =>
     'Back volumes or their snapshots up into a store, all of one instant, served or not',
     (command) =>
       addFreezeOptions(
-        command
+        addKeyOptions(command)
           .positional('volume', {
             type: 'string',
             array: true,
@@ -91,8 +92,10 @@ async function backup(context: CommandContext, options: Options): Promise<void> 
   const { directory } = context;
   const hooks = readFreezeHooks(options);
   const fullEvery = readFullEvery(single('--full-every', options.fullEvery));
+  const store = absolutePath('--store', single('--store', options.store) ?? '', directory);
   const params: BackupParams = {
-    store: absolutePath('--store', single('--store', options.store) ?? '', directory),
+    store,
+    ...(await storeKey(context, store, options)),
     level: single('--level', options.level) ?? DEFAULT_LEVEL,
     codec: single('--codec', options.codec) ?? DEFAULT_CODEC,
     container: readContainer(several(options.container), directory),

@@ -14,8 +14,9 @@ import { isVolumeHome } from '../../volume/index.ts';
 import { absolutePath, absolutePlace, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
+import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 
-interface Options extends GlobalOptions {
+interface Options extends GlobalOptions, KeyOptions {
   readonly store: string;
   readonly set: string;
   readonly target: readonly string[] | undefined;
@@ -27,7 +28,7 @@ export const addRestore: AddCommand = (parser, run) =>
     'restore <store> <set> [target..]',
     'Restore a set onto files, block devices or NBD exports',
     (command) =>
-      command
+      addKeyOptions(command)
         .positional('store', { type: 'string', demandOption: true, describe: 'Directory of the store' })
         .positional('set', {
           type: 'string',
@@ -55,7 +56,7 @@ async function restoreSet(context: CommandContext, options: Options): Promise<vo
   const startedMs = clock.monotonicMs();
   const path = absolutePath('The store', options.store, directory);
   const { requests, layout } = await readTargets(context, options);
-  const store = await Store.open(path, { readOnly: true });
+  const store = await Store.open(path, { readOnly: true, ...(await storeKey(context, path, options)) });
   const set = await store.find(options.set);
   const chain = await store.chain(set.id);
   try {

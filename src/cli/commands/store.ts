@@ -1,14 +1,21 @@
-/** `cowbell store init|list|show|verify`: stores are opened by the command itself, never by a server. */
+/** `cowbell store init|list|show|verify`, and further ones beside this file: stores are opened by the command itself, never by a server. */
 
 import type { Argv } from 'yargs';
 import { CorruptionError, formatSize } from '../../base/index.ts';
 import { Store, type StoredSet, type VerifiedSet, verify } from '../../blockset/index.ts';
 import { absolutePath } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions, Run } from '../command.ts';
+import { UsageError } from '../exit.ts';
+import { addKeyOptions, type KeyOptions, namesKey, readFirstKey, storeKey } from '../key-options.ts';
 import { describe, table } from '../output.ts';
+import { addStoreKey } from './store-key.ts';
 
-interface StoreOptions extends GlobalOptions {
+interface StoreOptions extends GlobalOptions, KeyOptions {
   readonly store: string;
+}
+
+interface InitOptions extends StoreOptions {
+  readonly encrypt: boolean;
 }
 
 interface SetOptions extends StoreOptions {
@@ -27,7 +34,7 @@ const SET = {
 
 export const addStore: AddCommand = (parser, run) =>
   parser.command('store', 'Make stores and look into them', (command) =>
-    [addInit, addList, addShow, addVerify]
+    [addInit, addList, addShow, addVerify, addStoreKey]
       .reduce((stores, add) => add(stores, run), command)
       .demandCommand(1, 'No store command is given'),
   );
@@ -36,8 +43,17 @@ function addInit(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
   return parser.command(
     'init <store>',
     'Make a store in a new or empty directory',
-    (command) => command.positional('store', STORE).example('$0 store init /backup/store', ''),
-    (options) => run<StoreOptions>(options, init),
+    (command) =>
+      addKeyOptions(
+        command.positional('store', STORE).option('encrypt', {
+          type: 'boolean',
+          default: false,
+          describe: 'Encrypt all that the store will hold; without its key everything in it is lost',
+        }),
+      )
+        .example('$0 store init /backup/store', '')
+        .example('$0 store init /backup/store --encrypt', 'The passphrase is asked for'),
+    (options) => run<InitOptions>(options, init),
   );
 }
 
@@ -45,7 +61,7 @@ function addList(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
   return parser.command(
     'list <store>',
     'List the sets of a store, oldest first',
-    (command) => command.positional('store', STORE).example('$0 store list /backup/store', ''),
+    (command) => addKeyOptions(command.positional('store', STORE)).example('$0 store list /backup/store', ''),
     (options) => run<StoreOptions>(options, list),
   );
 }
@@ -55,10 +71,9 @@ function addShow(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
     'show <store> <set>',
     'Show one set and the chain it builds on',
     (command) =>
-      command
-        .positional('store', STORE)
-        .positional('set', { ...SET, demandOption: true })
-        .example('$0 store show /backup/store latest', ''),
+      addKeyOptions(
+        command.positional('store', STORE).positional('set', { ...SET, demandOption: true }),
+      ).example('$0 store show /backup/store latest', ''),
     (options) => run<SetOptions>(options, show),
   );
 }
@@ -68,24 +83,29 @@ function addVerify(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
     'verify <store> [set]',
     'Read every byte of a set, or of all sets, and check it; exit status 3 where one is damaged',
     (command) =>
-      command
-        .positional('store', STORE)
-        .positional('set', SET)
+      addKeyOptions(command.positional('store', STORE).positional('set', SET))
         .example('$0 store verify /backup/store', '')
         .example('$0 store verify /backup/store latest:vol', ''),
     (options) => run<VerifyOptions>(options, verifySets),
   );
 }
 
-async function init(context: CommandContext, options: StoreOptions): Promise<void> {
+async function init(context: CommandContext, options: InitOptions): Promise<void> {
+  const { clock, output } = context;
   const path = absolutePath('The store', options.store, context.directory);
-  await Store.init(path, { clock: context.clock });
-  context.output.report({ event: 'store', store: path }, `Made store ${path}`);
+  if (!options.encrypt && namesKey(options)) {
+    throw new UsageError('A key is given for a store that is not encrypted, wanted --encrypt too');
+  }
+  const key = options.encrypt ? { key: await readFirstKey(context, path, options) } : {};
+  await Store.init(path, { clock, ...key });
+  const note = options.encrypt ? `, encrypted; keep a copy of ${path}/keys.json elsewhere` : '';
+  output.report({ event: 'store', store: path, encrypted: options.encrypt }, `Made store ${path}${note}`);
 }
 
 /** Looking changes nothing, not even what a crash left. */
-function openStore(context: CommandContext, options: StoreOptions): Promise<Store> {
-  return Store.open(absolutePath('The store', options.store, context.directory), { readOnly: true });
+async function openStore(context: CommandContext, options: StoreOptions): Promise<Store> {
+  const path = absolutePath('The store', options.store, context.directory);
+  return await Store.open(path, { readOnly: true, ...(await storeKey(context, path, options)) });
 }
 
 async function list(context: CommandContext, options: StoreOptions): Promise<void> {
