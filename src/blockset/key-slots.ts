@@ -48,6 +48,8 @@ export interface KeySlot {
 }
 
 export interface WrappedSlot extends KeySlot {
+  /** Id of the store that the slot is of. */
+  readonly store: string;
   readonly salt: Buffer;
   /** For a passphrase. */
   readonly scrypt: ScryptCost | undefined;
@@ -59,6 +61,7 @@ export interface WrappedSlot extends KeySlot {
 function describeSlot(slot: Omit<WrappedSlot, 'wrapped'>): Record<string, unknown> {
   const { scrypt: cost } = slot;
   return {
+    store: slot.store,
     slot: slot.slot,
     kind: slot.kind,
     createdMs: slot.createdMs,
@@ -79,11 +82,17 @@ function contextOf(slot: Omit<WrappedSlot, 'wrapped'>): Buffer {
 export async function wrapMaster(
   master: MasterKey,
   key: StoreKey,
-  options: { readonly slot: number; readonly createdMs: number; readonly cost?: ScryptCost },
+  options: {
+    readonly store: string;
+    readonly slot: number;
+    readonly createdMs: number;
+    readonly cost?: ScryptCost;
+  },
 ): Promise<WrappedSlot> {
-  const { slot, createdMs, cost = SCRYPT_COST } = options;
+  const { store, slot, createdMs, cost = SCRYPT_COST } = options;
   assert(fits(cost), `A passphrase's cost of ${JSON.stringify(cost)} is out of bounds`);
   const described: Omit<WrappedSlot, 'wrapped'> = {
+    store,
     slot,
     kind: 'passphrase' in key ? 'passphrase' : 'key-file',
     createdMs,
@@ -199,7 +208,10 @@ export function decodeSlots(bytes: Buffer, path: string): readonly WrappedSlot[]
 function decodeSlot(entry: Readonly<Record<string, unknown>>, path: string): WrappedSlot {
   const { kind } = entry;
   if (kind !== 'passphrase' && kind !== 'key-file') throw damaged(path, 'a slot is of no known kind');
+  const { store } = entry;
+  if (typeof store !== 'string') throw damaged(path, 'a slot does not say its store');
   return {
+    store,
     slot: countOf(entry['slot'], path),
     kind,
     createdMs: countOf(entry['createdMs'], path),

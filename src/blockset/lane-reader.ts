@@ -21,6 +21,7 @@ import {
 import { TrackSet } from '../tracks/index.ts';
 import { asStoreErrors } from './errors.ts';
 import { type PackedFrame, readPacked, unpackFrame } from './frame-codec.ts';
+import { fileCipher, type MasterKey } from './master-key.ts';
 import { getObject, type StoredObject } from './ordering.ts';
 import {
   checkFormat,
@@ -31,6 +32,7 @@ import {
   decodeRuns,
   digestMetadata,
   GROUP_TRACKS,
+  KEY_KEY,
   type LaneRecord,
   ORDER_END,
   orderKey,
@@ -43,6 +45,7 @@ import {
   u32Key,
   ZERO_FRAME,
 } from './set-format.ts';
+import { encryptedFile, type ValueCipher } from './value-cipher.ts';
 
 /** Groups kept by a reader, up to 200 KiB each. */
 const GROUPS_MAX = 64;
@@ -85,7 +88,9 @@ export class LaneReader {
   readonly present: TrackSet;
   /** The tracks that the lane records as zeroes. Not to be changed. */
   readonly zeroes: TrackSet;
+  /** Decrypted on the way where it is encrypted. */
   readonly #file: LmdbFile;
+  readonly #cipher: ValueCipher | undefined;
   readonly #trackCount: number;
   readonly #frames: LmdbDatabaseView;
   readonly #order: LmdbDatabaseView;
@@ -99,25 +104,32 @@ export class LaneReader {
    *
    * @param check given the digest of the metadata and the seal's record, before any of it is used; throws where
    *   they do not agree.
+   * @param master of an encrypted store.
    * @throws {CorruptionError} where the file or its metadata is damaged.
-   * @throws {StoreError} `newer-format`, or `io` where it cannot be opened.
+   * @throws {StoreError} `newer-format`, `key-needed`, or `io` where it cannot be opened.
    */
-  static open(path: string, check: LaneCheck): LaneReader {
+  static open(path: string, check: LaneCheck, master?: MasterKey): LaneReader {
     const file = asStoreErrors(path, () => openLmdb(path, { readOnly: true, whole: true, ownLock: true }));
     try {
-      return asDamage(path, () => new LaneReader(path, file, check));
+      return asDamage(path, () => new LaneReader(path, { file, check, master }));
     } catch (error) {
       void file.close();
       throw error;
     }
   }
 
-  private constructor(path: string, file: LmdbFile, check: LaneCheck) {
+  private constructor(
+    path: string,
+    parts: { readonly file: LmdbFile; readonly check: LaneCheck; readonly master: MasterKey | undefined },
+  ) {
     this.path = path;
+    const stored = parts.file.database(DATABASES.header);
+    checkFormat(stored.get('format'), path);
+    parts.check(digestMetadata(parts.file), stored.get(SEAL_KEY));
+    this.#cipher = fileCipher(stored.get(KEY_KEY), parts.master, path);
+    const file = encryptedFile(parts.file, this.#cipher);
     this.#file = file;
     const records = file.database(DATABASES.header);
-    checkFormat(records.get('format'), path);
-    check(digestMetadata(file), records.get(SEAL_KEY));
     this.header = decodeHeader(records.get('set'), path);
     this.record = decodeLaneRecord(records.get('lane'), this.header.lanes, path);
     this.#trackCount = trackCountOf(this.header);
@@ -359,7 +371,8 @@ export class LaneReader {
    * @throws {CorruptionError} where there is none; nothing is guessed.
    */
   object(name: string): StoredObject {
-    return asDamage(this.path, () => getObject(this.#order, name, this.path));
+    const storedName = this.#cipher?.hideName(name) ?? name;
+    return asDamage(this.path, () => ({ ...getObject(this.#order, storedName, this.path), name }));
   }
 
   /** Where a track with content stands among the lane's arrivals, and how many tracks follow in step. */

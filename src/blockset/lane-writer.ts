@@ -18,6 +18,7 @@ import { digest, type LmdbDatabaseView, type LmdbFile, openLmdb } from '../recor
 import { TrackSet } from '../tracks/index.ts';
 import { asStoreErrors, asStoreErrorsLater } from './errors.ts';
 import { type Compression, FrameCompressor, LEVEL_DEFAULT, type PackedFrame } from './frame-codec.ts';
+import type { SetKey } from './master-key.ts';
 import { putObject, type StoredObject } from './ordering.ts';
 import {
   DATABASES,
@@ -25,6 +26,7 @@ import {
   encodeFormat,
   encodeFrameHeader,
   encodeJson,
+  KEY_KEY,
   SEAL_KEY,
   type SetCodec,
   type SetCounters,
@@ -35,6 +37,7 @@ import {
   ZERO_FRAME,
 } from './set-format.ts';
 import { TrackGroups } from './track-groups.ts';
+import { encryptedFile, ValueCipher } from './value-cipher.ts';
 
 /** Bytes of one record of the bitmap of tracks. */
 const PRESENT_CHUNK_BYTES = 1024 * 1024;
@@ -47,6 +50,8 @@ export interface LaneParts {
   readonly directories: readonly string[];
   readonly partialPath: string;
   readonly compression: Compression;
+  /** The file's own, where the store is encrypted. */
+  readonly key?: SetKey | undefined;
 }
 
 export interface LaneCounts {
@@ -79,7 +84,11 @@ export interface LaneEnd {
 export class LaneWriter implements LaneEnd {
   readonly header: SetHeader;
   readonly #path: string;
+  /** As it is stored. */
+  readonly #stored: LmdbFile;
+  /** The same, encrypted on the way where it is to be. */
   readonly #file: LmdbFile;
+  readonly #cipher: ValueCipher | undefined;
   readonly #lock: number;
   readonly #frames: LmdbDatabaseView;
   readonly #order: LmdbDatabaseView;
@@ -106,7 +115,9 @@ export class LaneWriter implements LaneEnd {
     const { trackSizeBytes } = header;
     assert(trackSizeBytes <= LIMITS.frameBytesMax, `A track of ${trackSizeBytes} bytes does not fit a frame`);
     const opened = asStoreErrors(partialPath, () => beginFile(parts));
-    this.#file = opened.file;
+    this.#stored = opened.file;
+    this.#cipher = parts.key === undefined ? undefined : new ValueCipher(parts.key.secret);
+    this.#file = encryptedFile(opened.file, this.#cipher);
     this.#lock = opened.lock;
     this.#frames = this.#file.database(DATABASES.frames);
     this.#order = this.#file.database(DATABASES.order);
@@ -192,7 +203,9 @@ export class LaneWriter implements LaneEnd {
   /** Records how an object of the volume is put together from the set's blocks. */
   putObject(object: StoredObject): void {
     this.#assertOpen();
-    this.#commit(() => putObject(this.#order, object));
+    // A name stands in the records' keys, which are not encrypted.
+    const name = this.#cipher?.hideName(object.name) ?? object.name;
+    this.#commit(() => putObject(this.#order, { ...object, name }));
   }
 
   /**
@@ -232,7 +245,7 @@ export class LaneWriter implements LaneEnd {
     if (counters !== undefined) {
       this.#commit(() => this.#file.database(DATABASES.header).put('counters', encodeJson(counters)));
     }
-    const metadata = digestMetadata(this.#file);
+    const metadata = digestMetadata(this.#stored);
     await asStoreErrorsLater(this.#path, () => this.#file.sync('set-data'));
     this.#state = 'settled';
     return metadata;
@@ -292,17 +305,20 @@ export class LaneWriter implements LaneEnd {
 }
 
 /** Makes the file, locks it and puts what is known of the set from the start. */
-function beginFile({ partialPath, header, lane, directories }: LaneParts): { file: LmdbFile; lock: number } {
+function beginFile(parts: LaneParts): { file: LmdbFile; lock: number } {
+  const { partialPath, header, lane, directories, key } = parts;
   const lock = openSync(partialPath, 'wx', 0o600);
   let file: LmdbFile | undefined;
   try {
     assert(tryLock(lock, 'exclusive'), `The new file ${partialPath} is locked`);
     const opened = openLmdb(partialPath, { create: true, bulk: true, ownLock: true });
     file = opened;
-    const records = opened.database(DATABASES.header);
     for (const name of Object.values(DATABASES)) opened.database(name);
+    const cipher = key === undefined ? undefined : new ValueCipher(key.secret);
+    const records = encryptedFile(opened, cipher).database(DATABASES.header);
     opened.transaction(() => {
       records.put('format', encodeFormat());
+      if (key !== undefined) records.put(KEY_KEY, Buffer.from(key.record));
       records.put('set', encodeJson(header));
       records.put('lane', encodeJson({ lane, directories }));
     });

@@ -14,16 +14,17 @@
 
 import { hkdfSync, randomBytes } from 'node:crypto';
 import { assert, CorruptionError } from '../base/index.ts';
+import { StoreError } from './errors.ts';
 import { SECRET_BYTES, ValueCipher } from './value-cipher.ts';
 
 const WRAP_CONTEXT = Buffer.from('set key');
 
-/** The key of one file of a set, plain: for the writer or reader of the file, in whichever thread that is. */
+/** The key of one file of a set, plain, for the writer of the file; plain data, so that it can travel to a thread. */
 export interface SetKey {
   /** 32 bytes. */
-  readonly secret: Buffer;
+  readonly secret: Uint8Array;
   /** The record `key` of the file. */
-  readonly record: Buffer;
+  readonly record: Uint8Array;
 }
 
 export class MasterKey {
@@ -59,8 +60,9 @@ export class MasterKey {
   }
 
   /** A key that another master key gave, for the same file in this store. */
-  wrapSetKey(secret: Buffer): SetKey {
-    return { secret, record: Buffer.concat(this.#wrapper.encrypt(WRAP_CONTEXT, [secret])) };
+  wrapSetKey(secret: Uint8Array): SetKey {
+    const record = this.#wrapper.encrypt(WRAP_CONTEXT, [Buffer.from(secret)]);
+    return { secret, record: Buffer.concat(record) };
   }
 
   /**
@@ -73,4 +75,27 @@ export class MasterKey {
     if (secret?.length === SECRET_BYTES) return { secret, record };
     throw new CorruptionError(`The key of ${where} does not open with the key of its store`, { where });
   }
+}
+
+/**
+ * What decrypts one file of a set; undefined where the store is not encrypted.
+ *
+ * @param record the file's record `key`.
+ * @param master of the store.
+ * @throws {StoreError} `key-needed` where there is a record and no master key.
+ * @throws {CorruptionError} where the record does not open, or a file of an encrypted store has none: it is
+ *   not what this store wrote.
+ */
+export function fileCipher(
+  record: Buffer | undefined,
+  master: MasterKey | undefined,
+  path: string,
+): ValueCipher | undefined {
+  if (record === undefined) {
+    if (master === undefined) return undefined;
+    const message = `Block set ${path} is not encrypted, as its store is`;
+    throw new CorruptionError(message, { where: path });
+  }
+  if (master !== undefined) return new ValueCipher(master.openSetKey(record, path).secret);
+  throw new StoreError('key-needed', `Block set ${path} is encrypted, wanted the key of its store`, { path });
 }

@@ -14,15 +14,18 @@ import { CorruptionError, syncDirectory, syncPath, systemCode, tryLock } from '.
 import { LmdbError, openLmdb } from '../records/index.ts';
 import { StoreError } from './errors.ts';
 import { LaneReader } from './lane-reader.ts';
+import { fileCipher, type MasterKey } from './master-key.ts';
 import { renameLanes } from './set-assembly.ts';
 import {
   DATABASES,
   decodeHeader,
   decodeLaneRecord,
   decodeSeal,
+  KEY_KEY,
   laneFileName,
   type LaneRecord,
 } from './set-format.ts';
+import { encryptedFile } from './value-cipher.ts';
 
 const NAME = /^([0-9A-HJKMNP-TV-Z]{26})-([0-9]{1,2})\.cbs(\.partial)?$/;
 
@@ -42,11 +45,15 @@ export function listSetFiles(directory: string): SetFile[] {
   return files;
 }
 
-/** Finishes the partial sets of a directory that are sealed, and removes those that are not. */
-export async function settlePartials(directory: string): Promise<void> {
+/**
+ * Finishes the partial sets of a directory that are sealed, and removes those that are not.
+ *
+ * @param master of an encrypted store.
+ */
+export async function settlePartials(directory: string, master?: MasterKey): Promise<void> {
   const files = listSetFiles(directory);
   for (const { id, lane, partial } of files) {
-    if (partial && lane === 0) await settle(join(directory, laneFileName(id, 0)), id);
+    if (partial && lane === 0) await settle(join(directory, laneFileName(id, 0)), id, master);
   }
   const known = new Set(files.filter(({ lane }) => lane === 0).map(({ id }) => id));
   await removeOrphans(directory, (id) => known.has(id));
@@ -62,7 +69,7 @@ export async function removeOrphans(directory: string, hasFirst: (id: string) =>
 }
 
 /** @param path of lane 0 when it is complete. */
-async function settle(path: string, id: string): Promise<void> {
+async function settle(path: string, id: string, master: MasterKey | undefined): Promise<void> {
   const partialPath = `${path}.partial`;
   let descriptor: number;
   try {
@@ -73,9 +80,9 @@ async function settle(path: string, id: string): Promise<void> {
   }
   try {
     if (!tryLock(descriptor, 'exclusive')) return;
-    const sealed = await isSealed(partialPath);
+    const sealed = await isSealed(partialPath, master);
     if (sealed === undefined) return;
-    const others = otherLanes(path, id, await readLaneRecord(partialPath));
+    const others = otherLanes(path, id, await readLaneRecord(partialPath, master));
     if (sealed) {
       // The seal may have been seen in the page cache only.
       await syncPath('set-seal', partialPath);
@@ -114,32 +121,38 @@ function removeLane(path: string): void {
 /**
  * Whether a partial set is sealed. A seal over metadata that does not match it reached the disk without its
  * sync having ended, so it seals nothing. The further lanes were durable before the seal was written. Undefined
- * where the file cannot be judged: a later version's, or one that cannot be opened.
+ * where the file cannot be judged: a later version's, one that cannot be opened, or one that is sealed and yet
+ * cannot be read.
  */
-async function isSealed(partialPath: string): Promise<boolean | undefined> {
+async function isSealed(partialPath: string, master: MasterKey | undefined): Promise<boolean | undefined> {
+  let agrees = false;
   try {
-    let agrees = false;
-    const lane = LaneReader.open(partialPath, (digest, sealRecord) => {
-      const { lanes } = decodeSeal(sealRecord ?? Buffer.alloc(0), partialPath);
-      agrees = lanes[0]?.metadata.equals(digest) === true;
-      if (!agrees)
-        throw new CorruptionError(`Seal of ${partialPath} is of other metadata`, { where: partialPath });
-    });
+    const lane = LaneReader.open(
+      partialPath,
+      (digest, sealRecord) => {
+        const { lanes } = decodeSeal(sealRecord ?? Buffer.alloc(0), partialPath);
+        agrees = lanes[0]?.metadata.equals(digest) === true;
+        if (!agrees)
+          throw new CorruptionError(`Seal of ${partialPath} is of other metadata`, { where: partialPath });
+      },
+      master,
+    );
     await lane.close();
     return agrees;
   } catch (error) {
-    if (error instanceof CorruptionError) return false;
+    if (error instanceof CorruptionError) return agrees ? undefined : false;
     if (error instanceof StoreError) return undefined;
     throw error;
   }
 }
 
 /** What a lane that was cut off says of the others; undefined where it cannot be read. */
-async function readLaneRecord(path: string): Promise<LaneRecord | undefined> {
+async function readLaneRecord(path: string, master: MasterKey | undefined): Promise<LaneRecord | undefined> {
   try {
     const file = openLmdb(path, { readOnly: true, ownLock: true });
     try {
-      const records = file.database(DATABASES.header);
+      const cipher = fileCipher(file.database(DATABASES.header).get(KEY_KEY), master, path);
+      const records = encryptedFile(file, cipher).database(DATABASES.header);
       const { lanes } = decodeHeader(records.get('set'), path);
       return decodeLaneRecord(records.get('lane'), lanes, path);
     } finally {

@@ -69,6 +69,10 @@ export const DATABASES = {
 /** The databases whose records the seal covers, in its order. */
 const SEALED_DATABASES = ['header', 'order', 'hashes', 'present'] as const;
 export const SEAL_KEY = 'seal';
+/** The file's own key, wrapped, where it is encrypted. */
+export const KEY_KEY = 'key';
+/** Records of `header` that the seal leaves out: itself, and what another store may wrap anew. */
+const UNSEALED_KEYS: ReadonlySet<string> = new Set([SEAL_KEY, KEY_KEY]);
 /** Lanes of one set; each is a file, and a reader opens all. */
 export const LANES_MAX = 64;
 /** Where arrival numbers of lane 0 end and those of the next lane begin, in tracks. */
@@ -377,7 +381,7 @@ export function decodeRuns(
 
 // ---- seal ---------------------------------------------------------------------------------------------
 
-/** BLAKE3 of all metadata records in key order, the seal itself excepted; memory is one record. */
+/** BLAKE3 of all metadata records as stored, in key order, seal and key excepted; memory is one record. */
 export function digestMetadata(file: LmdbFile): Buffer {
   return digestOf(metadataParts(file));
 }
@@ -386,7 +390,7 @@ function* metadataParts(file: LmdbFile): Generator<Buffer> {
   for (const name of SEALED_DATABASES) {
     yield Buffer.from(`${name}\0`);
     for (const { key, value } of file.database(name).range()) {
-      if (name === 'header' && key.equals(Buffer.from(SEAL_KEY))) continue;
+      if (name === 'header' && UNSEALED_KEYS.has(key.toString('latin1'))) continue;
       yield u32Key(key.length);
       yield key;
       yield u32Key(value.length);

@@ -14,6 +14,7 @@ import { assert, CorruptionError, present } from '../base/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import type { PackedFrame } from './frame-codec.ts';
 import { type FramePlan, LaneReader, type StoredTrack, type TrackPlace } from './lane-reader.ts';
+import type { MasterKey } from './master-key.ts';
 import { normalise, type Ordering, type StoredObject } from './ordering.ts';
 import {
   decodeSeal,
@@ -28,6 +29,8 @@ import {
 export interface OpenSetOptions {
   /** The seal that the catalog names; another is corruption. */
   readonly seal?: string;
+  /** Of the set's store, where that is encrypted. */
+  readonly master?: MasterKey | undefined;
 }
 
 export class SetReader {
@@ -49,7 +52,7 @@ export class SetReader {
    *
    * @param path the file of lane 0.
    * @throws {CorruptionError} where a lane is missing, or a file, its metadata or its seal is damaged.
-   * @throws {StoreError} `newer-format`, or `io` where it cannot be opened.
+   * @throws {StoreError} `newer-format`, `key-needed`, or `io` where it cannot be opened.
    */
   static open(path: string, options: OpenSetOptions = {}): SetReader {
     const lanes: LaneReader[] = [];
@@ -57,7 +60,9 @@ export class SetReader {
       const { seal, sealed } = openFirst(path, options, lanes);
       const [first] = lanes;
       assert(first !== undefined, 'Lane 0 was opened');
-      for (let lane = 1; lane < sealed.length; lane += 1) lanes.push(openOther(first, lane, sealed));
+      for (let lane = 1; lane < sealed.length; lane += 1) {
+        lanes.push(openOther(first, lane, sealed, options.master));
+      }
       return new SetReader(seal, lanes);
     } catch (error) {
       for (const lane of lanes) void lane.close();
@@ -224,31 +229,40 @@ function openFirst(
   lanes: LaneReader[],
 ): { seal: string; sealed: readonly LaneSeal[] } {
   let read: ReturnType<typeof decodeSeal> | undefined;
-  const first = LaneReader.open(path, (digest, sealRecord) => {
-    read = decodeSeal(sealRecord ?? Buffer.alloc(0), path);
-    if (options.seal !== undefined && options.seal !== read.seal) {
-      throw new CorruptionError(`Block set ${path} is not the one that the catalog names`, {
-        where: path,
-        expected: options.seal,
-        found: read.seal,
-      });
-    }
-    checkDigest(path, digest, read.lanes[0]);
-  });
+  const first = LaneReader.open(
+    path,
+    (digest, sealRecord) => {
+      read = decodeSeal(sealRecord ?? Buffer.alloc(0), path);
+      if (options.seal !== undefined && options.seal !== read.seal) {
+        throw new CorruptionError(`Block set ${path} is not the one that the catalog names`, {
+          where: path,
+          expected: options.seal,
+          found: read.seal,
+        });
+      }
+      checkDigest(path, digest, read.lanes[0]);
+    },
+    options.master,
+  );
   lanes.push(first);
   const { seal, lanes: sealed } = present(read, 'Lane 0 was checked');
   if (first.record.lane !== 0) throw damaged(path, `it is lane ${first.record.lane}, wanted lane 0`);
   return { seal, sealed };
 }
 
-function openOther(first: LaneReader, lane: number, sealed: readonly LaneSeal[]): LaneReader {
+function openOther(
+  first: LaneReader,
+  lane: number,
+  sealed: readonly LaneSeal[],
+  master: MasterKey | undefined,
+): LaneReader {
   const places = lanePaths(first, lane);
   const path = places.find((place) => existsSync(place));
   if (path === undefined) {
     const message = `Block set ${first.header.id} lacks lane ${lane}: there is no ${places.join(' and no ')}`;
     throw new CorruptionError(message, { where: first.path });
   }
-  return LaneReader.open(path, (digest) => checkDigest(path, digest, sealed[lane]));
+  return LaneReader.open(path, (digest) => checkDigest(path, digest, sealed[lane]), master);
 }
 
 /** Where a lane of a set may lie. */

@@ -172,7 +172,7 @@ t.test('damage of the keys is told from a wrong key', async (t) => {
 
 t.test('a slot that asks for too much is refused before it is given', async (t) => {
   const master = MasterKey.random();
-  const slot = await wrapMaster(master, FIRST, { slot: 1, createdMs: 0, ...CHEAP });
+  const slot = await wrapMaster(master, FIRST, { store: 's', slot: 1, createdMs: 0, ...CHEAP });
   const costs = [
     { n: 2 ** 30, r: 8, p: 1 },
     { n: 2, r: 2 ** 30, p: 1 },
@@ -185,14 +185,17 @@ t.test('a slot that asks for too much is refused before it is given', async (t) 
   t.match(decodeSlots(encodeSlots([slot]), 'keys'), [{ slot: 1 }]);
   for (const scrypt of costs) {
     t.throws(() => decodeSlots(encodeSlots([{ ...slot, scrypt }]), 'keys'), CorruptionError, `${scrypt.n}`);
-    await t.rejects(wrapMaster(master, FIRST, { slot: 1, createdMs: 0, cost: scrypt }), /out of bounds/);
+    await t.rejects(
+      wrapMaster(master, FIRST, { store: 's', slot: 1, createdMs: 0, cost: scrypt }),
+      /out of bounds/,
+    );
   }
   const many = Array.from({ length: 17 }, () => slot);
   t.throws(() => decodeSlots(encodeSlots(many), 'keys'), /17 slots/);
 });
 
 t.test('the cost that is written by default is accepted when read', async (t) => {
-  const slot = await wrapMaster(MasterKey.random(), FIRST, { slot: 1, createdMs: 0 });
+  const slot = await wrapMaster(MasterKey.random(), FIRST, { store: 's', slot: 1, createdMs: 0 });
   t.match(decodeSlots(encodeSlots([slot]), 'keys'), [{ scrypt: { n: 65_536, r: 8, p: 2 } }]);
 });
 

@@ -10,7 +10,7 @@
  * its keys, everything in the store is lost; a copy of it elsewhere is worth having.
  */
 
-import { existsSync, readFileSync, renameSync, statSync } from 'node:fs';
+import { readFileSync, renameSync, statSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
@@ -35,6 +35,7 @@ import {
 } from './key-slots.ts';
 import { MasterKey } from './master-key.ts';
 import { withStoreLock } from './store-lock.ts';
+import { readMarker, type StoreMarker } from './store-marker.ts';
 
 export const KEYS_NAME = 'keys.json';
 const FIRST_SLOT = 1;
@@ -45,51 +46,74 @@ export interface NewKeyOptions {
   readonly cost?: ScryptCost;
 }
 
+/** Where a store is, and its id. */
+type StorePlace = Pick<StoreMarker, 'path' | 'id'>;
+
 /** Makes the keys of a new store with one slot; the file is durable, its name is once the directory is synced. */
-export async function createKeys(store: string, key: StoreKey, options: NewKeyOptions): Promise<MasterKey> {
+export async function createKeys(
+  store: StorePlace,
+  key: StoreKey,
+  options: NewKeyOptions,
+): Promise<MasterKey> {
   const master = MasterKey.random();
-  await writeSlots(store, [await newSlot(master, key, FIRST_SLOT, options)]);
+  await writeSlots(store.path, [await newSlot({ master, key, store: store.id, slot: FIRST_SLOT }, options)]);
   return master;
 }
 
 /**
- * The master key of an encrypted store.
+ * The key of an encrypted store; undefined for any other.
  *
- * @throws {StoreError} `wrong-key`, `bad-key`, `newer-format` or `io`.
+ * @throws {StoreError} `key-needed`, `not-encrypted`, `wrong-key`, `bad-key`, `newer-format` or `io`.
  * @throws {CorruptionError} where the keys are damaged or missing.
  */
-export async function unlock(store: string, key: StoreKey): Promise<MasterKey> {
-  return (await unlockSlot(store, readSlots(store), key)).master;
+export async function masterOf(
+  store: StoreMarker,
+  key: StoreKey | undefined,
+): Promise<MasterKey | undefined> {
+  const { path, isEncrypted } = store;
+  if (isEncrypted && key !== undefined) return (await unlockSlot(store, readSlots(store), key)).master;
+  if (isEncrypted) {
+    const message = `Store ${path} is encrypted, wanted its key: --key-file, --passphrase-file or COWBELL_PASSPHRASE`;
+    throw new StoreError('key-needed', message, { path });
+  }
+  // Whoever has a key must not write in the clear because somebody exchanged the store.
+  if (key !== undefined) throw notEncrypted(path);
+  return undefined;
 }
 
 /** The keys of one encrypted store. Every change needs a key that opens it. */
 export class StoreKeys {
-  readonly #store: string;
+  readonly #store: StorePlace;
   readonly #options: NewKeyOptions;
 
-  /** @param store the directory of an encrypted store. */
-  constructor(store: string, options: NewKeyOptions = {}) {
-    this.#store = store;
+  /**
+   * @param path the directory of an encrypted store.
+   * @throws {StoreError} `not-a-store`, `not-encrypted`.
+   */
+  constructor(path: string, options: NewKeyOptions = {}) {
+    const marker = readMarker(path);
+    if (!marker.isEncrypted) throw notEncrypted(path);
+    this.#store = marker;
     this.#options = options;
   }
 
-  /** The slots, oldest first; needs no key. @throws as `unlock`, and `not-encrypted`. */
+  /** The slots, oldest first; needs no key. @throws {CorruptionError} where the keys are damaged or missing. */
   list(): readonly KeySlot[] {
-    return this.#slots().map(({ slot, kind, createdMs }) => ({ slot, kind, createdMs }));
+    return readSlots(this.#store).map(({ slot, kind, createdMs }) => ({ slot, kind, createdMs }));
   }
 
   /**
    * Lets one more passphrase or key file open the store; durable when it returns.
    *
-   * @throws {StoreError} `too-many-keys`, or as `unlock`.
+   * @throws {StoreError} `too-many-keys`, or as `masterOf`.
    */
   async add(key: StoreKey, added: StoreKey): Promise<KeySlot> {
     return await this.#change(key, async (slots, master) => {
       if (slots.length >= LIMITS.keySlotCountMax) {
-        const message = `Store ${this.#store} has ${slots.length} keys, wanted fewer than ${LIMITS.keySlotCountMax} to add one`;
-        throw new StoreError('too-many-keys', message, { path: this.#store });
+        const message = `Store ${this.#store.path} has ${slots.length} keys, wanted fewer than ${LIMITS.keySlotCountMax} to add one`;
+        throw new StoreError('too-many-keys', message, { path: this.#store.path });
       }
-      const slot = await newSlot(master, added, nextSlot(slots), this.#options);
+      const slot = await this.#newSlot(slots, master, added);
       return { slots: [...slots, slot], result: slot };
     });
   }
@@ -98,11 +122,11 @@ export class StoreKeys {
    * Puts a passphrase or key file in the place of the one that is given; durable when it returns. The old one then
    * opens the store no more. Sets are not written again.
    *
-   * @throws {StoreError} as `unlock`.
+   * @throws {StoreError} as `masterOf`.
    */
   async change(key: StoreKey, changed: StoreKey): Promise<KeySlot> {
     return await this.#change(key, async (slots, master, used) => {
-      const slot = await newSlot(master, changed, nextSlot(slots), this.#options);
+      const slot = await this.#newSlot(slots, master, changed);
       return { slots: [...slots.filter((other) => other !== used), slot], result: slot };
     });
   }
@@ -111,26 +135,27 @@ export class StoreKeys {
    * Removes a slot; durable when it returns.
    *
    * @param key of another slot, so that nobody locks himself out.
-   * @throws {StoreError} `unknown-slot`, `key-in-use`, or as `unlock`.
+   * @throws {StoreError} `unknown-slot`, `key-in-use`, or as `masterOf`.
    */
   async remove(key: StoreKey, slot: number): Promise<void> {
+    const { path } = this.#store;
     await this.#change(key, async (slots, _master, used) => {
       if (!slots.some((other) => other.slot === slot)) {
         const known = slots.map((other) => other.slot).join(', ');
-        const message = `Store ${this.#store} has no key ${slot}, wanted one of ${known}`;
-        throw new StoreError('unknown-slot', message, { path: this.#store, slot });
+        const message = `Store ${path} has no key ${slot}, wanted one of ${known}`;
+        throw new StoreError('unknown-slot', message, { path, slot });
       }
       if (used.slot === slot) {
-        const message = `Key ${slot} of store ${this.#store} is the one that was given, wanted another that stays`;
-        throw new StoreError('key-in-use', message, { path: this.#store, slot });
+        const message = `Key ${slot} of store ${path} is the one that was given, wanted another that stays`;
+        throw new StoreError('key-in-use', message, { path, slot });
       }
       return { slots: slots.filter((other) => other.slot !== slot), result: undefined };
     });
   }
 
-  #slots(): readonly WrappedSlot[] {
-    if (existsSync(join(this.#store, KEYS_NAME))) return readSlots(this.#store);
-    throw notEncrypted(this.#store);
+  #newSlot(slots: readonly WrappedSlot[], master: MasterKey, key: StoreKey): Promise<WrappedSlot> {
+    const slot = Math.max(...slots.map((other) => other.slot)) + 1;
+    return newSlot({ master, key, store: this.#store.id, slot }, this.#options);
   }
 
   async #change<T>(
@@ -142,41 +167,39 @@ export class StoreKeys {
     ) => Promise<{ readonly slots: readonly WrappedSlot[]; readonly result: T }>,
   ): Promise<T> {
     const store = this.#store;
-    return await asStoreErrorsLater(store, () =>
-      withStoreLock(join(store, 'lock'), 'exclusive', async () => {
-        const before = this.#slots();
+    return await asStoreErrorsLater(store.path, () =>
+      withStoreLock(join(store.path, 'lock'), 'exclusive', async () => {
+        const before = readSlots(store);
         const { master, slot } = await unlockSlot(store, before, key);
         const { slots, result } = await body(before, master, slot);
-        await writeSlots(store, slots);
-        await syncDirectory('store-directory', store);
+        await writeSlots(store.path, slots);
+        await syncDirectory('store-directory', store.path);
         return result;
       }),
     );
   }
 }
 
-export function notEncrypted(store: string): StoreError {
-  return new StoreError('not-encrypted', `Store ${store} is not encrypted, wanted no key for it`, {
-    path: store,
-  });
-}
-
-function nextSlot(slots: readonly WrappedSlot[]): number {
-  return Math.max(...slots.map(({ slot }) => slot)) + 1;
+function notEncrypted(path: string): StoreError {
+  return new StoreError('not-encrypted', `Store ${path} is not encrypted, wanted no key for it`, { path });
 }
 
 function newSlot(
-  master: MasterKey,
-  key: StoreKey,
-  slot: number,
+  wanted: {
+    readonly master: MasterKey;
+    readonly key: StoreKey;
+    readonly store: string;
+    readonly slot: number;
+  },
   { clock = systemClock, cost }: NewKeyOptions,
 ): Promise<WrappedSlot> {
+  const { master, key, store, slot } = wanted;
   const createdMs = clock.now();
-  return wrapMaster(master, key, { slot, createdMs, ...(cost === undefined ? {} : { cost }) });
+  return wrapMaster(master, key, { store, slot, createdMs, ...(cost === undefined ? {} : { cost }) });
 }
 
 async function unlockSlot(
-  store: string,
+  { path }: StorePlace,
   slots: readonly WrappedSlot[],
   key: StoreKey,
 ): Promise<{ master: MasterKey; slot: WrappedSlot }> {
@@ -187,14 +210,20 @@ async function unlockSlot(
     if (master !== undefined) return { master, slot };
   }
   const what = 'keyFile' in key ? `Key file ${key.keyFile}` : 'The passphrase';
-  throw new StoreError('wrong-key', `${what} does not open store ${store}`, { path: store });
+  throw new StoreError('wrong-key', `${what} does not open store ${path}`, { path });
 }
 
-function readSlots(store: string): readonly WrappedSlot[] {
-  const path = join(store, KEYS_NAME);
+function readSlots(store: StorePlace): readonly WrappedSlot[] {
+  const path = join(store.path, KEYS_NAME);
   try {
     const { size } = statSync(path);
-    if (size <= LIMITS.keysFileBytesMax) return decodeSlots(readFileSync(path), path);
+    if (size <= LIMITS.keysFileBytesMax) {
+      const slots = decodeSlots(readFileSync(path), path);
+      const other = slots.find((slot) => slot.store !== store.id);
+      if (other === undefined) return slots;
+      const message = `Keys ${path} are those of store ${other.store}, wanted those of ${store.id}`;
+      throw new CorruptionError(message, { where: path, expected: store.id, found: other.store });
+    }
     throw new CorruptionError(
       `Keys ${path} are damaged: there are ${size} bytes, wanted at most ${LIMITS.keysFileBytesMax}`,
       { where: path },

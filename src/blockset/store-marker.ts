@@ -5,10 +5,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { syncDirectory, syncPath, systemCode } from '../base/index.ts';
 import { StoreError } from './errors.ts';
-import type { StoreKey } from './key-slots.ts';
-import type { MasterKey } from './master-key.ts';
 import { FORMAT_VERSION } from './set-format.ts';
-import { notEncrypted, unlock } from './store-keys.ts';
 
 const MARKER = 'store.json';
 const ENCRYPTION = 'aes-256-gcm';
@@ -44,25 +41,6 @@ export function readMarker(path: string): StoreMarker {
     return { path, id, isEncrypted: encryption !== undefined };
   }
   throw new StoreError('not-a-store', `${path} is not a store`, { path });
-}
-
-/**
- * The key of an encrypted store; undefined for any other.
- *
- * @throws {StoreError} `key-needed`, `not-encrypted`, or as `unlock`.
- */
-export async function masterOf(
-  { path, isEncrypted }: StoreMarker,
-  key: StoreKey | undefined,
-): Promise<MasterKey | undefined> {
-  if (isEncrypted && key !== undefined) return await unlock(path, key);
-  if (isEncrypted) {
-    const message = `Store ${path} is encrypted, wanted its key: --key-file, --passphrase-file or COWBELL_PASSPHRASE`;
-    throw new StoreError('key-needed', message, { path });
-  }
-  // Whoever has a key must not write in the clear because somebody exchanged the store.
-  if (key !== undefined) throw notEncrypted(path);
-  return undefined;
 }
 
 /** Makes the directory a store, durably and in one step. */

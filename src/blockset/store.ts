@@ -51,9 +51,9 @@ import {
 } from './set-format.ts';
 import { SetReader } from './set-reader.ts';
 import { SetWriter } from './set-writer.ts';
-import { createKeys, type NewKeyOptions } from './store-keys.ts';
+import { createKeys, masterOf, type NewKeyOptions } from './store-keys.ts';
 import { withStoreLock } from './store-lock.ts';
-import { masterOf, readMarker, type StoreMarker, writeMarker } from './store-marker.ts';
+import { readMarker, type StoreMarker, writeMarker } from './store-marker.ts';
 
 export interface StoreOptions {
   /** Nothing is written, not even to put the store in order; works on a read-only file system. */
@@ -121,10 +121,11 @@ export class Store {
       await mkdir(join(path, 'sets'), { recursive: true });
       await writeFile(join(path, 'lock'), '', { mode: 0o600 });
       const { key } = options;
-      const master = key === undefined ? undefined : await createKeys(path, key, options);
+      const id = randomId();
+      const master = key === undefined ? undefined : await createKeys({ path, id }, key, options);
       await updateCatalog(join(path, 'catalog'), new Map(), master?.catalog);
       // The marker comes last and whole, so that a store that was cut off in the making is none.
-      const marker = { path, id: randomId(), isEncrypted: master !== undefined };
+      const marker = { path, id, isEncrypted: master !== undefined };
       await writeMarker(marker);
       await syncDirectory('store-directory', dirname(path));
       return new Store(marker, master, options);
@@ -176,13 +177,13 @@ export class Store {
 
   /** Under the exclusive lock. */
   async #putInOrder(): Promise<void> {
-    await settlePartials(join(this.path, 'sets'));
+    await settlePartials(join(this.path, 'sets'), this.#master);
     const known = await readCatalog(this.#catalogPath, this.#master?.catalog);
     if (known === undefined) dropCatalog(this.#catalogPath);
     const missing = new Map<string, CatalogEntry>();
     for (const id of this.#completeSets()) {
       if (known?.has(id) === true) continue;
-      const read = await readEntry(this.#setPath(id));
+      const read = await readEntry(this.#setPath(id), this.#master);
       if ('header' in read) missing.set(id, read);
     }
     if (known === undefined || missing.size > 0) await this.#catalogue(missing);
@@ -235,6 +236,7 @@ export class Store {
           directories,
           partialPath,
           compression: compressionOf(wanted),
+          key: this.#master?.newSetKey(),
         })),
       );
       const assembly = new SetAssembly({
@@ -301,7 +303,7 @@ export class Store {
     for (const id of this.#completeSets()) {
       if (known.has(id)) continue;
       const path = this.#setPath(id);
-      const read = await readEntry(path);
+      const read = await readEntry(path, this.#master);
       if ('header' in read) sets.push({ id, path, ...storedFiles(path, read.lanes, id), ...read });
       else sets.push({ id, path, ...NOTHING_KNOWN, lanePaths: [path], ...read });
     }
@@ -349,7 +351,10 @@ export class Store {
     if (set.damage !== undefined && !existsSync(set.path)) {
       throw new CorruptionError(`Block set ${set.id} is damaged: ${set.damage}`, { where: set.path });
     }
-    return SetReader.open(set.path, set.seal === undefined ? {} : { seal: set.seal });
+    return SetReader.open(set.path, {
+      master: this.#master,
+      ...(set.seal === undefined ? {} : { seal: set.seal }),
+    });
   }
 
   /**
@@ -408,9 +413,12 @@ function visibleDamage(path: string, lengthBytes: number): string | undefined {
 }
 
 /** Reads what the catalog should say of a set, from the set. */
-async function readEntry(path: string): Promise<CatalogEntry | { damage: string }> {
+async function readEntry(
+  path: string,
+  master: MasterKey | undefined,
+): Promise<CatalogEntry | { damage: string }> {
   try {
-    const reader = SetReader.open(path);
+    const reader = SetReader.open(path, { master });
     const { header, counters, seal } = reader;
     const lanes = reader.laneFiles().map((lane) => ({ ...lane, lengthBytes: statSync(lane.path).size }));
     await reader.close();

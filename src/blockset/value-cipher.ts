@@ -16,6 +16,7 @@
 import { createCipheriv, createDecipheriv, createHmac, randomBytes } from 'node:crypto';
 import { assert, CorruptionError, type SyncName } from '../base/index.ts';
 import type { LmdbDatabaseView, LmdbEntry, LmdbFile, LmdbRange } from '../records/index.ts';
+import { KEY_KEY, SEAL_KEY } from './set-format.ts';
 
 export const SECRET_BYTES = 32;
 const NONCE_BYTES = 12;
@@ -26,13 +27,13 @@ const ALGORITHM = 'aes-256-gcm';
 export const CIPHER_OVERHEAD_BYTES = NONCE_BYTES + TAG_BYTES;
 
 /** Records of the database `header` that are read before there is a key. */
-const CLEAR_KEYS: ReadonlySet<string> = new Set(['format', 'key', 'seal']);
+const CLEAR_KEYS: ReadonlySet<string> = new Set(['format', KEY_KEY, SEAL_KEY]);
 
 export class ValueCipher {
-  readonly #secret: Buffer;
+  readonly #secret: Uint8Array;
 
   /** @param secret 32 bytes; kept, not copied. */
-  constructor(secret: Buffer) {
+  constructor(secret: Uint8Array) {
     assert(secret.length === SECRET_BYTES, `A key has ${secret.length} bytes, wanted ${SECRET_BYTES}`);
     this.#secret = secret;
   }
