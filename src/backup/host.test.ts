@@ -44,7 +44,14 @@ async function prepare(t: Test) {
   t.teardown(() => volume.close());
   for (let track = 0; track < TRACK_COUNT; track += 1) await write(volume, track, 'before');
   const area = new WatchedArea({ sizeBytes: TRACK, trackSizeBytes: TRACK });
-  const options = { volume, storePath, level: 'full', codec: 'none', areas: [area], workerPath } as const;
+  const options = {
+    volume,
+    storePath,
+    level: 'full',
+    style: { codec: 'none' },
+    areas: [area],
+    workerPath,
+  } as const;
   const isFree = async (): Promise<boolean> => {
     const request = { consumer: 'c', level: 'full', candidates: [], areas: [] } as const;
     const session = await volume.beginSession(request);

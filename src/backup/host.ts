@@ -22,12 +22,12 @@ import {
   type Calls,
   type ChildMessage,
   type CallName,
-  type Codec,
   type HostMessage,
   isChildMessage,
   type Level,
   type SetOutcome,
   toWireError,
+  type WriteStyle,
 } from './messages.ts';
 import { fromWireError } from './remote-source.ts';
 
@@ -48,7 +48,7 @@ export interface BackupOptions {
   readonly fullEvery?: number;
   /** See `SessionRequest`. */
   readonly waitMsMax?: number;
-  readonly codec: Codec;
+  readonly style: WriteStyle;
   /** Room for diverted content; closed by the session, also where it does not begin. */
   readonly areas: readonly ContainerArea[];
   /** The module that the child runs; it calls `runWorker`. */
@@ -166,7 +166,7 @@ class Host {
   }
 
   #start(): void {
-    const { volume, storePath, key, level, codec } = this.#options;
+    const { volume, storePath, key, level, style } = this.#options;
     const { volumeId, name, directory, home, trackSizeBytes } = volume.identity;
     this.#send({
       kind: 'start',
@@ -175,7 +175,7 @@ class Host {
       storePath,
       key,
       level,
-      codec,
+      style,
     });
   }
 

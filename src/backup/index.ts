@@ -4,7 +4,7 @@ export { type BackupOptions, runBackupSession } from './host.ts';
 export { isLaneThreadData, type LaneThreadData } from './lane-messages.ts';
 export { runLaneThread } from './lane-thread.ts';
 export { LocalLane } from './lane-worker.ts';
-export type { Codec, Level, SetOutcome } from './messages.ts';
+export type { Codec, Level, SetOutcome, WriteStyle } from './messages.ts';
 export type { SavingProgress } from './saving.ts';
 export type { BeginRequest, HomeReader, SessionSource, SourceVolume } from './source.ts';
 export { runWorker, type WorkerChannel } from './worker.ts';

@@ -18,6 +18,18 @@ import type { SavingProgress } from './saving.ts';
 import type { BeginRequest, SourceVolume } from './source.ts';
 
 export type Codec = 'none' | 'zstd';
+
+/** How a session writes its set. */
+export interface WriteStyle {
+  readonly codec: Codec;
+  /** Of zstd, -7 (fast) to 19 (small); the store's default where left out. */
+  readonly compressionLevel?: number;
+  /** Directories for further lanes, absolute. */
+  readonly lanes?: readonly string[];
+  /** Bytes a second that the main pass may read, at least 1. */
+  readonly rateBytesPerSecond?: number;
+}
+
 export type Level = 'auto' | SetLevel;
 
 export interface StartMessage {
@@ -29,13 +41,7 @@ export interface StartMessage {
   /** Of an encrypted store. */
   readonly key: StoreKey | undefined;
   readonly level: Level;
-  readonly codec: Codec;
-  /** Of zstd; the store's default where left out. */
-  readonly compressionLevel?: number;
-  /** Directories for further lanes, absolute. */
-  readonly laneDirectories?: readonly string[];
-  /** Bytes a second that the main pass may read. */
-  readonly rateBytesPerSecond?: number;
+  readonly style: WriteStyle;
 }
 
 /** A plan as it travels. */

@@ -8,7 +8,13 @@ import { systemClock } from '../base/index.ts';
 import { Store } from '../blockset/index.ts';
 import { type BlockDevice, openFileDevice } from '../device/index.ts';
 import { backUp } from './backup.ts';
-import { type ChildMessage, isHostMessage, type StartMessage, toWireError } from './messages.ts';
+import {
+  type ChildMessage,
+  isHostMessage,
+  type StartMessage,
+  toWireError,
+  type WriteStyle,
+} from './messages.ts';
 import { LaneThreads } from './lane-threads.ts';
 import { RateLimit } from './rate-limit.ts';
 import { RemoteSource } from './remote-source.ts';
@@ -55,6 +61,7 @@ async function runSession(
   start: StartMessage,
   { signal, send, worker, laneProgram }: SessionRun,
 ): Promise<ChildMessage> {
+  const { style } = start;
   let home: BlockDevice | undefined;
   try {
     const store = await Store.open(start.storePath, start.key === undefined ? {} : { key: start.key });
@@ -69,15 +76,15 @@ async function runSession(
       source,
       store,
       level: start.level,
-      codec: start.codec,
-      compressionLevel: start.compressionLevel,
+      codec: style.codec,
+      compressionLevel: style.compressionLevel,
       lanes: new LaneThreads({
         program: laneProgram,
         source,
         homePath: start.homePath,
-        directories: start.laneDirectories ?? [],
+        directories: style.lanes ?? [],
       }),
-      rate: rateOf(start),
+      rate: rateOf(style),
       signal,
       onProgress: (progress) => {
         const nowMs = performance.now();
@@ -94,7 +101,7 @@ async function runSession(
   }
 }
 
-function rateOf({ rateBytesPerSecond }: StartMessage): RateLimit | undefined {
+function rateOf({ rateBytesPerSecond }: WriteStyle): RateLimit | undefined {
   if (rateBytesPerSecond === undefined) return undefined;
   return new RateLimit({ bytesPerSecond: rateBytesPerSecond, clock: systemClock, wait: (ms) => delay(ms) });
 }

@@ -170,6 +170,11 @@ export const LIMITS = {
   sessionDrainBytesMax: MIB,
   /** A session that may read less than this has one lane; starting a thread takes as long as saving that much. */
   laneBytesMin: 64 * MIB,
+  /** Other disks that one set is spread over. */
+  laneDirectoryCountMax: 15,
+  /** Levels of zstd: fast ones below 0, and up to where memory grows beyond bounds. */
+  compressionLevelMin: -7,
+  compressionLevelMax: 19,
   /** Threads of a session; more compress faster than disks take it. */
   laneThreadCountMax: 4,
   /** Default room of the intermediate container. */

@@ -8,6 +8,7 @@ import {
   absolutePlace,
   formatTimeMs,
   isUri,
+  readCodec,
   readContainer,
   readListen,
   readRestriction,
@@ -23,6 +24,18 @@ t.test('sizes', (t) => {
   t.equal(readSize('--size', '0'), 0);
   for (const bad of ['', 'big', '-1', '1X', '0.3', '1e3', '99999999T']) {
     t.throws(() => readSize('--size', bad), { code: 'usage', message: `--size is '${bad}', wanted` }, bad);
+  }
+  t.end();
+});
+
+t.test('codecs', (t) => {
+  t.same(readCodec('none'), { codec: 'none' });
+  t.same(readCodec('zstd'), { codec: 'zstd' });
+  t.same(readCodec('zstd:19'), { codec: 'zstd', compressionLevel: 19 });
+  t.same(readCodec('zstd:-7'), { codec: 'zstd', compressionLevel: -7 });
+  t.ok((readCodec('fast').compressionLevel ?? 0) < 0);
+  for (const bad of ['', 'gzip', 'zstd:', 'zstd:20', 'zstd:-8', 'zstd:1.5', 'none:1', 'ZSTD']) {
+    t.throws(() => readCodec(bad), { code: 'usage', message: `--codec is ${bad}, wanted` }, bad);
   }
   t.end();
 });

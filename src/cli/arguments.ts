@@ -3,6 +3,7 @@
 import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { LIMITS, parseSize } from '../base/index.ts';
+import type { Codec } from '../backup/index.ts';
 import type { ContainerSpec } from '../daemon/index.ts';
 import { UsageError } from './exit.ts';
 
@@ -91,6 +92,21 @@ export interface ListenAddress {
   readonly host: string;
   /** 0 picks a free port. */
   readonly port: number;
+}
+
+/** The level of `--codec fast`: twice as fast as the default, for a quarter more room. */
+const FAST_LEVEL = -5;
+
+/** `zstd`, `zstd:<level>`, `fast` or `none`. @throws {UsageError} */
+export function readCodec(text: string): { readonly codec: Codec; readonly compressionLevel?: number } {
+  if (text === 'none' || text === 'zstd') return { codec: text };
+  if (text === 'fast') return { codec: 'zstd', compressionLevel: FAST_LEVEL };
+  const level = Number(/^zstd:(-?[0-9]{1,2})$/.exec(text)?.[1] ?? NaN);
+  const { compressionLevelMin: min, compressionLevelMax: max } = LIMITS;
+  if (level >= min && level <= max) return { codec: 'zstd', compressionLevel: level };
+  throw new UsageError(
+    `--codec is ${text}, wanted zstd, zstd:<level> with a level of ${min} to ${max}, fast or none`,
+  );
 }
 
 /** Reads `127.0.0.1:10809`, `[::1]:10809`, `localhost:0`. */

@@ -1,14 +1,13 @@
 /** What a backup is asked for: the same words on the command line, in the control protocol and offline. */
 
-import type { SetOutcome } from '../backup/index.ts';
+import type { Codec, SetOutcome, WriteStyle } from '../backup/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
 import type { FreezeHookReport, FreezeHooks } from './freeze-hooks.ts';
 
 export const LEVELS = ['auto', 'full', 'differential', 'incremental'] as const;
 export type Level = (typeof LEVELS)[number];
 
-export const CODECS = ['zstd', 'none'] as const;
-export type Codec = (typeof CODECS)[number];
+export const CODECS: readonly Codec[] = ['zstd', 'none'];
 
 /** One area of the intermediate container, as asked for. A path is absolute. */
 export type ContainerSpec =
@@ -29,7 +28,7 @@ export interface BackupParams {
   readonly level: Level;
   /** `auto` is full where the chain has so many sets. */
   readonly fullEvery?: number;
-  readonly codec: Codec;
+  readonly style: WriteStyle;
   readonly container: readonly ContainerSpec[];
   /** Saves this snapshot of the volume instead of what it holds now. */
   readonly snapshot?: string;

@@ -85,7 +85,7 @@ async function backUpOne(
     ...(params.key === undefined ? {} : { key: params.key }),
     level: params.level,
     ...(params.fullEvery === undefined ? {} : { fullEvery: params.fullEvery }),
-    codec: params.codec,
+    style: params.style,
     areas,
     workerPath: host.options.workerPath,
     signal: AbortSignal.any([session.signal, group.signal]),

@@ -13,7 +13,7 @@ import { DaemonError, fromWireError, RemoteError, toWireError } from './errors.t
 const BACKUP = {
   store: '/store',
   level: 'auto',
-  codec: 'zstd',
+  style: { codec: 'zstd' },
   container: [
     { kind: 'memory', sizeBytes: 0 },
     { kind: 'path', path: '/var/tmp', sizeBytes: 4096 },
@@ -95,7 +95,10 @@ t.test('wrong requests are answered under their id, with what is wrong', (t) => 
     [{ fullEvery: 0 }, /Member fullEvery is 0, wanted a whole number of sets from 1 to 960/],
     [{ fullEvery: 961 }, /Member fullEvery is 961/],
     [{ fullEvery: '7' }, /Member fullEvery is "7"/],
-    [{ codec: 'gzip' }, /Member codec is "gzip"/],
+    [{ style: { codec: 'gzip' } }, /Member codec is "gzip"/],
+    [{ style: { codec: 'zstd', compressionLevel: 40 } }, /Member compressionLevel is 40/],
+    [{ style: { codec: 'zstd', rateBytesPerSecond: 0 } }, /Member rateBytesPerSecond is 0/],
+    [{ style: { codec: 'zstd', lanes: ['here'] } }, /A member of lanes is "here"/],
     [{ container: 'memory' }, /Member container is "memory", wanted a list/],
     [{ container: [{ sizeBytes: -1 }] }, /Member sizeBytes is -1/],
     [{ container: [{ sizeBytes: 1, path: 'tmp' }] }, /Member path is "tmp"/],

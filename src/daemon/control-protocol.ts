@@ -6,6 +6,7 @@
  */
 
 import { isAbsolute } from 'node:path';
+import type { WriteStyle } from '../backup/index.ts';
 import { LIMITS, messageOf } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
 import {
@@ -149,7 +150,7 @@ function readChanges(params: Json): SnapshotChanges {
 }
 
 function isCount(value: unknown): value is number {
-  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
+  return isWhole(value) && value >= 0;
 }
 
 function readBackupParams(params: Json): BackupParams {
@@ -157,13 +158,50 @@ function readBackupParams(params: Json): BackupParams {
     store: readAbsolute(params, 'store'),
     ...readKey(params['key']),
     level: readChoice(params, 'level', LEVELS),
-    codec: readChoice(params, 'codec', CODECS),
+    style: readStyle(asObject(params['style'], 'Member style')),
     ...readFullEvery(params['fullEvery']),
     container: readContainer(params['container']),
     ...(params['snapshot'] === undefined ? {} : { snapshot: readString(params, 'snapshot') }),
     ...readMembers(params['others']),
     ...readHooks(params['hooks']),
   };
+}
+
+function readStyle(style: Json): WriteStyle {
+  const { compressionLevel, rateBytesPerSecond, lanes } = style;
+  const { compressionLevelMin: min, compressionLevelMax: max } = LIMITS;
+  if (
+    compressionLevel !== undefined &&
+    (!isWhole(compressionLevel) || compressionLevel < min || compressionLevel > max)
+  ) {
+    throw badRequest(`Member compressionLevel is ${show(compressionLevel)}, wanted ${min} to ${max}`);
+  }
+  if (rateBytesPerSecond !== undefined && (!isCount(rateBytesPerSecond) || rateBytesPerSecond === 0)) {
+    throw badRequest(`Member rateBytesPerSecond is ${show(rateBytesPerSecond)}, wanted at least 1`);
+  }
+  return {
+    codec: readChoice(style, 'codec', CODECS),
+    ...(compressionLevel === undefined ? {} : { compressionLevel }),
+    ...(rateBytesPerSecond === undefined ? {} : { rateBytesPerSecond }),
+    ...(lanes === undefined ? {} : { lanes: readLanes(lanes) }),
+  };
+}
+
+function readLanes(value: unknown): readonly string[] {
+  if (!Array.isArray(value)) throw badRequest(`Member lanes is ${show(value)}, wanted a list`);
+  if (value.length > LIMITS.laneDirectoryCountMax) {
+    throw badRequest(
+      `Member lanes has ${value.length} directories, wanted at most ${LIMITS.laneDirectoryCountMax}`,
+    );
+  }
+  return value.map((lane: unknown) => {
+    if (typeof lane === 'string' && isAbsolute(lane)) return lane;
+    throw badRequest(`A member of lanes is ${show(lane)}, wanted an absolute path`);
+  });
+}
+
+function isWhole(value: unknown): value is number {
+  return typeof value === 'number' && Number.isSafeInteger(value);
 }
 
 function readFullEvery(value: unknown): { readonly fullEvery?: number } {

@@ -16,7 +16,7 @@ import { ControlClient, CONTROL_SOCKET_NAME } from './control-client.ts';
 import { type ControlHandlers, ControlServer } from './control-server.ts';
 import { DaemonError } from './errors.ts';
 
-const PARAMS = { store: '/store', level: 'full', codec: 'none', container: [] } as const;
+const PARAMS = { store: '/store', level: 'full', style: { codec: 'none' }, container: [] } as const;
 const PROGRESS = { tracksDone: 1, tracksTotal: 2, bytesRead: 3 };
 const OUTCOME: SetOutcome = {
   set: 'X',

@@ -11,8 +11,6 @@ export {
   type BackupOutcome,
   type BackupMember,
   type BackupParams,
-  type Codec,
-  CODECS,
   type ContainerSpec,
   type Level,
   LEVELS,

@@ -192,7 +192,7 @@ t.test('groups, by the control socket: links, volumes named twice, and no hangin
     { volume: 'a', name: 'one' },
     { volume: 'b', name: 'one' },
   ]);
-  const backup = { store: '/nowhere', level: 'auto', codec: 'none', container: [] } as const;
+  const backup = { store: '/nowhere', level: 'auto', style: { codec: 'none' }, container: [] } as const;
   const others = [{ volume: at('a') }];
   await t.rejects(control.request({ command: 'backup', params: { ...backup, others } }), {
     code: 'named-twice',

@@ -78,7 +78,7 @@ class Victim {
       volume,
       storePath: this.storePath,
       level: 'auto',
-      codec: this.random.pick(['none', 'zstd']),
+      style: { codec: this.random.pick(['none', 'zstd']) },
       areas: [new MemoryArea({ sizeBytes: areaBytes, trackSizeBytes: TRACK_BYTES })],
       workerPath,
       onChild: (pid) => {

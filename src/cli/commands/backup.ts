@@ -1,18 +1,24 @@
 /** `cowbell backup`: a set of each volume in a store, while the volumes are served or at rest. */
 
 import { formatSize, LIMITS } from '../../base/index.ts';
-import type { SavingProgress } from '../../backup/index.ts';
+import type { SavingProgress, WriteStyle } from '../../backup/index.ts';
 import {
   type BackupMember,
   type BackupOutcome,
   type BackupParams,
-  type Codec,
-  CODECS,
   type Level,
   LEVELS,
   reachVolumes,
 } from '../../daemon/index.ts';
-import { absolutePath, readContainer, readVolumeOrSnapshot, several, single } from '../arguments.ts';
+import {
+  absolutePath,
+  readCodec,
+  readContainer,
+  readSize,
+  readVolumeOrSnapshot,
+  several,
+  single,
+} from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addFreezeOptions, type FreezeOptions, readFreezeHooks } from '../freeze-options.ts';
@@ -26,11 +32,13 @@ interface Options extends GlobalOptions, FreezeOptions, KeyOptions {
   readonly level: Level;
   readonly fullEvery: string | undefined;
   readonly container: readonly string[] | undefined;
-  readonly codec: Codec;
+  readonly codec: string;
+  readonly lane: readonly string[] | undefined;
+  readonly rate: string | undefined;
 }
 
 const DEFAULT_LEVEL: Level = 'auto';
-const DEFAULT_CODEC: Codec = 'zstd';
+const DEFAULT_CODEC = 'zstd';
 
 export const addBackup: AddCommand = (parser, run) =>
   parser.command(
@@ -69,9 +77,21 @@ export const addBackup: AddCommand = (parser, run) =>
             describe: 'memory:<size> or <path>:<size>: room for old content that clients overwrite meanwhile',
           })
           .option('codec', {
-            choices: CODECS,
+            type: 'string',
+            requiresArg: true,
             default: DEFAULT_CODEC,
-            describe: 'How content is compressed',
+            describe: 'How content is compressed: zstd, zstd:<level> (-7 fast to 19 small), fast, or none',
+          })
+          .option('lane', {
+            type: 'string',
+            array: true,
+            requiresArg: true,
+            describe: 'Directory of another disk: the set is written to it and the store at the same time',
+          })
+          .option('rate', {
+            type: 'string',
+            requiresArg: true,
+            describe: 'Bytes a second that are read at the most, such as 100M; clients never wait for it',
           }),
       )
         .example('$0 backup --store /backup/store /srv/vol', '')
@@ -97,7 +117,7 @@ async function backup(context: CommandContext, options: Options): Promise<void> 
     store,
     ...(await storeKey(context, store, options)),
     level: single('--level', options.level) ?? DEFAULT_LEVEL,
-    codec: single('--codec', options.codec) ?? DEFAULT_CODEC,
+    style: readStyle(options, directory),
     container: readContainer(several(options.container), directory),
     ...(fullEvery === undefined ? {} : { fullEvery }),
     ...(hooks === undefined ? {} : { hooks }),
@@ -112,6 +132,18 @@ function readFullEvery(text: string | undefined): number | undefined {
   throw new UsageError(
     `--full-every is ${text}, wanted a whole number of sets from 1 to ${LIMITS.chainSetCountMax}`,
   );
+}
+
+function readStyle(options: Options, directory: string): WriteStyle {
+  const lanes = several(options.lane).map((lane) => absolutePath('--lane', lane, directory));
+  const twice = lanes.find((lane, index) => lanes.indexOf(lane) !== index);
+  if (twice !== undefined) throw new UsageError(`Lane ${twice} is named twice, wanted once`);
+  const rate = single('--rate', options.rate);
+  return {
+    ...readCodec(single('--codec', options.codec) ?? DEFAULT_CODEC),
+    ...(lanes.length === 0 ? {} : { lanes }),
+    ...(rate === undefined ? {} : { rateBytesPerSecond: Math.max(1, readSize('--rate', rate)) }),
+  };
 }
 
 /** `<volume>` or `<volume>@<snapshot>`; a directory that exists wins over the snapshot of another. */
