@@ -234,4 +234,23 @@ export const LIMITS = {
   restoreWriterCountMax: 64,
   /** A restore zeroes in pieces of this size, so that cancelling and progress are not held up. */
   restoreZeroBytesMax: 32 * MIB,
+
+  /** Steps of a session on media that are kept for its status: 128 media. */
+  mediaStepCountMax: 512,
+  /** What gathers of one set before it goes to a medium as one piece; a tape starts and stops for less. */
+  mediaPieceBytes: 8 * MIB,
+  /** Sets that are written to media at once, a piece of each in memory. */
+  mediaStreamCountMax: 4,
+  /** Sets of one writing: each is announced at the beginning of every medium. */
+  mediaSetCountMax: 4_096,
+  /** A header, directory or catalog of a medium, read into memory. */
+  mediaTextBytesMax: 64 * MIB,
+  /** The set of tracks that a set announces; beyond a volume of 2^32 tracks there is none. */
+  mediaTracksBytesMax: 640 * MIB,
+  /** One record of a piece: a frame, or a group of metadata. */
+  mediaRecordBytesMax: 66 * MIB,
+  /** Times that a wrong medium is refused before the session gives up. */
+  mediaLoadAttemptsMax: 3,
+  /** One write to a tape; its standard tools read it with `tar -b 128`. */
+  mediaBlockBytes: 64 * KIB,
 } as const;
