@@ -36,6 +36,8 @@ export const SYNC_NAMES = [
   'store-directory',
   'store-keys',
   'restore-target',
+  'medium',
+  'media-record',
   /** Areas of an intermediate container: never synced, the name is there for the device port. */
   'container',
 ] as const;

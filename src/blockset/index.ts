@@ -1,7 +1,7 @@
 export { ChainView, type ChainPlanEntry } from './chain-view.ts';
 export { StoreError, type StoreErrorDetails } from './errors.ts';
 export type { KeySlot, StoreKey } from './key-slots.ts';
-export type { StoredPoint, StoredSet } from './lineage.ts';
+export { chainOf, selectSet, type StoredPoint, type StoredSet } from './lineage.ts';
 export {
   type AddressRow,
   type Ordering,
@@ -10,6 +10,9 @@ export {
   type PositionRow,
   type StoredObject,
 } from './ordering.ts';
+export { RAW_DATABASES, type RawDatabase, type RawRecord, RawSet, RawSetWriter } from './raw-set.ts';
+export { unpackFrame } from './frame-codec.ts';
+export { decodeCounters, decodeHeader, trackBytesOf, trackCountOf } from './set-format.ts';
 export type { SealedSet, SessionCounters, SetCodec, SetCounters, SetHeader, SetLevel } from './set-format.ts';
 export type { Compression, PackedFrame } from './frame-codec.ts';
 export type { FramePlan, StoredTrack } from './lane-reader.ts';

@@ -78,10 +78,14 @@ export function decodeTarHeader(
       where,
     });
   }
+  const sizeBytes = number(block, 124, 12);
+  if (!Number.isSafeInteger(sizeBytes)) {
+    throw new CorruptionError(`${where} is damaged: a header has no size`, { where });
+  }
   const type = block.toString('latin1', 156, 157);
   return {
     name: text(block, 0, 100),
-    sizeBytes: number(block, 124, 12),
+    sizeBytes,
     modifiedSeconds: number(block, 136, 12),
     isFile: type === '0' || type === '\0',
   };
