@@ -1,7 +1,8 @@
 /**
  * Reads one medium, front to back, once. What is damaged costs what it hits: a record that fails its checksum
- * is left out, a piece that is not of an announced set, or whose parts do not agree whose it is, is never taken,
- * and a medium that ends early has given everything up to there. What was found wrong is told in `findings`.
+ * is left out, behind a broken header the next sound one is looked for, a piece that is not of an announced set,
+ * or whose parts do not agree whose it is, is never taken, and a medium that ends early has given everything up
+ * to there. What was found wrong is told in `findings`.
  *
  * It puts nothing anywhere and does not know what is wanted.
  */
@@ -241,10 +242,31 @@ export class MediumReader {
   }
 
   async #next(): Promise<Entry | undefined> {
+    const where = `Medium ${this.place}`;
     const block = await this.#take(TAR_BLOCK_BYTES);
-    const header = decodeTarHeader(block, `Medium ${this.place}`);
-    if (header === undefined) return undefined;
-    return { ...header, parsed: header.isFile ? parseEntryName(header.name) : undefined };
+    try {
+      const header = decodeTarHeader(block, where);
+      return header === undefined ? undefined : named(header);
+    } catch (error) {
+      if (!(error instanceof CorruptionError)) throw error;
+      this.#findings.push(error.message);
+      return await this.#nextSound();
+    }
+  }
+
+  /** Goes on at the next block that is a header of this medium; what is in between is lost with its own. */
+  async #nextSound(): Promise<Entry> {
+    for (;;) {
+      const block = await this.#take(TAR_BLOCK_BYTES);
+      if (block.toString('latin1', 0, this.name.length + 1) !== `${this.name}/`) continue;
+      try {
+        const header = decodeTarHeader(block, this.place);
+        const entry = header === undefined ? undefined : named(header);
+        if (entry?.parsed !== undefined) return entry;
+      } catch (error) {
+        if (!(error instanceof CorruptionError)) throw error;
+      }
+    }
   }
 
   async #take(lengthBytes: number): Promise<Buffer> {
@@ -284,6 +306,10 @@ export class MediumReader {
     if (error instanceof CorruptionError) this.#findings.push(error.message);
     else if (!(error instanceof Cut)) throw error;
   }
+}
+
+function named(header: TarHeader & { readonly isFile: boolean }): Entry {
+  return { ...header, parsed: header.isFile ? parseEntryName(header.name) : undefined };
 }
 
 /** @throws {CorruptionError} where the entry is larger than any of its kind. @throws {Cut} */
