@@ -251,6 +251,8 @@ export const LIMITS = {
   mediaRecordBytesMax: 66 * MIB,
   /** Times that a wrong medium is refused before the session gives up. */
   mediaLoadAttemptsMax: 3,
+  /** What a command that loads a medium may take: somebody may have to fetch it. */
+  mediaLoadMsMax: 3_600_000,
   /** One write to a tape; its standard tools read it with `tar -b 128`. */
   mediaBlockBytes: 64 * KIB,
 } as const;

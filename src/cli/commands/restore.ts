@@ -1,12 +1,16 @@
 /** `cowbell restore`: what a set holds, through its chain, onto other devices. */
 
+import { statSync } from 'node:fs';
 import { formatSize } from '../../base/index.ts';
-import { Store } from '../../blockset/index.ts';
+import { type ChainView, Store } from '../../blockset/index.ts';
 import { createDeviceRegistry } from '../../daemon/index.ts';
+import { MediaChain } from '../../media/index.ts';
 import {
   readRemapFile,
   requestsOf,
   restore,
+  type RestoreProgress,
+  type RestoreResult,
   type TargetLayout,
   type TargetRequest,
 } from '../../restore/index.ts';
@@ -15,12 +19,14 @@ import { absolutePath, absolutePlace, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
+import { addMediaOptions, failureTeller, inputsAt, type MediaOptions, STANDARD } from '../media-places.ts';
 
-interface Options extends GlobalOptions, KeyOptions {
+interface Options extends GlobalOptions, KeyOptions, MediaOptions {
   readonly store: string;
   readonly set: string;
   readonly target: readonly string[] | undefined;
   readonly remap: string | undefined;
+  readonly medium: readonly string[] | undefined;
 }
 
 export const addRestore: AddCommand = (parser, run) =>
@@ -28,8 +34,13 @@ export const addRestore: AddCommand = (parser, run) =>
     'restore <store> <set> [target..]',
     'Restore a set onto files, block devices or NBD exports',
     (command) =>
-      addKeyOptions(command)
-        .positional('store', { type: 'string', demandOption: true, describe: 'Directory of the store' })
+      addKeyOptions(addMediaOptions(command))
+        .positional('store', {
+          type: 'string',
+          demandOption: true,
+          describe:
+            'Directory of the store, or a medium that was exported from one: a file, a pipe, a device, or -',
+        })
         .positional('set', {
           type: 'string',
           demandOption: true,
@@ -46,42 +57,90 @@ export const addRestore: AddCommand = (parser, run) =>
           requiresArg: true,
           describe: 'File that says what goes where; it names the targets where none are given',
         })
+        .option('medium', {
+          type: 'string',
+          array: true,
+          nargs: 1,
+          describe: 'Further media, in any order, where the first argument is one',
+        })
         .example('$0 restore /backup/store latest:vol /srv/copy.raw', 'The newest set of vol into a file')
-        .example('$0 restore /backup/store 01K3 --remap plan.json', 'As plan.json says'),
+        .example('$0 restore /backup/store 01K3 --remap plan.json', 'As plan.json says')
+        .example('$0 restore backup.tar latest copy.raw --medium backup.tar.2', 'Straight from media'),
     (options) => run<Options>(options, restoreSet),
   );
 
 async function restoreSet(context: CommandContext, options: Options): Promise<void> {
-  const { output, signal, clock, directory } = context;
+  const { output, clock, directory } = context;
   const startedMs = clock.monotonicMs();
   const path = absolutePath('The store', options.store, directory);
   const { requests, layout } = await readTargets(context, options);
-  const store = await Store.open(path, { readOnly: true, ...(await storeKey(context, path, options)) });
-  const set = await store.find(options.set);
-  const chain = await store.chain(set.id);
+  const source = await openSource(context, path, options);
   try {
-    const registry = createDeviceRegistry();
-    const title = `Restoring ${chain.header.volumeName}`;
-    const result = await restore(chain, requests, {
-      registry: { open: (uri) => registry.open(uri, { readOnly: false, syncName: 'restore-target' }) },
-      isVolumeHome,
-      signal,
-      onProgress: (progress) => {
-        const { bytesWritten: done, bytesTotal: total } = progress;
-        output.progress({ title, done, total, event: { set: set.id, ...progress } });
-      },
-      ...(layout === undefined ? {} : { layout }),
-    });
+    const result = await restoreFrom(source, context, { requests, layout });
     const durationMs = Math.round(clock.monotonicMs() - startedMs);
     const targets = requests.map((request) => request.uri);
-    const { volumeName: volume, volumeId, point } = chain.header;
+    const { id: set, volumeName: volume, volumeId, point } = source.header;
     output.report(
-      { event: 'restored', set: set.id, volume, volumeId, point, targets, ...result, durationMs },
-      `Restored set ${set.id} of ${volume} to ${targets.join(', ')}: ${result.tracks} tracks, ${formatSize(result.bytesWritten)} written, ${(durationMs / 1000).toFixed(1)} s`,
+      { event: 'restored', set, volume, volumeId, point, targets, ...result, durationMs },
+      `Restored set ${set} of ${volume} to ${targets.join(', ')}: ${result.tracks} tracks, ${formatSize(result.bytesWritten)} written, ${(durationMs / 1000).toFixed(1)} s`,
     );
   } finally {
-    await chain.close();
+    await source.close();
   }
+}
+
+/** A store is a directory; anything else that is there, or is loaded, is a medium. */
+async function openSource(
+  context: CommandContext,
+  path: string,
+  options: Options,
+): Promise<ChainView | MediaChain> {
+  if (options.store === STANDARD || options.load !== undefined || isMedium(path)) {
+    const first = options.store === STANDARD ? STANDARD : path;
+    const further = several(options.medium).map((place) =>
+      absolutePath('--medium', place, context.directory),
+    );
+    return await MediaChain.open(options.set, {
+      clock: context.clock,
+      signal: context.signal,
+      openInput: inputsAt(context, [first, ...further], options),
+      onFailure: failureTeller(context, options, { action: 'restore', label: first, store: undefined }),
+    });
+  }
+  const store = await Store.open(path, { readOnly: true, ...(await storeKey(context, path, options)) });
+  return await store.chain((await store.find(options.set)).id);
+}
+
+function isMedium(path: string): boolean {
+  try {
+    return !statSync(path).isDirectory();
+  } catch {
+    return false;
+  }
+}
+
+function restoreFrom(
+  source: ChainView | MediaChain,
+  context: CommandContext,
+  to: { readonly requests: readonly TargetRequest[]; readonly layout: TargetLayout | undefined },
+): Promise<RestoreResult> {
+  const { output, signal } = context;
+  const { id: set, volumeName } = source.header;
+  const registry = createDeviceRegistry();
+  const options = {
+    registry: {
+      open: (uri: string) => registry.open(uri, { readOnly: false, syncName: 'restore-target' as const }),
+    },
+    isVolumeHome,
+    signal,
+    onProgress: (progress: RestoreProgress) => {
+      const { bytesWritten: done, bytesTotal: total } = progress;
+      output.progress({ title: `Restoring ${volumeName}`, done, total, event: { set, ...progress } });
+    },
+    ...(to.layout === undefined ? {} : { layout: to.layout }),
+  };
+  if (source instanceof MediaChain) return restore(source, to.requests, options);
+  return restore(source, to.requests, options);
 }
 
 async function readTargets(

@@ -3,12 +3,14 @@
 import type { Argv } from 'yargs';
 import { CorruptionError, formatSize } from '../../base/index.ts';
 import { Store, type StoredSet, type VerifiedSet, verify } from '../../blockset/index.ts';
+import { mediaOfSet } from '../../media/index.ts';
 import { absolutePath } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions, Run } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addKeyOptions, type KeyOptions, namesKey, readFirstKey, storeKey } from '../key-options.ts';
 import { describe, table } from '../output.ts';
 import { addStoreKey } from './store-key.ts';
+import { addStoreMedia } from './store-media.ts';
 
 interface StoreOptions extends GlobalOptions, KeyOptions {
   readonly store: string;
@@ -34,7 +36,7 @@ const SET = {
 
 export const addStore: AddCommand = (parser, run) =>
   parser.command('store', 'Make stores and look into them', (command) =>
-    [addInit, addList, addShow, addVerify, addStoreKey]
+    [addInit, addList, addShow, addVerify, addStoreKey, addStoreMedia]
       .reduce((stores, add) => add(stores, run), command)
       .demandCommand(1, 'No store command is given'),
   );
@@ -160,7 +162,12 @@ async function show(context: CommandContext, options: SetOptions): Promise<void>
   const set = await store.find(options.set);
   const chain = await store.chain(set.id);
   try {
-    const member = { ...memberOf(set), chain: chain.sets, tracksNotZero: chain.tracks().size };
+    const member = {
+      ...memberOf(set),
+      chain: chain.sets,
+      tracksNotZero: chain.tracks().size,
+      media: await mediaOfSet(store.path, set.id),
+    };
     context.output.report({ event: 'set', ...member }, ...describe(member));
   } finally {
     await chain.close();
