@@ -18,6 +18,7 @@ export type { Compression, PackedFrame } from './frame-codec.ts';
 export type { FramePlan, StoredTrack } from './lane-reader.ts';
 export { type LaneCounts, type LaneEnd, type LaneParts, LaneWriter } from './lane-writer.ts';
 export { type LaneFile, SetAssembly } from './set-assembly.ts';
+export { type LoggedSession, type LoggedStep, logSession, readSessionLog } from './session-log.ts';
 export { SetReader } from './set-reader.ts';
 export { SetWriter } from './set-writer.ts';
 export { type LaneWish, type NewSet, type NewStoreOptions, Store, type StoreOptions } from './store.ts';
