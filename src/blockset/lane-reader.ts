@@ -372,7 +372,7 @@ export class LaneReader {
    */
   object(name: string): StoredObject {
     const storedName = this.#cipher?.hideName(name) ?? name;
-    return asDamage(this.path, () => ({ ...getObject(this.#order, storedName, this.path), name }));
+    return asDamage(this.path, () => getObject(this.#order, { name, storedName }, this.path));
   }
 
   /** Where a track with content stands among the lane's arrivals, and how many tracks follow in step. */

@@ -154,15 +154,22 @@ export function putObject(database: LmdbDatabaseView, object: StoredObject): voi
   }
 }
 
-/** @throws {CorruptionError} where the object has no ordering metadata, or not all of it. */
-export function getObject(database: LmdbDatabaseView, name: string, where: string): StoredObject {
-  const head = database.get(objectKey(name, 0));
+/**
+ * @param storedName as it stands in the records' keys.
+ * @throws {CorruptionError} where the object has no ordering metadata, or not all of it.
+ */
+export function getObject(
+  database: LmdbDatabaseView,
+  { name, storedName }: { readonly name: string; readonly storedName: string },
+  where: string,
+): StoredObject {
+  const head = database.get(objectKey(storedName, 0));
   if (head?.length !== HEAD_BYTES) throw corrupt(`${where}, object ${name}`, 'there is none');
   const form = FORMS[head.readUInt8(0)];
   const rowCount = Number(head.readBigUInt64BE(8));
   const rows: { position: number; address: number; count: number }[] = [];
   for (let chunk = 1; rows.length < rowCount; chunk += 1) {
-    const bytes = database.get(objectKey(name, chunk));
+    const bytes = database.get(objectKey(storedName, chunk));
     if (bytes === undefined || bytes.length === 0 || bytes.length % ROW_BYTES !== 0) {
       throw corrupt(`${where}, object ${name}`, `only ${rows.length} of ${rowCount} rows are there`);
     }

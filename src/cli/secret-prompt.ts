@@ -43,9 +43,10 @@ export function secretPrompt(
 ): ((question: string) => Promise<string>) | undefined {
   if (input.isTTY !== true || output.isTTY !== true) return undefined;
   return async (question) => {
-    output.write(question);
+    // First the echo goes, so that nothing is shown to whoever types at once.
     input.setRawMode?.(true);
     try {
+      output.write(question);
       return await readLine(input);
     } finally {
       input.setRawMode?.(false);
