@@ -7,7 +7,7 @@
  */
 
 import fc from 'fast-check';
-import { copyFileSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs';
+import { copyFileSync, existsSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { CorruptionError } from '../base/index.ts';
@@ -258,6 +258,34 @@ t.test('what a crash left is put in order', async (t) => {
   const left = readdirSync(join(path, 'sets')).filter((name) => name.endsWith('.partial'));
   t.strictSame(left, [unfinished], 'one that was cut off is removed, one that is being written is not');
   await begun.abort();
+});
+
+t.test('further lanes that a crash left elsewhere are found and removed', async (t) => {
+  withoutSyncs(t);
+  const root = scratch(t);
+  const store = await makeStore(join(root, 'store'));
+  const { assembly, lanes } = await store.beginSet(
+    newSet(),
+    { count: 2, directories: [join(root, 'beside')] },
+    async (parts) => parts.map((part) => new LaneWriter(part)),
+  );
+  for (const lane of lanes) lane.addZero(lanes.indexOf(lane));
+  const places = [join(store.path, 'sets'), join(root, 'beside', store.id)];
+  const partials = places.map((place, lane) => join(place, `${assembly.id}-${lane}.cbs.partial`));
+  const cut = partials.map((path) => path.replace(assembly.id, '0'.repeat(26)));
+  for (const [lane, path] of partials.entries()) copyFileSync(path, cut[lane] ?? '');
+  await Store.open(store.path, { key: KEY });
+  t.strictSame(
+    cut.map((path) => existsSync(path)),
+    [false, false],
+    'the writer of these is gone',
+  );
+  t.strictSame(
+    partials.map((path) => existsSync(path)),
+    [true, true],
+    'that of these lives',
+  );
+  await assembly.abort();
 });
 
 /** Puts the record of the second file into the first, under its checksum. */
