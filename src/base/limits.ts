@@ -180,6 +180,12 @@ export const LIMITS = {
   /** Default room of the intermediate container. */
   containerBytesDefault: 64 * MIB,
   containerAreaCountMax: 16,
+  /** How long a write may wait for room before its backup fails, where that is asked for: from a moment ... */
+  containerWaitMsMin: 100,
+  /** ... to what a client has given up long before. */
+  containerWaitMsMax: 3_600_000,
+  /** What the kernel's NBD client and most filesystems bear without a word. */
+  containerWaitMsDefault: 30_000,
 
   /** Sun path limit of Linux without the closing zero; Node would cut a longer one silently. */
   socketPathBytesMax: 107,

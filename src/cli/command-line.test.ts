@@ -70,6 +70,12 @@ t.test('values that cannot be are usage errors', async (t) => {
   await refused(t, ['backup', '--store', 's', 'v', '--container', '64M'], /--container is '64M'/);
   await refused(t, ['backup', '--store', 's', '--store', 'z', 'v'], /--store is given 2 times/);
   await refused(t, ['backup', '--store', 's', 'v', './v'], /is named twice/);
+  await refused(t, ['backup', '--store', 's', 'v', '--max-wait', '5s'], /wanted --on-full cancel too/);
+  await refused(
+    t,
+    ['backup', '--store', 's', 'v', '--on-full', 'cancel', '--max-wait', '5ms'],
+    /--max-wait is '5ms', wanted from 100ms to 60m/,
+  );
   await refused(t, ['backup', '--store', 's', 'v', '--full-every', '0'], /--full-every is 0, wanted .* 960/);
   await refused(t, ['restore', 's', 'latest'], /No target is given/);
   await refused(t, ['restore', 's', 'latest', '--remap', 'missing.json'], /missing\.json cannot be read/);

@@ -9,6 +9,10 @@ export type Level = (typeof LEVELS)[number];
 
 export const CODECS: readonly Codec[] = ['zstd', 'none'];
 
+/** What is done when a write waits for room in the container: it waits on, or the backup is given up for it. */
+export const ON_FULL = ['wait', 'cancel'] as const;
+export type OnFull = (typeof ON_FULL)[number];
+
 /** One area of the intermediate container, as asked for. A path is absolute. */
 export type ContainerSpec =
   | { readonly kind: 'memory'; readonly sizeBytes: number }
@@ -30,6 +34,8 @@ export interface BackupParams {
   readonly fullEvery?: number;
   readonly style: WriteStyle;
   readonly container: readonly ContainerSpec[];
+  /** The backup fails where a write has waited this long for room; left out, writes wait. */
+  readonly maxWaitMs?: number;
   /** Saves this snapshot of the volume instead of what it holds now. */
   readonly snapshot?: string;
   /** Further volumes, served by the same process, of the same instant: all or none. */

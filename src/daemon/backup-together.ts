@@ -87,6 +87,7 @@ async function backUpOne(
     ...(params.fullEvery === undefined ? {} : { fullEvery: params.fullEvery }),
     style: params.style,
     areas,
+    ...(params.maxWaitMs === undefined ? {} : { waitMsMax: params.maxWaitMs }),
     workerPath: host.options.workerPath,
     signal: AbortSignal.any([session.signal, group.signal]),
     ...(snapshot === undefined ? {} : { snapshot }),

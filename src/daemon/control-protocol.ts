@@ -161,6 +161,7 @@ function readBackupParams(params: Json): BackupParams {
     style: readStyle(asObject(params['style'], 'Member style')),
     ...readFullEvery(params['fullEvery']),
     container: readContainer(params['container']),
+    ...readMaxWait(params['maxWaitMs']),
     ...(params['snapshot'] === undefined ? {} : { snapshot: readString(params, 'snapshot') }),
     ...readMembers(params['others']),
     ...readHooks(params['hooks']),
@@ -220,6 +221,15 @@ function readKey(value: unknown): { readonly key?: StoreKey } {
     return { key: { keyFile } };
   throw badRequest(
     'Member key is neither a passphrase nor the absolute path of a keyFile, wanted one of them',
+  );
+}
+
+function readMaxWait(value: unknown): { readonly maxWaitMs?: number } {
+  if (value === undefined) return {};
+  const { containerWaitMsMin: min, containerWaitMsMax: max } = LIMITS;
+  if (isCount(value) && value >= min && value <= max) return { maxWaitMs: value };
+  throw badRequest(
+    `Member maxWaitMs is ${show(value)}, wanted a whole number of milliseconds from ${min} to ${max}`,
   );
 }
 

@@ -14,6 +14,8 @@ export {
   type ContainerSpec,
   type Level,
   LEVELS,
+  ON_FULL,
+  type OnFull,
 } from './backup-params.ts';
 export { createDeviceRegistry } from './devices.ts';
 export {

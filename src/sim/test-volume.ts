@@ -9,7 +9,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type Clock, KIB, ManualClock } from '../base/index.ts';
+import { type Clock, KIB, ManualClock, type Timer } from '../base/index.ts';
 import { FaultyDevice, MemoryDevice, openFileDevice } from '../device/index.ts';
 import { createVolume, Volume } from '../volume/index.ts';
 
@@ -29,6 +29,8 @@ export interface TestVolumeOptions {
   readonly trackSizeBytes?: number;
   readonly sizeBytes?: number;
   readonly freezeWaitMsMax?: number;
+  /** What measures how long a write waits, and a freeze. */
+  readonly timer?: Timer;
   /** 2 where left out. */
   readonly intentRegionTracks?: number;
   /** A directory on a filesystem that shares blocks: the volume lies there with its home, its snapshots are by clone. */
@@ -62,6 +64,7 @@ export async function makeTestVolume(t: Teardown, options: TestVolumeOptions): P
       clock,
       activity: 'testing',
       ...(options.freezeWaitMsMax === undefined ? {} : { freezeWaitMsMax: options.freezeWaitMsMax }),
+      ...(options.timer === undefined ? {} : { timer: options.timer }),
       intentRegionTracks: options.intentRegionTracks ?? 2,
     });
   const test = {

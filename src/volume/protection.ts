@@ -249,7 +249,7 @@ export class Protection implements SessionTracks {
     const { waitMsMax, timer = systemTimer } = this.#options;
     if (waitMsMax === undefined) return () => undefined;
     return timer(waitMsMax, () => {
-      const message = `A write to track ${track} has waited ${waitMsMax} ms for room in the backup's container, which is full`;
+      const message = `A write to track ${track} has waited ${waitMsMax} ms for room in the container of the backup, which is full; give it more areas, or let writes wait`;
       this.fail(new VolumeError('container-full', message, { track, waitedMs: waitMsMax }));
     });
   }

@@ -8,13 +8,17 @@ import {
   type BackupParams,
   type Level,
   LEVELS,
+  ON_FULL,
+  type OnFull,
   reachVolumes,
 } from '../../daemon/index.ts';
 import {
   absolutePath,
   readCodec,
+  formatTimeMs,
   readContainer,
   readSize,
+  readTimeMs,
   readVolumeOrSnapshot,
   several,
   single,
@@ -35,9 +39,12 @@ interface Options extends GlobalOptions, FreezeOptions, KeyOptions {
   readonly codec: string;
   readonly lane: readonly string[] | undefined;
   readonly rate: string | undefined;
+  readonly onFull: OnFull;
+  readonly maxWait: string | undefined;
 }
 
 const DEFAULT_LEVEL: Level = 'auto';
+const DEFAULT_ON_FULL: OnFull = 'wait';
 const DEFAULT_CODEC = 'zstd';
 
 export const addBackup: AddCommand = (parser, run) =>
@@ -76,6 +83,17 @@ export const addBackup: AddCommand = (parser, run) =>
             requiresArg: true,
             describe: 'memory:<size> or <path>:<size>: room for old content that clients overwrite meanwhile',
           })
+          .option('on-full', {
+            choices: ON_FULL,
+            default: DEFAULT_ON_FULL,
+            describe:
+              'What a write does that needs room when there is none: wait for it, or cancel the backup',
+          })
+          .option('max-wait', {
+            type: 'string',
+            requiresArg: true,
+            describe: `With --on-full cancel, how long a write may wait first, such as 500ms, 30s or 2m; ${formatTimeMs(LIMITS.containerWaitMsDefault)} when left out`,
+          })
           .option('codec', {
             type: 'string',
             requiresArg: true,
@@ -111,6 +129,7 @@ export const addBackup: AddCommand = (parser, run) =>
 async function backup(context: CommandContext, options: Options): Promise<void> {
   const { directory } = context;
   const hooks = readFreezeHooks(options);
+  const maxWaitMs = readMaxWait(options);
   const fullEvery = readFullEvery(single('--full-every', options.fullEvery));
   const store = absolutePath('--store', single('--store', options.store) ?? '', directory);
   const params: BackupParams = {
@@ -120,6 +139,7 @@ async function backup(context: CommandContext, options: Options): Promise<void> 
     style: readStyle(options, directory),
     container: readContainer(several(options.container), directory),
     ...(fullEvery === undefined ? {} : { fullEvery }),
+    ...(maxWaitMs === undefined ? {} : { maxWaitMs }),
     ...(hooks === undefined ? {} : { hooks }),
   };
   await backUpAll(context, await readMembers(options.volume, directory), params);
@@ -144,6 +164,18 @@ function readStyle(options: Options, directory: string): WriteStyle {
     ...(lanes.length === 0 ? {} : { lanes }),
     ...(rate === undefined ? {} : { rateBytesPerSecond: Math.max(1, readSize('--rate', rate)) }),
   };
+}
+
+/** Undefined where writes wait for as long as it takes. */
+function readMaxWait(options: Options): number | undefined {
+  const onFull = single('--on-full', options.onFull) ?? DEFAULT_ON_FULL;
+  const time = single('--max-wait', options.maxWait);
+  if (onFull === 'wait') {
+    if (time === undefined) return undefined;
+    throw new UsageError('--max-wait is given and writes wait, wanted --on-full cancel too');
+  }
+  const range = { min: LIMITS.containerWaitMsMin, max: LIMITS.containerWaitMsMax };
+  return time === undefined ? LIMITS.containerWaitMsDefault : readTimeMs('--max-wait', time, range);
 }
 
 /** `<volume>` or `<volume>@<snapshot>`; a directory that exists wins over the snapshot of another. */
