@@ -1,7 +1,7 @@
 /** `cowbell backup`: a set of each volume in a store, while the volumes are served or at rest. */
 
 import { formatSize, LIMITS } from '../../base/index.ts';
-import type { SavingProgress, WriteStyle } from '../../backup/index.ts';
+import type { SavingProgress } from '../../backup/index.ts';
 import {
   type BackupMember,
   type BackupOutcome,
@@ -14,10 +14,8 @@ import {
 } from '../../daemon/index.ts';
 import {
   absolutePath,
-  readCodec,
   formatTimeMs,
   readContainer,
-  readSize,
   readTimeMs,
   readVolumeOrSnapshot,
   several,
@@ -28,24 +26,21 @@ import { UsageError } from '../exit.ts';
 import { addFreezeOptions, type FreezeOptions, readFreezeHooks } from '../freeze-options.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import type { Output } from '../output.ts';
+import { addStyleOptions, readStyle, type StyleOptions } from '../style-options.ts';
 import { workerPath } from '../worker-path.ts';
 
-interface Options extends GlobalOptions, FreezeOptions, KeyOptions {
+interface Options extends GlobalOptions, FreezeOptions, KeyOptions, StyleOptions {
   readonly volume: readonly string[];
   readonly store: string;
   readonly level: Level;
   readonly fullEvery: string | undefined;
   readonly container: readonly string[] | undefined;
-  readonly codec: string;
-  readonly lane: readonly string[] | undefined;
-  readonly rate: string | undefined;
   readonly onFull: OnFull;
   readonly maxWait: string | undefined;
 }
 
 const DEFAULT_LEVEL: Level = 'auto';
 const DEFAULT_ON_FULL: OnFull = 'wait';
-const DEFAULT_CODEC = 'zstd';
 
 export const addBackup: AddCommand = (parser, run) =>
   parser.command(
@@ -53,7 +48,7 @@ export const addBackup: AddCommand = (parser, run) =>
     'Back volumes or their snapshots up into a store, all of one instant, served or not',
     (command) =>
       addFreezeOptions(
-        addKeyOptions(command)
+        addStyleOptions(addKeyOptions(command))
           .positional('volume', {
             type: 'string',
             array: true,
@@ -93,23 +88,6 @@ export const addBackup: AddCommand = (parser, run) =>
             type: 'string',
             requiresArg: true,
             describe: `With --on-full cancel, how long a write may wait first, such as 500ms, 30s or 2m; ${formatTimeMs(LIMITS.containerWaitMsDefault)} when left out`,
-          })
-          .option('codec', {
-            type: 'string',
-            requiresArg: true,
-            default: DEFAULT_CODEC,
-            describe: 'How content is compressed: zstd, zstd:<level> (-7 fast to 19 small), fast, or none',
-          })
-          .option('lane', {
-            type: 'string',
-            array: true,
-            requiresArg: true,
-            describe: 'Directory of another disk: the set is written to it and the store at the same time',
-          })
-          .option('rate', {
-            type: 'string',
-            requiresArg: true,
-            describe: 'Bytes a second that are read at the most, such as 100M; clients never wait for it',
           }),
       )
         .example('$0 backup --store /backup/store /srv/vol', '')
@@ -152,18 +130,6 @@ function readFullEvery(text: string | undefined): number | undefined {
   throw new UsageError(
     `--full-every is ${text}, wanted a whole number of sets from 1 to ${LIMITS.chainSetCountMax}`,
   );
-}
-
-function readStyle(options: Options, directory: string): WriteStyle {
-  const lanes = several(options.lane).map((lane) => absolutePath('--lane', lane, directory));
-  const twice = lanes.find((lane, index) => lanes.indexOf(lane) !== index);
-  if (twice !== undefined) throw new UsageError(`Lane ${twice} is named twice, wanted once`);
-  const rate = single('--rate', options.rate);
-  return {
-    ...readCodec(single('--codec', options.codec) ?? DEFAULT_CODEC),
-    ...(lanes.length === 0 ? {} : { lanes }),
-    ...(rate === undefined ? {} : { rateBytesPerSecond: Math.max(1, readSize('--rate', rate)) }),
-  };
 }
 
 /** Undefined where writes wait for as long as it takes. */
