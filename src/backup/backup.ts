@@ -8,9 +8,17 @@
  * complete or invisible and the changes are still known.
  */
 
-import { type Clock, systemClock } from '../base/index.ts';
-import { type ChainView, type LaneParts, type LaneWish, type Store, StoreError } from '../blockset/index.ts';
-import { Geometry } from '../volume/index.ts';
+import { type Clock, messageOf, systemClock } from '../base/index.ts';
+import {
+  type ChainView,
+  type LaneParts,
+  type LaneWish,
+  type SetAssembly,
+  type Store,
+  StoreError,
+} from '../blockset/index.ts';
+import { SessionStates, type SessionStep } from '../media/index.ts';
+import { Geometry, type SessionPlan } from '../volume/index.ts';
 import { baseCandidates } from './candidates.ts';
 import { type LaneWorker, LocalLane } from './lane-worker.ts';
 import type { Codec, Level, SetOutcome } from './messages.ts';
@@ -39,6 +47,8 @@ export interface BackUpOptions extends Pick<
   readonly compressionLevel?: number | undefined;
   /** One lane in this process where left out. */
   readonly lanes?: LaneStart;
+  /** Each step of the session's states (MISSION M17); a store counts as one medium. */
+  readonly onStep?: (step: SessionStep) => void;
   readonly clock?: Clock;
 }
 
@@ -48,38 +58,44 @@ export interface BackUpOptions extends Pick<
  * @throws what the source and the store throw; no set is visible then, unless its seal was durable already.
  */
 export async function backUp(options: BackUpOptions): Promise<SetOutcome> {
-  const { source, store, level } = options;
+  const { source, store, level, onStep } = options;
   const clock = options.clock ?? systemClock;
   const startedMs = clock.monotonicMs();
-  const { volumeId, name, trackSizeBytes } = source.volume;
+  const states = new SessionStates('write', { clock, ...(onStep === undefined ? {} : { onStep }) });
+  const { volumeId } = source.volume;
   // A full set builds on none of them, but must not be of an older point than they are.
   const offered = await baseCandidates(store, volumeId, level);
   const plan = await source.begin({ consumer: store.id, level, ...offered });
-  const { sizeBytes } = plan;
   const base = plan.base === undefined ? undefined : await openBase(store, volumeId, plan.base);
-  const geometry = new Geometry(sizeBytes, trackSizeBytes);
+  try {
+    const outcome = await saveSet(options, { plan, base, states });
+    return { ...outcome, durationMs: clock.monotonicMs() - startedMs };
+  } finally {
+    await base?.close();
+  }
+}
+
+interface Begun {
+  readonly plan: SessionPlan;
+  readonly base: ChainView | undefined;
+  readonly states: SessionStates;
+}
+
+async function saveSet(
+  options: BackUpOptions,
+  { plan, base, states }: Begun,
+): Promise<Omit<SetOutcome, 'durationMs'>> {
+  const { source } = options;
   const start = options.lanes ?? oneLaneHere(source);
-  const { compressionLevel } = options;
-  const { assembly: set, lanes } = await store.beginSet(
-    {
-      volumeId,
-      volumeName: name,
-      level: plan.level,
-      base: plan.base ?? null,
-      point: plan.point,
-      sizeBytes,
-      trackSizeBytes,
-      codec: options.codec,
-      ...(compressionLevel === undefined ? {} : { compressionLevel }),
-    },
-    start.wish(plan.tracks.size * trackSizeBytes),
-    (parts) => start.begin(parts, source.isHomeWhole),
-  );
+  const { assembly: set, lanes } = await beginSet(options, plan, start);
+  // The lanes have begun their files with what is known of the set: the medium's headers.
+  states.beginMedium(1);
+  states.transfer();
   try {
     const saving = new Saving({
       ...options,
       plan,
-      geometry,
+      geometry: new Geometry(plan.sizeBytes, source.volume.trackSizeBytes),
       lanes,
       lanesRead: source.isHomeWhole,
       base,
@@ -89,10 +105,12 @@ export async function backUp(options: BackUpOptions): Promise<SetOutcome> {
     const counters = await set.finish({ bytesRead, diverted: divertedCount, unchanged: unchangedCount });
     await source.mayComplete();
     await set.seal();
+    states.endMedium();
     await source.complete(set.id);
+    states.closeMedium();
     return {
       set: set.id,
-      volume: name,
+      volume: source.volume.name,
       level: plan.level,
       reason: plan.reason,
       point: plan.point,
@@ -105,11 +123,40 @@ export async function backUp(options: BackUpOptions): Promise<SetOutcome> {
       lanes: lanes.length,
       diverted: divertedCount,
       freezeMs: plan.freezeMs,
-      durationMs: clock.monotonicMs() - startedMs,
     };
+  } catch (error) {
+    if (states.state === 'write') {
+      states.fail(messageOf(error));
+      states.closeMedium();
+    }
+    throw error;
   } finally {
-    await closeAll(set, base);
+    // Without effect on a set that was sealed.
+    await set.abort();
   }
+}
+
+function beginSet(
+  { source, store, codec, compressionLevel }: BackUpOptions,
+  { level, base, point, sizeBytes, tracks }: SessionPlan,
+  start: LaneStart,
+): Promise<{ readonly assembly: SetAssembly; readonly lanes: readonly LaneWorker[] }> {
+  const { volumeId, name, trackSizeBytes } = source.volume;
+  return store.beginSet(
+    {
+      volumeId,
+      volumeName: name,
+      level,
+      base: base ?? null,
+      point,
+      sizeBytes,
+      trackSizeBytes,
+      codec,
+      ...(compressionLevel === undefined ? {} : { compressionLevel }),
+    },
+    start.wish(tracks.size * trackSizeBytes),
+    (parts) => start.begin(parts, source.isHomeWhole),
+  );
 }
 
 /** The effective content at the base point: what the new set may leave out against. */
@@ -130,13 +177,4 @@ function oneLaneHere(source: SessionSource): LaneStart {
     begin: async (parts) => parts.map((part) => new LocalLane(part, source.home)),
     loopsPerLane: 1,
   };
-}
-
-/** Without effect on a set that was sealed. */
-async function closeAll(set: { abort(): Promise<void> }, base: ChainView | undefined): Promise<void> {
-  try {
-    await set.abort();
-  } finally {
-    await base?.close();
-  }
 }

@@ -8,6 +8,7 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { assert, deferred, type Deferred, unreachable } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
+import type { SessionStep } from '../media/index.ts';
 import {
   type BackupSession,
   type ContainerArea,
@@ -54,6 +55,8 @@ export interface BackupOptions {
   /** The module that the child runs; it calls `runWorker`. */
   readonly workerPath: string;
   readonly onProgress?: (progress: SavingProgress) => void;
+  /** A step of the session's states, in the child. */
+  readonly onStep?: (step: SessionStep) => void;
   /**
    * Called once, with what freezes the volume and begins the session, which it must call once at the most. It
    * may take its time before and after: the copying goes on beside what it does after the freeze, and the
@@ -190,6 +193,9 @@ class Host {
         return;
       case 'progress':
         this.#options.onProgress?.(message.progress);
+        return;
+      case 'step':
+        this.#options.onStep?.(message.step);
         return;
       case 'done':
         this.#result.resolve(message.outcome);

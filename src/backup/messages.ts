@@ -3,7 +3,7 @@
  * serialisation, so buffers travel as bytes).
  *
  *     host -> child    start, reply, cancel
- *     child -> host    call, progress, done, failed
+ *     child -> host    call, progress, step, done, failed
  *
  * Calls are answered one by one in the order in which they finish; `id` pairs them. The channel's end is the
  * end of the session on both sides.
@@ -12,6 +12,7 @@
 import { CorruptionError, type CorruptionPlace, messageOf, systemCode } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
 import type { DeviceExtent } from '../device/index.ts';
+import type { SessionStep } from '../media/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
 import type { DivertedTrack, SessionPlan, SetLevel } from '../volume/index.ts';
 import type { SavingProgress } from './saving.ts';
@@ -111,6 +112,7 @@ export type HostMessage = StartMessage | ReplyMessage | { readonly kind: 'cancel
 export type ChildMessage =
   | CallMessage
   | { readonly kind: 'progress'; readonly progress: SavingProgress }
+  | { readonly kind: 'step'; readonly step: SessionStep }
   | { readonly kind: 'done'; readonly outcome: SetOutcome }
   | { readonly kind: 'failed'; readonly error: WireError };
 

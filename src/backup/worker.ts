@@ -85,6 +85,7 @@ async function runSession(
         directories: style.lanes ?? [],
       }),
       rate: rateOf(style),
+      onStep: (step) => void send({ kind: 'step', step }),
       signal,
       onProgress: (progress) => {
         const nowMs = performance.now();

@@ -204,6 +204,8 @@ export const LIMITS = {
   /** ... up to this: a client stands still meanwhile. */
   hookTimeoutMsMax: 600_000,
   hookTimeoutMsDefault: 30_000,
+  /** What tells the operator of a session's end may take. */
+  notifyTimeoutMs: 30_000,
   /** What a freeze hook that has to end may take to clean up, before it is killed. */
   hookGraceMs: 2_000,
   /** The end of a freeze hook's error output that is kept. */

@@ -14,6 +14,7 @@
 import { appendFile, readFile, rename, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LIMITS, systemCode } from '../base/index.ts';
+import { findMarker } from './store-marker.ts';
 
 export interface LoggedStep {
   readonly state: string;
@@ -44,14 +45,15 @@ export interface LoggedSession {
 const NAME = 'sessions.log';
 
 /**
- * Appends a session to the log of the store in a directory.
+ * Appends a session to the log of the store in a directory; where there is no store, does nothing.
  *
- * @param isPrivate the store is encrypted.
  * @throws the system's error where the file cannot be written; the session's own result is not changed by that.
  */
-export async function logSession(store: string, session: LoggedSession, isPrivate: boolean): Promise<void> {
+export async function logSession(store: string, session: LoggedSession): Promise<void> {
+  const marker = await findMarker(store);
+  if (marker === undefined) return;
   const path = join(store, NAME);
-  const line = `${JSON.stringify(isPrivate ? withoutNames(session) : session)}\n`;
+  const line = `${JSON.stringify(marker.isEncrypted ? withoutNames(session) : session)}\n`;
   if ((await sizeOf(path)) + line.length > LIMITS.sessionLogBytesMax) await rename(path, `${path}.1`);
   await appendFile(path, line, { mode: 0o600 });
 }

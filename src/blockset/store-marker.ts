@@ -1,7 +1,7 @@
 /** The file `store.json`, which makes a directory a store: its format, its id, and whether it is encrypted. */
 
 import { readFileSync, renameSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { syncDirectory, syncPath, systemCode } from '../base/index.ts';
 import { StoreError } from './errors.ts';
@@ -18,19 +18,43 @@ export interface StoreMarker {
 
 /** What `store.json` says. @throws {StoreError} `not-a-store`, `newer-format`. */
 export function readMarker(path: string): StoreMarker {
+  let text = '';
+  try {
+    text = readFileSync(join(path, MARKER), 'utf8');
+  } catch (error) {
+    if (!isMissing(error)) throw error;
+  }
+  return parseMarker(text, path);
+}
+
+/** As `readMarker`, without holding the loop; undefined where the directory is no store of a known format. */
+export async function findMarker(path: string): Promise<StoreMarker | undefined> {
+  try {
+    return parseMarker(await readFile(join(path, MARKER), 'utf8'), path);
+  } catch (error) {
+    if (error instanceof StoreError || isMissing(error)) return undefined;
+    throw error;
+  }
+}
+
+function isMissing(error: unknown): boolean {
+  const code = systemCode(error);
+  return code === 'ENOENT' || code === 'ENOTDIR';
+}
+
+function parseMarker(text: string, path: string): StoreMarker {
   let format: unknown;
   let id: unknown;
   let encryption: unknown;
   try {
-    const marker: unknown = JSON.parse(readFileSync(join(path, MARKER), 'utf8'));
+    const marker: unknown = JSON.parse(text);
     if (typeof marker === 'object' && marker !== null) {
       format = 'cowbellStore' in marker ? marker.cowbellStore : undefined;
       id = 'id' in marker ? marker.id : undefined;
       encryption = 'encryption' in marker ? marker.encryption : undefined;
     }
-  } catch (error) {
-    const code = systemCode(error);
-    if (code !== undefined && code !== 'ENOENT' && code !== 'ENOTDIR') throw error;
+  } catch {
+    // Said below.
   }
   if (typeof format === 'number' && format > FORMAT_VERSION) {
     const message = `Store ${path} has format ${format}, this version reads up to ${FORMAT_VERSION}`;

@@ -42,6 +42,8 @@ export interface BackupParams {
   readonly others?: readonly BackupMember[];
   /** What runs around the freeze. */
   readonly hooks?: FreezeHooks;
+  /** A shell command that tells somebody how each session has ended. */
+  readonly notify?: string;
 }
 
 export interface SnapshotParams {

@@ -7,6 +7,7 @@ import type { RequestEvents } from './control-server.ts';
 import { FreezeGroup } from './freeze-group.ts';
 import { type FreezeHookReport, withFreezeHooks } from './freeze-hooks.ts';
 import { realPathOf } from './real-path.ts';
+import { recordSession } from './session-record.ts';
 import type { SessionHandle } from './sessions.ts';
 import type { VolumeHost } from './volume-host.ts';
 
@@ -50,7 +51,16 @@ export async function backUpTogether(
       const backUp = (session: SessionHandle): Promise<BackupOutcome> => {
         // The others end with it.
         if (index === 0) events.session(session.id);
-        return backUpOne(member, params, { group, session, onProgress: (progress) => tell(index, progress) });
+        return recordSession({ host: member.host, session, params, events }, async () => {
+          try {
+            const onProgress = (progress: SavingProgress): void => tell(index, progress);
+            return await backUpOne(member, params, { group, session, onProgress });
+          } catch (error) {
+            // The others hear of it before anything is recorded, which may take a while.
+            group.fail(error);
+            throw error;
+          }
+        });
       };
       return await member.host.sessions.run('backup', backUp, store);
     } catch (error) {
@@ -103,6 +113,7 @@ async function backUpOne(
     },
     begin: (one, request) => group.begin(one, request),
     onSaved: () => group.save(),
+    onStep: (step) => session.noteStep(step),
     onProgress: (progress) => {
       session.note(progress);
       run.onProgress(progress);

@@ -165,6 +165,7 @@ function readBackupParams(params: Json): BackupParams {
     ...(params['snapshot'] === undefined ? {} : { snapshot: readString(params, 'snapshot') }),
     ...readMembers(params['others']),
     ...readHooks(params['hooks']),
+    ...(params['notify'] === undefined ? {} : { notify: readCommand(params, 'notify') }),
   };
 }
 
@@ -295,8 +296,12 @@ function readHooks(value: unknown): { readonly hooks?: FreezeHooks } {
 }
 
 function readHookCommand(hooks: Json, name: 'pre' | 'post'): string | undefined {
-  if (hooks[name] === undefined) return undefined;
-  const command = readString(hooks, name);
+  return hooks[name] === undefined ? undefined : readCommand(hooks, name);
+}
+
+/** A command for the shell. */
+function readCommand(value: Json, name: string): string {
+  const command = readString(value, name);
   const lengthBytes = Buffer.byteLength(command);
   if (lengthBytes > LIMITS.hookCommandBytesMax) {
     throw badRequest(

@@ -5,7 +5,8 @@
  * the volume, not to the connection that asked for it: a client that goes away ends nothing (DESIGN section 6).
  */
 
-import { type Clock, CorruptionError, makeUlid } from '../base/index.ts';
+import { type Clock, CorruptionError, LIMITS, makeUlid } from '../base/index.ts';
+import type { SessionStep } from '../media/index.ts';
 import { DaemonError } from './errors.ts';
 
 /** A running session as `status` shows it. */
@@ -17,6 +18,8 @@ export interface SessionStatus {
   readonly startedMs: number;
   /** The last progress that the session told of. */
   readonly progress: unknown;
+  /** Its states so far and when it came to them, oldest first; the last is the present one. */
+  readonly steps: readonly SessionStep[];
   readonly cancelling: boolean;
 }
 
@@ -26,6 +29,11 @@ export interface SessionHandle {
   readonly signal: AbortSignal;
   /** Keeps the last progress for `status`. */
   note(progress: unknown): void;
+  /** Keeps a step of its states, for `status` and the log. */
+  noteStep(step: SessionStep): void;
+  /** The steps kept. */
+  readonly steps: readonly SessionStep[];
+  readonly startedMs: number;
 }
 
 interface Running {
@@ -61,8 +69,15 @@ export class SessionRegistry {
     this.#admit(store);
     const id = makeUlid(this.#clock.now());
     const abort = new AbortController();
+    const steps: SessionStep[] = [];
     const handle: SessionHandle = {
       id,
+      startedMs: this.#clock.now(),
+      steps,
+      noteStep: (step) => {
+        steps.push(step);
+        if (steps.length > LIMITS.mediaStepCountMax) steps.shift();
+      },
       signal: abort.signal,
       note: (progress) => {
         const running = this.#running.get(id);
@@ -109,6 +124,7 @@ export class SessionRegistry {
       store: running.store ?? null,
       startedMs: running.startedMs,
       progress: running.progress ?? null,
+      steps: running.handle.steps,
       cancelling: running.abort.signal.aborted,
     }));
   }

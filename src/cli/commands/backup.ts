@@ -37,6 +37,7 @@ interface Options extends GlobalOptions, FreezeOptions, KeyOptions, StyleOptions
   readonly container: readonly string[] | undefined;
   readonly onFull: OnFull;
   readonly maxWait: string | undefined;
+  readonly notify: string | undefined;
 }
 
 const DEFAULT_LEVEL: Level = 'auto';
@@ -88,6 +89,12 @@ export const addBackup: AddCommand = (parser, run) =>
             type: 'string',
             requiresArg: true,
             describe: `With --on-full cancel, how long a write may wait first, such as 500ms, 30s or 2m; ${formatTimeMs(LIMITS.containerWaitMsDefault)} when left out`,
+          })
+          .option('notify', {
+            type: 'string',
+            requiresArg: true,
+            describe:
+              'A command that is run when the backup has ended; COWBELL_EVENT tells it how: backup-done, backup-failed or backup-cancelled',
           }),
       )
         .example('$0 backup --store /backup/store /srv/vol', '')
@@ -108,6 +115,7 @@ async function backup(context: CommandContext, options: Options): Promise<void> 
   const { directory } = context;
   const hooks = readFreezeHooks(options);
   const maxWaitMs = readMaxWait(options);
+  const notify = single('--notify', options.notify);
   const fullEvery = readFullEvery(single('--full-every', options.fullEvery));
   const store = absolutePath('--store', single('--store', options.store) ?? '', directory);
   const params: BackupParams = {
@@ -119,6 +127,7 @@ async function backup(context: CommandContext, options: Options): Promise<void> 
     ...(fullEvery === undefined ? {} : { fullEvery }),
     ...(maxWaitMs === undefined ? {} : { maxWaitMs }),
     ...(hooks === undefined ? {} : { hooks }),
+    ...(notify === undefined ? {} : { notify }),
   };
   await backUpAll(context, await readMembers(options.volume, directory), params);
 }
