@@ -197,6 +197,9 @@ class Host {
       case 'step':
         this.#options.onStep?.(message.step);
         return;
+      case 'offer':
+        // Nobody asked for a dry run.
+        return;
       case 'done':
         this.#result.resolve(message.outcome);
         return;

@@ -1,4 +1,5 @@
 export { backUp, type BackUpOptions, type LaneStart } from './backup.ts';
+export { dryRun, type DryRun, type DryRunOptions } from './dry-run.ts';
 export { BackupError, type BackupErrorCode, type BackupErrorDetails } from './errors.ts';
 export { type BackupOptions, runBackupSession } from './host.ts';
 export { isLaneThreadData, type LaneThreadData } from './lane-messages.ts';

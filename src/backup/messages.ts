@@ -35,6 +35,8 @@ export type Level = 'auto' | SetLevel;
 
 export interface StartMessage {
   readonly kind: 'start';
+  /** Nothing is saved: the child tells what the store offers, and leaves it alone. */
+  readonly isDryRun?: boolean;
   readonly volume: SourceVolume;
   /** A file or block device that the child reads itself; undefined where it must ask for every byte. */
   readonly homePath: string | undefined;
@@ -107,10 +109,17 @@ export interface SetOutcome {
   readonly durationMs: number;
 }
 
+/** The answer to a dry run: what `begin` would be called with. */
+export interface OfferMessage {
+  readonly kind: 'offer';
+  readonly request: BeginRequest;
+}
+
 export type HostMessage = StartMessage | ReplyMessage | { readonly kind: 'cancel' };
 
 export type ChildMessage =
   | CallMessage
+  | OfferMessage
   | { readonly kind: 'progress'; readonly progress: SavingProgress }
   | { readonly kind: 'step'; readonly step: SessionStep }
   | { readonly kind: 'done'; readonly outcome: SetOutcome }

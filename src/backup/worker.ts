@@ -8,6 +8,7 @@ import { systemClock } from '../base/index.ts';
 import { Store } from '../blockset/index.ts';
 import { type BlockDevice, openFileDevice } from '../device/index.ts';
 import { backUp } from './backup.ts';
+import { baseCandidates } from './candidates.ts';
 import {
   type ChildMessage,
   isHostMessage,
@@ -64,7 +65,13 @@ async function runSession(
   const { style } = start;
   let home: BlockDevice | undefined;
   try {
-    const store = await Store.open(start.storePath, start.key === undefined ? {} : { key: start.key });
+    const key = start.key === undefined ? {} : { key: start.key };
+    if (start.isDryRun === true) {
+      const store = await Store.open(start.storePath, { ...key, readOnly: true });
+      const offered = await baseCandidates(store, start.volume.volumeId, start.level);
+      return { kind: 'offer', request: { consumer: store.id, level: start.level, ...offered } };
+    }
+    const store = await Store.open(start.storePath, key);
     if (start.homePath !== undefined) {
       home = await openFileDevice({ path: start.homePath, readOnly: true, syncName: 'home' });
     }

@@ -5,7 +5,7 @@
  * fails what it runs; online the server does (DESIGN section 6).
  */
 
-import type { SavingProgress } from '../backup/index.ts';
+import type { DryRun, SavingProgress } from '../backup/index.ts';
 import { allFinished, type Clock, present } from '../base/index.ts';
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import { ControlClient, type RequestListener } from './control-client.ts';
@@ -24,6 +24,8 @@ export interface VolumeAccess {
   status(): Promise<StatusRecord>;
   /** One outcome for each volume. */
   backup(params: BackupParams, events: RequestEvents): Promise<readonly BackupOutcome[]>;
+  /** What that would read and store, of each volume. */
+  backupPlan(params: BackupParams): Promise<readonly DryRun[]>;
   snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<readonly StatusRecord[]>;
   snapshotList(): Promise<readonly StatusRecord[]>;
   snapshotDelete(name: string): Promise<unknown>;
@@ -86,6 +88,7 @@ export async function reachVolumes(
     online: false,
     status: () => host.status(),
     backup: (params, events) => host.backup(params, once(events)),
+    backupPlan: (params) => host.backupPlan(params),
     snapshotCreate: async (params, events) =>
       (await host.snapshotCreate(params, once(events))).map((one) => ({ ...one })),
     snapshotList: async () => (await host.snapshotList()).map((one) => ({ ...one })),
@@ -180,6 +183,12 @@ class OnlineAccess implements VolumeAccess {
     return result;
   }
 
+  async backupPlan(params: BackupParams): Promise<readonly DryRun[]> {
+    const result = await this.#client.request({ command: 'backup-plan', params });
+    if (!Array.isArray(result) || !result.every(isDryRun)) throw badReply('backup-plan', result);
+    return result;
+  }
+
   async snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<readonly StatusRecord[]> {
     return this.#list('snapshot-create', { command: 'snapshot-create', params }, events);
   }
@@ -263,6 +272,11 @@ function isBackupOutcome(value: unknown): value is BackupOutcome {
   return ['tracks', 'bytesRead', 'bytesStored', 'freezeMs', 'durationMs'].every(
     (member) => typeof value[member] === 'number',
   );
+}
+
+function isDryRun(value: unknown): value is DryRun {
+  if (!isRecord(value) || typeof value['volume'] !== 'string') return false;
+  return ['tracks', 'zeroTracks', 'bytes'].every((member) => typeof value[member] === 'number');
 }
 
 function isGrowOutcome(value: unknown): value is GrowOutcome {

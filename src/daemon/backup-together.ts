@@ -1,6 +1,6 @@
 /** The backup of one volume, or of several at one instant: a session for each, which wait for each other. */
 
-import { type SavingProgress, runBackupSession } from '../backup/index.ts';
+import { type DryRun, dryRun, runBackupSession, type SavingProgress } from '../backup/index.ts';
 import type { BackupOutcome, BackupParams } from './backup-params.ts';
 import { openContainerAreas } from './container-areas.ts';
 import type { RequestEvents } from './control-server.ts';
@@ -74,6 +74,29 @@ export async function backUpTogether(
   return outcomes
     .filter((outcome) => outcome.status === 'fulfilled')
     .map(({ value }) => ({ ...value, ...report }));
+}
+
+/** What `backUpTogether` would read and store. Neither frozen nor written is anything, and no hook runs. */
+export async function planTogether(
+  members: readonly Member[],
+  params: BackupParams,
+): Promise<readonly DryRun[]> {
+  const plans: DryRun[] = [];
+  for (const { host, snapshot } of members) {
+    if (snapshot === undefined) host.refuseRollingBack();
+    plans.push(
+      await dryRun({
+        volume: host.volume,
+        storePath: params.store,
+        ...(params.key === undefined ? {} : { key: params.key }),
+        level: params.level,
+        ...(params.fullEvery === undefined ? {} : { fullEvery: params.fullEvery }),
+        ...(snapshot === undefined ? {} : { snapshot }),
+        workerPath: host.options.workerPath,
+      }),
+    );
+  }
+  return plans;
 }
 
 async function backUpOne(

@@ -23,7 +23,7 @@ import type { FreezeHooks } from './freeze-hooks.ts';
 export type ControlRequest = { readonly id: number } & (
   | { readonly command: 'status' }
   | { readonly command: 'show' }
-  | { readonly command: 'backup'; readonly params: BackupParams }
+  | { readonly command: 'backup' | 'backup-plan'; readonly params: BackupParams }
   | { readonly command: 'snapshot-create'; readonly params: SnapshotParams }
   | { readonly command: 'snapshot-list' }
   | { readonly command: 'snapshot-delete'; readonly params: { readonly name: string } }
@@ -55,6 +55,7 @@ export const COMMANDS = [
   'status',
   'show',
   'backup',
+  'backup-plan',
   'cancel',
   'grow',
   'snapshot-create',
@@ -120,7 +121,8 @@ function readRequest(id: number, value: Json): ControlRequest {
     throw badRequest(`Command ${show(value['command'])} is unknown, wanted one of ${COMMANDS.join(', ')}`);
   }
   const params = value['params'] === undefined ? {} : asObject(value['params'], 'Member params');
-  if (command === 'backup') return { id, command, params: readBackupParams(params) };
+  if (command === 'backup' || command === 'backup-plan')
+    return { id, command, params: readBackupParams(params) };
   if (command === 'cancel') {
     const session = params['session'];
     return { id, command, params: session === undefined ? {} : { session: readString(params, 'session') } };

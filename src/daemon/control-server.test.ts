@@ -10,7 +10,7 @@ import { createConnection, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import type { SetOutcome } from '../backup/index.ts';
+import type { DryRun, SetOutcome } from '../backup/index.ts';
 import { CorruptionError, deferred, LIMITS } from '../base/index.ts';
 import { ControlClient, CONTROL_SOCKET_NAME } from './control-client.ts';
 import { type ControlHandlers, ControlServer } from './control-server.ts';
@@ -36,11 +36,22 @@ const OUTCOME: SetOutcome = {
   durationMs: 5,
 };
 
+const PLAN: DryRun = {
+  volume: 'vol',
+  level: 'full',
+  base: undefined,
+  reason: undefined,
+  tracks: 2,
+  zeroTracks: 1,
+  bytes: 65_536,
+};
+
 function makeHandlers(changed: Partial<ControlHandlers> = {}): ControlHandlers {
   return {
     status: async () => ({ state: 'fine' }),
     show: async () => ({ name: 'vol' }),
     backup: async () => [OUTCOME],
+    backupPlan: async () => [PLAN],
     snapshotCreate: async ({ name }) => [{ volume: 'vol', name }],
     snapshotList: async () => [],
     snapshotDelete: async (name) => ({ name }),

@@ -8,7 +8,7 @@
  */
 
 import { createServer, type Server, type Socket } from 'node:net';
-import type { SavingProgress } from '../backup/index.ts';
+import type { DryRun, SavingProgress } from '../backup/index.ts';
 import { LIMITS, messageOf } from '../base/index.ts';
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import {
@@ -37,6 +37,7 @@ export interface ControlHandlers {
   show(): Promise<unknown>;
   /** One outcome for each volume. */
   backup(params: BackupParams, events: RequestEvents): Promise<readonly BackupOutcome[]>;
+  backupPlan(params: BackupParams): Promise<readonly DryRun[]>;
   snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<unknown>;
   snapshotList(): Promise<unknown>;
   snapshotDelete(name: string): Promise<unknown>;
@@ -198,6 +199,8 @@ class Connection {
         return this.#handlers.grow(request.params.sizeBytes);
       case 'backup':
         return this.#handlers.backup(request.params, this.#eventsOf(request.id));
+      case 'backup-plan':
+        return this.#handlers.backupPlan(request.params);
       case 'snapshot-create':
         return this.#handlers.snapshotCreate(request.params, this.#eventsOf(request.id));
       case 'snapshot-list':

@@ -4,9 +4,10 @@
  */
 
 import { type Clock, LIMITS, present } from '../base/index.ts';
+import type { DryRun } from '../backup/index.ts';
 import type { DeviceRegistry } from '../device/index.ts';
 import { type ClonedVolume, cloneSnapshot, createSnapshots, Volume } from '../volume/index.ts';
-import { backUpTogether } from './backup-together.ts';
+import { backUpTogether, type Member, planTogether } from './backup-together.ts';
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import type { SnapshotChanges, SnapshotClone } from './control-protocol.ts';
 import type { ControlHandlers, RequestEvents } from './control-server.ts';
@@ -101,11 +102,12 @@ export class VolumeHost implements ControlHandlers {
 
   /** Backs this volume up, and further ones of the same instant; see `backUpTogether`. */
   async backup(params: BackupParams, events: RequestEvents): Promise<readonly BackupOutcome[]> {
-    const { others = [], snapshot } = params;
-    const snapshots = [snapshot, ...others.map((other) => other.snapshot)];
-    const hosts = await this.#group(others.map((other) => other.volume));
-    const members = hosts.map((host, index) => ({ host, snapshot: snapshots[index] }));
-    return backUpTogether(members, params, events);
+    return backUpTogether(await this.#members(params), params, events);
+  }
+
+  /** What that would read and store; see `planTogether`. */
+  async backupPlan(params: BackupParams): Promise<readonly DryRun[]> {
+    return planTogether(await this.#members(params), params);
   }
 
   async cancel(session: string | undefined): Promise<{ readonly session: string }> {
@@ -258,6 +260,12 @@ export class VolumeHost implements ControlHandlers {
   warn(sentence: string, events: RequestEvents): void {
     this.options.warn?.(sentence);
     events.warning(sentence);
+  }
+
+  async #members({ others = [], snapshot }: BackupParams): Promise<readonly Member[]> {
+    const snapshots = [snapshot, ...others.map((other) => other.snapshot)];
+    const hosts = await this.#group(others.map((other) => other.volume));
+    return hosts.map((host, index) => ({ host, snapshot: snapshots[index] }));
   }
 
   /** This host and those of further volumes. */

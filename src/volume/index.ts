@@ -22,7 +22,7 @@ export {
 } from './session.ts';
 export type { OpenVolumeOptions } from './opening.ts';
 export type { BaseCandidate } from './base-choice.ts';
-export type { SessionRequest } from './sessions.ts';
+export type { SessionPreview, SessionRequest } from './sessions.ts';
 export type { SnapshotDevice } from './snapshot-device.ts';
 export {
   FULL_POLICIES,

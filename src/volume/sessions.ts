@@ -44,6 +44,12 @@ export interface SessionRequest {
   readonly snapshot?: string;
 }
 
+/** What a session would save that began now. */
+export interface SessionPreview extends Pick<
+  SessionPlan,
+  'level' | 'base' | 'reason' | 'tracks' | 'sizeBytes'
+> {}
+
 /** What a session is made of. */
 interface SessionParts extends Omit<BackupSessionOptions, 'saveConsumer' | 'onEnded'> {
   /** The point of the last full set that the store has with this session's. */
@@ -187,6 +193,22 @@ export class Sessions {
       release();
       throw error;
     }
+  }
+
+  /** See `Volume.previewSession`. */
+  preview(request: Omit<SessionRequest, 'areas'>): SessionPreview {
+    const { snapshots, epochs, geometry } = this.#options;
+    const wish: SessionRequest = { ...request, areas: [] };
+    const fixed = { chosen: this.#chooseBase(wish), freezeMs: 0 };
+    if (request.snapshot !== undefined) {
+      const snapshot = snapshots.find(request.snapshot);
+      this.#refuseBehind(wish, snapshot);
+      return this.#planOf(wish, { ...fixed, point: snapshot.point, geometry: snapshot.geometry });
+    }
+    const { level, base, reason } = fixed.chosen;
+    const { sizeBytes, trackCount } = geometry;
+    const tracks = base === undefined ? TrackSet.all(trackCount) : epochs.changedSince(base);
+    return { level, base, reason, tracks, sizeBytes };
   }
 
   #begin({ full, ...parts }: SessionParts): BackupSession {

@@ -34,7 +34,7 @@ import { openParts, type OpenParts, openSnapshots, type OpenVolumeOptions } from
 import { Points } from './points.ts';
 import { readThrough } from './read-through.ts';
 import type { BackupSession } from './session.ts';
-import { type SessionRequest, Sessions } from './sessions.ts';
+import { type SessionPreview, type SessionRequest, Sessions } from './sessions.ts';
 import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
 import { rollBack } from './rollback.ts';
 import { SnapshotDevice } from './snapshot-device.ts';
@@ -263,6 +263,15 @@ export class Volume implements BlockDevice {
     if (request.snapshot !== undefined) return this.#sessions.beginOfSnapshot(request.snapshot, request);
     const [session] = await beginSessions([{ volume: this, request }]);
     return present(session, 'A freeze of one session began none');
+  }
+
+  /**
+   * What a session would save that began now. Nothing is frozen, and nothing begins; writes may make it more.
+   *
+   * @throws {VolumeError} of a snapshot: `unknown-snapshot`, `snapshot-damaged`, `snapshot-behind`
+   */
+  previewSession(request: Omit<SessionRequest, 'areas'>): SessionPreview {
+    return this.#sessions.preview(request);
   }
 
   /** This volume's part in `beginSessions`, which is what to call. */

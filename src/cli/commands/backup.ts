@@ -38,6 +38,7 @@ interface Options extends GlobalOptions, FreezeOptions, KeyOptions, StyleOptions
   readonly onFull: OnFull;
   readonly maxWait: string | undefined;
   readonly notify: string | undefined;
+  readonly dryRun: boolean | undefined;
 }
 
 const DEFAULT_LEVEL: Level = 'auto';
@@ -95,6 +96,10 @@ export const addBackup: AddCommand = (parser, run) =>
             requiresArg: true,
             describe:
               'A command that is run when the backup has ended; COWBELL_EVENT tells it how: backup-done, backup-failed or backup-cancelled',
+          })
+          .option('dry-run', {
+            type: 'boolean',
+            describe: 'Tell what would be read and stored at most, and neither freeze nor write anything',
           }),
       )
         .example('$0 backup --store /backup/store /srv/vol', '')
@@ -129,7 +134,9 @@ async function backup(context: CommandContext, options: Options): Promise<void> 
     ...(hooks === undefined ? {} : { hooks }),
     ...(notify === undefined ? {} : { notify }),
   };
-  await backUpAll(context, await readMembers(options.volume, directory), params);
+  const members = await readMembers(options.volume, directory);
+  if (options.dryRun === true) await planAll(context, members, params);
+  else await backUpAll(context, members, params);
 }
 
 function readFullEvery(text: string | undefined): number | undefined {
@@ -162,6 +169,41 @@ async function readMembers(texts: readonly string[], directory: string): Promise
   return members;
 }
 
+/** The first volume is the one that is asked, the others are named. */
+function paramsOf(members: readonly BackupMember[], common: BackupParams): BackupParams {
+  const [first, ...others] = members;
+  if (first === undefined) throw new UsageError('No volume is given, wanted at least one');
+  return {
+    ...common,
+    ...(first.snapshot === undefined ? {} : { snapshot: first.snapshot }),
+    ...(others.length === 0 ? {} : { others }),
+  };
+}
+
+async function planAll(
+  { output, clock }: CommandContext,
+  members: readonly BackupMember[],
+  common: BackupParams,
+): Promise<void> {
+  const params = paramsOf(members, common);
+  const volumes = members.map(({ volume }) => volume);
+  const reach = { activity: 'backup --dry-run', readOnly: true, clock, workerPath: workerPath() };
+  const access = await reachVolumes(volumes, reach);
+  try {
+    for (const plan of await access.backupPlan(params)) {
+      const { volume, level, reason, tracks, zeroTracks, bytes } = plan;
+      const base = plan.base ?? null;
+      output.report(
+        { event: 'plan', volume, level, base, reason: reason ?? null, tracks, zeroTracks, bytes },
+        ...(reason === undefined ? [] : [`A full backup of ${volume} would be taken: ${reason}`]),
+        `A ${level} backup of ${volume}${base === null ? '' : ` since point ${base}`} would look at ${tracks} tracks, ${zeroTracks} of them known to be zero, read ${formatSize(bytes)} and store that at most`,
+      );
+    }
+  } finally {
+    await access.close();
+  }
+}
+
 async function backUpAll(
   context: CommandContext,
   members: readonly BackupMember[],
@@ -169,13 +211,7 @@ async function backUpAll(
 ): Promise<void> {
   const { output, signal, clock } = context;
   signal.throwIfAborted();
-  const [first, ...others] = members;
-  if (first === undefined) throw new UsageError('No volume is given, wanted at least one');
-  const params: BackupParams = {
-    ...common,
-    ...(first.snapshot === undefined ? {} : { snapshot: first.snapshot }),
-    ...(others.length === 0 ? {} : { others }),
-  };
+  const params = paramsOf(members, common);
   const volumes = members.map(({ volume }) => volume);
   const warn = (sentence: string): void => {
     output.endProgress();
