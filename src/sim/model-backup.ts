@@ -19,6 +19,8 @@ export class RunningBackup {
   readonly saved = new Set<number>();
   readonly trimmed = new Set<number>();
   readonly #world: World;
+  /** What its steps are called where they are held. */
+  readonly #name: string;
   readonly #source: SteppedSource;
   readonly #abort = new AbortController();
   readonly #containers: readonly FaultyDevice[];
@@ -28,6 +30,8 @@ export class RunningBackup {
 
   constructor(world: World, store: Store) {
     const { random } = world;
+    const name = `session ${world.stores.findIndex(({ path }) => path === store.path)}`;
+    this.#name = name;
     this.#world = world;
     this.store = store;
     for (const name of world.failingSyncs) this.sabotage(`sync ${name} failed`);
@@ -38,8 +42,8 @@ export class RunningBackup {
       volume: world.volume,
       areas,
       step: async (step, side) => {
-        if (this.#hangsFrom === step) await world.scheduler.park('hung', 1);
-        await world.scheduler.park(`session ${step} ${side}`, parkChance);
+        if (this.#hangsFrom === step) await world.scheduler.park(`hung ${name}`, 1);
+        await world.scheduler.park(`${name} ${step} ${side}`, parkChance);
         if (step === 'mayComplete' && side === 'reply') this.#allowSeal();
       },
       freeze: async (begin) => {
@@ -68,7 +72,7 @@ export class RunningBackup {
         loopsPerLane: random.pick([1, 2]),
       },
       store,
-      level: random.pick(['auto', 'incremental', 'incremental', 'full']),
+      level: random.pick(['auto', 'incremental', 'differential', 'full']),
       codec: random.pick(['none', 'zstd']),
       signal: this.#abort.signal,
       runBytesMax: trackSizeBytes * random.pick([1, 2, 8]),
@@ -118,8 +122,10 @@ export class RunningBackup {
     const error = new Error('killed by the model');
     this.sabotage('killed');
     this.#source.session?.fail(error);
-    this.#world.scheduler.fail('session', error);
-    this.#world.scheduler.fail('hung', error);
+    this.#world.scheduler.fail(this.#name, error);
+    this.#world.scheduler.fail(`hung ${this.#name}`, error);
+    // The syncs of stores are not told apart: a session beside it may lose one.
+    for (const other of this.#world.backups) other.sabotage('killed');
     for (const name of ['set', 'catalog'])
       for (const when of ['before', 'after']) this.#world.scheduler.fail(`sync ${when} ${name}`, error);
     this.#abort.abort(error);

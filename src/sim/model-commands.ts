@@ -23,7 +23,13 @@ interface Command {
   readonly run: (world: World) => Promise<void> | void;
 }
 
-const isRunning = ({ backup }: World): boolean => backup !== undefined && !backup.isOver;
+const isRunning = ({ backups }: World): boolean => backups.some(({ isOver }) => !isOver);
+/** One of the backups that run. */
+const aBackup = ({ backups, random }: World): RunningBackup =>
+  random.pick(backups.filter(({ isOver }) => !isOver));
+/** No backup to it runs, or has ended just now. */
+const idleStores = ({ stores, backups }: World): Store[] =>
+  stores.filter((store) => backups.every((backup) => backup.store !== store));
 /** Nobody else writes while a volume is rolled back. */
 const mayWrite = ({ snapshots }: World): boolean => !snapshots.isRollingBack;
 const isIdle = (world: World): boolean => !isRunning(world);
@@ -36,17 +42,17 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
   read: { weight: 6, run: issueRead },
   release: { weight: 40, run: ({ scheduler }) => scheduler.releaseOne() },
   'let files go on': { weight: 15, run: ({ random }) => turns(1 + random.below(4)) },
-  'begin a backup': { weight: 12, isPossible: isIdle, run: beginBackup },
-  'end the backup': { weight: 4, isPossible: isRunning, run: endBackup },
-  cancel: { weight: 1, isPossible: isRunning, run: ({ backup }) => backup?.cancel() },
+  'begin a backup': { weight: 12, isPossible: (world) => idleStores(world).length > 0, run: beginBackup },
+  'end the backups': { weight: 4, isPossible: isRunning, run: endBackups },
+  cancel: { weight: 1, isPossible: isRunning, run: (world) => aBackup(world).cancel() },
   'cancel and begin anew': { weight: 1, isPossible: isRunning, run: replaceBackup },
-  'kill the worker': { weight: 1, isPossible: isRunning, run: ({ backup }) => backup?.kill() },
+  'kill the worker': { weight: 1, isPossible: isRunning, run: (world) => aBackup(world).kill() },
   'hang the worker': { weight: 1, isPossible: isRunning, run: hangWorker },
   'fail the container': {
     weight: 1,
     isPossible: isRunning,
-    run: ({ backup, random }) => {
-      backup?.failContainer(random);
+    run: (world) => {
+      aBackup(world).failContainer(world.random);
     },
   },
   'fail a sync': { weight: 1, isPossible: ({ failingSyncs }) => failingSyncs.size === 0, run: failSync },
@@ -110,20 +116,19 @@ export function drawCommand(world: World, weights: ReadonlyMap<string, number>):
 }
 
 function beginBackup(world: World): void {
-  world.backup = new RunningBackup(world, world.random.pick(world.stores));
+  world.backups.push(new RunningBackup(world, world.random.pick(idleStores(world))));
 }
 
-/** Lets the backup come to its end, in small steps of which writes may still make use. */
-export async function endBackup(world: World): Promise<void> {
-  const { backup } = world;
-  if (backup !== undefined) await within(letEnd(world, backup), 'A backup');
+/** Lets the backups come to their end, in small steps of which writes may still make use. */
+export async function endBackups(world: World): Promise<void> {
+  for (const backup of world.backups) await within(letEnd(world, backup), 'A backup');
 }
 
-async function letEnd({ scheduler }: World, backup: RunningBackup): Promise<void> {
+async function letEnd({ scheduler, backups }: World, backup: RunningBackup): Promise<void> {
   for (let step = 0; !backup.isOver; step += 1) {
     if (scheduler.parkedCount > 0) scheduler.releaseOne();
     // A worker that hangs is killed in the end, as its host would; it has had the time by then.
-    if (backup.isHanging && step > 200) backup.kill();
+    if (step > 200) for (const one of backups) if (one.isHanging && !one.isOver) one.kill();
     await turns(1);
   }
   await backup.ended;
@@ -131,25 +136,27 @@ async function letEnd({ scheduler }: World, backup: RunningBackup): Promise<void
 
 /** The writes that waited for the first are still on their way when the next one freezes. */
 async function replaceBackup(world: World): Promise<void> {
-  const { backup } = world;
-  backup?.cancel();
+  const backup = aBackup(world);
+  backup.cancel();
   // A session that may have sealed its set goes on.
-  if (backup?.isSabotaged !== true) return;
-  await endBackup(world);
-  beginBackup(world);
+  if (!backup.isSabotaged) return;
+  await within(letEnd(world, backup), 'A backup');
+  world.backups.splice(world.backups.indexOf(backup), 1, new RunningBackup(world, backup.store));
 }
 
-function hangWorker({ backup, random }: World): void {
-  backup?.hang(random.pick(['read', 'confirm', 'take', 'acknowledge', 'mayComplete', 'complete'] as const));
+function hangWorker(world: World): void {
+  aBackup(world).hang(
+    world.random.pick(['read', 'confirm', 'take', 'acknowledge', 'mayComplete', 'complete'] as const),
+  );
 }
 
 function failSync(world: World): void {
-  const { backup, failingSyncs, random } = world;
+  const { backups, failingSyncs, random } = world;
   // Without a backup only writes need a sync.
   const name = isRunning(world)
     ? random.pick(['set-data', 'set-seal', 'set-directory', 'catalog', 'volume-state', 'intent-log'] as const)
     : random.pick(['intent-log', 'snapshot-store', 'snapshot-directory'] as const);
-  backup?.sabotage(`sync ${name} failed`);
+  for (const backup of backups) backup.sabotage(`sync ${name} failed`);
   failingSyncs.add(name);
   world.mayBeUnclean ||= name === 'volume-state';
 }
@@ -295,13 +302,13 @@ function someTable({ random, model }: World): { rows: RemapRow[]; targets: Map<s
 
 /** A stop, with whatever session runs and whoever waits for it. */
 async function reopenCleanly(world: World): Promise<void> {
-  const { backup, volume } = world;
+  const { volume } = world;
   await stop(world);
   world.failingSyncs.clear();
   // A failure that was injected may have come as late as now.
   const mayFail = volume.status().poisoned !== undefined || world.mayFail || world.mayBeUnclean;
   await volume.close();
-  await settleStop(world, backup);
+  await settleStop(world);
   await world.open();
   must('changes are known', world.volume.startedClean || mayFail, 'A clean stop was not seen as one');
   world.mayBeUnclean = false;
@@ -313,13 +320,13 @@ async function reopenCleanly(world: World): Promise<void> {
 
 /** A failed flush at the stop is as unclean as a kill, and the home keeps what it had. */
 async function reopenUncleanly(world: World): Promise<void> {
-  const { backup, volume, faulty } = world;
+  const { volume, faulty } = world;
   await stop(world);
   world.mayFail = true;
   const rule = faulty?.fail({ kind: 'flush' });
   await volume.close().catch(() => undefined);
   rule?.remove();
-  await settleStop(world, backup);
+  await settleStop(world);
   await world.open();
   must('changes are known', !world.volume.startedClean, 'An unclean stop was seen as a clean one');
   world.checkChanges();
@@ -330,22 +337,22 @@ async function reopenUncleanly(world: World): Promise<void> {
 
 /** The session's end is not its own fault; writes that can go on do. */
 async function stop(world: World): Promise<void> {
-  world.backup?.sabotage('stopped');
+  for (const backup of world.backups) backup.sabotage('stopped');
   world.scheduler.open();
   await turns(3);
 }
 
-async function settleStop(world: World, backup: RunningBackup | undefined): Promise<void> {
-  backup?.kill();
+async function settleStop(world: World): Promise<void> {
+  for (const backup of world.backups) backup.kill();
   world.scheduler.open();
-  if (backup !== undefined) await within(backup.ended, 'A backup');
+  for (const backup of world.backups) await within(backup.ended, 'A backup');
   await world.writesEnd();
 }
 
 /** A write or flush of the home fails: the volume refuses writing until it is checked, also over a stop. */
 async function failHome(world: World): Promise<void> {
   const { random, faulty } = world;
-  world.backup?.sabotage('the home failed');
+  for (const backup of world.backups) backup.sabotage('the home failed');
   world.mayFail = true;
   const kind = random.pick(mayWrite(world) ? (['write', 'flush'] as const) : (['flush'] as const));
   const rule = faulty?.fail({ kind, nth: 1 });
@@ -358,11 +365,11 @@ async function failHome(world: World): Promise<void> {
 
 /** What an operator does about a poisoned volume: stops it, opens it and has it checked. */
 export async function recoverFromPoison(world: World): Promise<void> {
-  const { backup, volume } = world;
-  backup?.sabotage('the home failed');
+  const { volume } = world;
+  for (const backup of world.backups) backup.sabotage('the home failed');
   await stop(world);
   await volume.close();
-  await settleStop(world, backup);
+  await settleStop(world);
   await world.open();
   must(
     'poison stays',

@@ -3,7 +3,7 @@
 import { SeededRandom } from '../base/index.ts';
 import { SeededIds } from './asked-clock.ts';
 import { Store, verify } from '../blockset/index.ts';
-import { COMMANDS, drawCommand, drawWeights, endBackup, recoverFromPoison } from './model-commands.ts';
+import { COMMANDS, drawCommand, drawWeights, endBackups, recoverFromPoison } from './model-commands.ts';
 import { RunningBackup } from './model-backup.ts';
 import { type Tally, World, type WorldOptions } from './model-world.ts';
 import { issueChange } from './model-writes.ts';
@@ -64,17 +64,19 @@ async function afterCommand(world: World): Promise<void> {
   if (world.volume.status().poisoned !== undefined) await recoverFromPoison(world);
   world.checkDisk();
   if (world.random.chance(0.2)) world.checkChanges();
-  const { backup } = world;
-  if (backup?.isOver !== true) return;
-  await backup.ended;
-  world.backup = undefined;
-  await world.checkIdle();
+  const { backups } = world;
+  const over = backups.filter(({ isOver }) => isOver);
+  for (const backup of over) {
+    await backup.ended;
+    backups.splice(backups.indexOf(backup), 1);
+  }
+  if (over.length > 0 && backups.length === 0) await world.checkIdle();
 }
 
 /** Everything comes to its end, and each store gets last sets, which are checked with all before them. */
 async function finish(world: World, lastSets: number): Promise<void> {
-  await endBackup(world);
-  world.backup = undefined;
+  await endBackups(world);
+  world.backups.length = 0;
   await world.checkIdle();
   world.failingSyncs.clear();
   world.snapshots.setFull(false);
@@ -82,10 +84,9 @@ async function finish(world: World, lastSets: number): Promise<void> {
   for (const known of world.stores) {
     const store = await world.straight(() => Store.open(known.path, { clock: world.storeClock }));
     for (let round = 0; round < lastSets; round += 1) {
-      const backup = new RunningBackup(world, store);
-      world.backup = backup;
+      world.backups.splice(0, 1, new RunningBackup(world, store));
       world.scheduler.open();
-      await endBackup(world);
+      await endBackups(world);
       world.scheduler.close();
     }
     await world.checkStore(store, { everySet: true });
@@ -98,6 +99,6 @@ async function finish(world: World, lastSets: number): Promise<void> {
       );
     }
   }
-  world.backup = undefined;
+  world.backups.length = 0;
   await world.checkIdle();
 }

@@ -81,7 +81,8 @@ export class World {
   mayFail = false;
   /** The state could not be saved at some time: the next stop is an unclean one. */
   mayBeUnclean = false;
-  backup: RunningBackup | undefined;
+  /** Those that run, one to a store, and those whose end nobody has looked at yet. */
+  readonly backups: RunningBackup[] = [];
   /** The power is off: whatever still runs may fail in any way. */
   isOff = false;
   /** The run has come to where the power is to be cut. */
@@ -94,7 +95,7 @@ export class World {
   readonly dropsSnapshots: boolean;
   /** A sync of a snapshot's store has failed: that store takes nothing until the volume is opened again. */
   storesMayFail = false;
-  isSessionFreezing = false;
+  #sessionFreezeCount = 0;
   readonly #parent: string;
   readonly #freezeWaitMsMax: number | undefined;
   readonly #intentRegionTracks: number;
@@ -153,7 +154,7 @@ export class World {
         clock: world.storeClock,
         snapshotFull: world.dropsSnapshots ? 'drop' : 'refuse',
       });
-      for (let count = random.pick(options.isSmall === true ? [1] : [1, 1, 2]); count > 0; count -= 1) {
+      for (let count = random.pick(options.isSmall === true ? [1] : [1, 2]); count > 0; count -= 1) {
         const store = await Store.init(join(parent, `s${count}`), { clock: world.storeClock });
         world.stores.push(store);
         world.acknowledged.set(store.path, new Set());
@@ -282,19 +283,20 @@ export class World {
 
   /** Takes the model's image at the instant at which the volume freezes. */
   async freeze<T extends { readonly plan: { readonly point: string } }>(begin: () => Promise<T>): Promise<T> {
-    this.isSessionFreezing = true;
+    this.#sessionFreezeCount += 1;
     try {
       const session = await begin();
       this.images.set(session.plan.point, this.clock.imageOf(session.plan.point));
       this.count('freezes');
+      if (this.volume.sessions.length > 1) this.count('sessions side by side');
       return session;
     } finally {
-      this.isSessionFreezing = false;
+      this.#sessionFreezeCount -= 1;
     }
   }
 
   get isFreezing(): boolean {
-    return this.isSessionFreezing || this.snapshots.isMaking;
+    return this.#sessionFreezeCount > 0 || this.snapshots.isMaking;
   }
 
   /** Where the home is zero now, as exactly as any filesystem could tell. */
@@ -449,14 +451,13 @@ export class World {
    */
   async kill(): Promise<void> {
     await turns(1);
-    const { backup } = this;
     const faulty = present(this.#faulty, 'The home can lose its power');
     this.count(`crashes: ${this.#crashPoint()}`);
     this.trace(`cut at ${this.#crashPoint()}`);
     this.#cutAt = undefined;
     this.isCutDue = false;
     this.isOff = true;
-    backup?.sabotage('the server was killed');
+    for (const backup of this.backups) backup.sabotage('the server was killed');
     this.mayFail = true;
     this.#lossy.powerCut(this.random);
     // The old instance lives on where a real one would not: what it still does by path finds nothing.
@@ -466,10 +467,10 @@ export class World {
     faulty.switchOff();
     this.scheduler.fail('sync', new Error('The power was cut'));
     this.scheduler.open();
-    backup?.kill();
+    for (const backup of this.backups) backup.kill();
     await cut;
     await within(Promise.all(this.writes), 'A write');
-    if (backup !== undefined) await within(backup.ended, 'A backup');
+    for (const backup of this.backups) await within(backup.ended, 'A backup');
     await this.volume.close().catch(() => undefined);
     this.scheduler.close();
     rmSync(this.#root, { recursive: true });
@@ -500,7 +501,7 @@ export class World {
     this.scheduler.open();
     await this.volume.close().catch(() => undefined);
     await Promise.allSettled(this.writes);
-    await this.backup?.ended.catch(() => undefined);
+    for (const backup of this.backups) await backup.ended.catch(() => undefined);
     await turns(2);
     await rm(this.#parent, { recursive: true, force: true });
   }

@@ -69,11 +69,13 @@ export function issueChange(world: World, kind: Kind): void {
     world.count('writes past a backup');
   }
   // Issued after the freeze and ended: what was under it has been saved. A trim may have left it there.
-  const session = kind !== 'trim' && world.backup?.hasSession === true ? world.backup.saved : undefined;
+  const sessions = world.backups.filter(({ hasSession }) => kind !== 'trim' && hasSession);
   const tracks = tracksOf(world, range);
-  const note = (): void => tracks.forEach((track) => session?.add(track));
+  const note = (): void => {
+    for (const { saved } of sessions) tracks.forEach((track) => saved.add(track));
+  };
   world.follow(done.then(note));
-  if (kind === 'trim') for (const track of tracks) world.backup?.trimmed.add(track);
+  if (kind === 'trim') for (const { trimmed } of world.backups) tracks.forEach((track) => trimmed.add(track));
   world.count(kind);
 }
 
@@ -99,17 +101,18 @@ async function follow(world: World, change: ModelChange, done: Promise<void>): P
   world.model.finish(change);
 }
 
-/** Whether nothing of a backup stands in the way of a change here: each track saved, nothing under way. */
+/** Whether no backup stands in the way of a change here: each track saved for all of them, nothing under way. */
 function mustNotWait(world: World, range: Range): boolean {
-  const { backup, volume, model } = world;
-  if (backup === undefined || world.isFreezing || backup.isOver || !backup.hasSession) return false;
+  const { backups, volume, model } = world;
+  if (backups.length === 0 || world.isFreezing) return false;
+  if (backups.some(({ isOver, hasSession }) => isOver || !hasSession)) return false;
   if (volume.status().poisoned !== undefined || model.isBusy(range.first, range.count)) return false;
   // A snapshot wants a copy first.
   if (volume.snapshots().length > 0) return false;
   const tracks = tracksOf(world, range);
   return (
     tracks.every((track) => volume.isLogged({ first: track, count: 1 })) &&
-    tracks.every((track) => backup.saved.has(track) && !backup.trimmed.has(track))
+    backups.every(({ saved, trimmed }) => tracks.every((track) => saved.has(track) && !trimmed.has(track)))
   );
 }
 

@@ -35,6 +35,8 @@ t.test(`random runs hold every promise, seeds ${FIRST_SEED} to ${LAST_SEED}`, as
   for (const what of [
     'backups full',
     'backups incremental',
+    'backups differential',
+    'sessions side by side',
     'backups failed: cancelled',
     'backups failed: killed',
     'backups failed: hung',
