@@ -26,7 +26,7 @@ interface Options extends GlobalOptions, KeyOptions, MediaOptions {
   readonly set: string;
   readonly target: readonly string[] | undefined;
   readonly remap: string | undefined;
-  readonly medium: readonly string[] | undefined;
+  readonly medium: string | readonly string[] | undefined;
 }
 
 export const addRestore: AddCommand = (parser, run) =>
@@ -59,8 +59,7 @@ export const addRestore: AddCommand = (parser, run) =>
         })
         .option('medium', {
           type: 'string',
-          array: true,
-          nargs: 1,
+          requiresArg: true,
           describe: 'Further media, in any order, where the first argument is one',
         })
         .example('$0 restore /backup/store latest:vol /srv/copy.raw', 'The newest set of vol into a file')

@@ -32,7 +32,7 @@ interface StoreOptions extends GlobalOptions, KeyOptions, MediaOptions {
 
 interface ExportOptions extends StoreOptions {
   readonly set: readonly string[];
-  readonly to: readonly string[];
+  readonly to: string | readonly string[];
   readonly chain: boolean;
   readonly label: string;
   readonly mediumSize: string | undefined;
@@ -40,7 +40,7 @@ interface ExportOptions extends StoreOptions {
 }
 
 interface ImportOptions extends StoreOptions {
-  readonly from: readonly string[];
+  readonly from: string | readonly string[];
 }
 
 /** Commands of `store` that work with media. */
@@ -61,8 +61,7 @@ function addExport(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
         })
         .option('to', {
           type: 'string',
-          array: true,
-          nargs: 1,
+          requiresArg: true,
           demandOption: true,
           describe: 'Where media go, in turn: a new file ({n} is the number), a pipe, a device, or -',
         })
@@ -95,8 +94,7 @@ function addImport(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
         .positional('store', { type: 'string', demandOption: true, describe: 'Directory of the store' })
         .option('from', {
           type: 'string',
-          array: true,
-          nargs: 1,
+          requiresArg: true,
           demandOption: true,
           describe: 'Where media are, in any order: a file, a pipe, a device, or -',
         })
