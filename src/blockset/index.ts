@@ -21,6 +21,13 @@ export { type LaneFile, SetAssembly } from './set-assembly.ts';
 export { type LoggedSession, type LoggedStep, logSession, readSessionLog } from './session-log.ts';
 export { SetReader } from './set-reader.ts';
 export { SetWriter } from './set-writer.ts';
-export { type LaneWish, type NewSet, type NewStoreOptions, Store, type StoreOptions } from './store.ts';
+export {
+  type LaneWish,
+  type LostStore,
+  type NewSet,
+  type NewStoreOptions,
+  Store,
+  type StoreOptions,
+} from './store.ts';
 export { StoreKeys } from './store-keys.ts';
 export { type VerifiedSet, verify } from './verify.ts';

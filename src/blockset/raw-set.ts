@@ -22,7 +22,16 @@ import { type LmdbFile, openLmdb } from '../records/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { asStoreErrors, asStoreErrorsLater } from './errors.ts';
 import type { StoredSet } from './lineage.ts';
-import { DATABASES, decodeSeal, digestMetadata, laneFileName, SEAL_KEY, u32Key } from './set-format.ts';
+import { fileCipher, type MasterKey } from './master-key.ts';
+import {
+  DATABASES,
+  decodeSeal,
+  digestMetadata,
+  KEY_KEY,
+  laneFileName,
+  SEAL_KEY,
+  u32Key,
+} from './set-format.ts';
 
 /** The databases of a lane's file, in the order in which their numbers stand in other formats: only ever added to. */
 export const RAW_DATABASES = ['header', 'frames', 'order', 'hashes', 'present'] as const;
@@ -63,6 +72,11 @@ export class RawSet {
   private constructor(id: string, lanes: readonly LmdbFile[]) {
     this.id = id;
     this.#lanes = lanes;
+  }
+
+  /** Whether the records are encrypted: what the set holds shows in none of them. */
+  get isEncrypted(): boolean {
+    return this.#lane(0).database(DATABASES.header).get(KEY_KEY) !== undefined;
   }
 
   get laneCount(): number {
@@ -137,6 +151,7 @@ interface LaneFile {
 export class RawSetWriter {
   readonly id: string;
   readonly #directory: string;
+  readonly #master: MasterKey | undefined;
   readonly #lanes = new Map<number, LaneFile>();
   readonly #metadata = new Set<string>();
   #batch: RawRecord[] = [];
@@ -147,13 +162,15 @@ export class RawSetWriter {
   /**
    * Begins a set in a store. Nothing is visible before `seal`.
    *
-   * @param storePath directory of the store.
+   * @param directory of the store's sets.
    * @param id of the set, which the store must not have.
+   * @param master of an encrypted store: it must be what the set's own keys were wrapped with.
    */
-  constructor(storePath: string, id: string) {
+  constructor(directory: string, id: string, master: MasterKey | undefined) {
     assert(/^[0-9A-HJKMNP-TV-Z]{26}$/.test(id), `${id} is no id of a set`);
     this.id = id;
-    this.#directory = join(storePath, 'sets');
+    this.#directory = directory;
+    this.#master = master;
   }
 
   /** Frames taken so far, each counted once. */
@@ -214,7 +231,9 @@ export class RawSetWriter {
    * Checks the set against its seal and makes it visible, durably.
    *
    * @param seal what the set was announced with, 64 hexadecimal digits.
-   * @throws {CorruptionError} where the set is not what was sealed; the writer can then only be aborted.
+   * @throws {CorruptionError} where the set is not what was sealed, or is of a store with another key; the writer
+   *   can then only be aborted.
+   * @throws {StoreError} `key-needed` where the set is encrypted and the store is not.
    */
   async seal(seal: string): Promise<void> {
     assert(this.#state === 'open', `Set ${this.id} is ${this.#state}`);
@@ -248,6 +267,7 @@ export class RawSetWriter {
       if (lane.frames.size !== sealed.frames) {
         throw this.#damaged(`lane ${number} came with ${lane.frames.size} of ${sealed.frames} frames`);
       }
+      fileCipher(lane.file.database(DATABASES.header).get(KEY_KEY), this.#master, lane.path);
       if (!digestMetadata(lane.file).equals(sealed.metadata)) {
         throw this.#damaged(`the metadata of lane ${number} is not what was sealed`);
       }

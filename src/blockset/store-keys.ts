@@ -60,6 +60,33 @@ export async function createKeys(
   return master;
 }
 
+/** Slots of a lost store's keys that a key opens, to be written where the store is made anew. */
+export interface KeptKeys {
+  readonly slots: readonly WrappedSlot[];
+  readonly master: MasterKey;
+}
+
+/**
+ * Opens a copy of a store's `keys.json`.
+ *
+ * @throws {StoreError} `key-needed`, `wrong-key` or `bad-key`. @throws {CorruptionError} where the copy is damaged,
+ *   or of another store.
+ */
+export async function openKeptKeys(
+  store: StorePlace,
+  copy: Buffer,
+  key: StoreKey | undefined,
+): Promise<KeptKeys> {
+  const slots = checkedSlots(decodeSlots(copy, 'a copy of keys.json'), store, 'a copy of keys.json');
+  if (key === undefined) throw keyNeeded(store.path);
+  return { slots, master: (await unlockSlot(store, slots, key)).master };
+}
+
+/** Writes keys that were kept as those of a new store; durable as `createKeys` says. */
+export async function writeKeptKeys(path: string, { slots }: KeptKeys): Promise<void> {
+  await writeSlots(path, slots);
+}
+
 /**
  * The key of an encrypted store; undefined for any other.
  *
@@ -72,10 +99,7 @@ export async function masterOf(
 ): Promise<MasterKey | undefined> {
   const { path, isEncrypted } = store;
   if (isEncrypted && key !== undefined) return (await unlockSlot(store, readSlots(store), key)).master;
-  if (isEncrypted) {
-    const message = `Store ${path} is encrypted, wanted its key: --key-file, --passphrase-file or COWBELL_PASSPHRASE`;
-    throw new StoreError('key-needed', message, { path });
-  }
+  if (isEncrypted) throw keyNeeded(path);
   // Whoever has a key must not write in the clear because somebody exchanged the store.
   if (key !== undefined) throw notEncrypted(path);
   return undefined;
@@ -180,6 +204,11 @@ export class StoreKeys {
   }
 }
 
+function keyNeeded(path: string): StoreError {
+  const message = `Store ${path} is encrypted, wanted its key: --key-file, --passphrase-file or COWBELL_PASSPHRASE`;
+  return new StoreError('key-needed', message, { path });
+}
+
 function notEncrypted(path: string): StoreError {
   return new StoreError('not-encrypted', `Store ${path} is not encrypted, wanted no key for it`, { path });
 }
@@ -218,11 +247,7 @@ function readSlots(store: StorePlace): readonly WrappedSlot[] {
   try {
     const { size } = statSync(path);
     if (size <= LIMITS.keysFileBytesMax) {
-      const slots = decodeSlots(readFileSync(path), path);
-      const other = slots.find((slot) => slot.store !== store.id);
-      if (other === undefined) return slots;
-      const message = `Keys ${path} are those of store ${other.store}, wanted those of ${store.id}`;
-      throw new CorruptionError(message, { where: path, expected: store.id, found: other.store });
+      return checkedSlots(decodeSlots(readFileSync(path), path), store, path);
     }
     throw new CorruptionError(
       `Keys ${path} are damaged: there are ${size} bytes, wanted at most ${LIMITS.keysFileBytesMax}`,
@@ -233,6 +258,17 @@ function readSlots(store: StorePlace): readonly WrappedSlot[] {
     const message = `Keys ${path} of an encrypted store are missing; put back a copy of that file`;
     throw new CorruptionError(message, { where: path }, { cause: error });
   }
+}
+
+function checkedSlots(
+  slots: readonly WrappedSlot[],
+  store: StorePlace,
+  where: string,
+): readonly WrappedSlot[] {
+  const other = slots.find((slot) => slot.store !== store.id);
+  if (other === undefined) return slots;
+  const message = `Keys ${where} are those of store ${other.store}, wanted those of ${store.id}`;
+  throw new CorruptionError(message, { where, expected: store.id, found: other.store });
 }
 
 /** Leaves the old file or the new one; the caller syncs the directory. */

@@ -16,7 +16,7 @@
  * because a failing disk under a mapped file kills the process.
  */
 
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import {
@@ -49,9 +49,17 @@ import {
   type SetHeader,
   type SetLevel,
 } from './set-format.ts';
+import { RawSetWriter } from './raw-set.ts';
 import { SetReader } from './set-reader.ts';
 import { SetWriter } from './set-writer.ts';
-import { createKeys, masterOf, type NewKeyOptions } from './store-keys.ts';
+import {
+  createKeys,
+  KEYS_NAME,
+  masterOf,
+  type NewKeyOptions,
+  openKeptKeys,
+  writeKeptKeys,
+} from './store-keys.ts';
 import { withStoreLock } from './store-lock.ts';
 import { readMarker, type StoreMarker, writeMarker } from './store-marker.ts';
 
@@ -63,9 +71,18 @@ export interface StoreOptions {
   readonly key?: StoreKey;
 }
 
+/** What a store is to those who know it, beside its sets. */
+export interface LostStore {
+  readonly id: string;
+  /** A copy of the `keys.json` of an encrypted store. */
+  readonly keys?: Buffer;
+}
+
 export interface NewStoreOptions extends NewKeyOptions {
-  /** Encrypts the store, and is the first key that opens it. */
+  /** Encrypts the store, and is the first key that opens it; with `lost.keys`, one of those that do. */
   readonly key?: StoreKey;
+  /** The store that this one takes the place of, as far as it left more than sets. */
+  readonly lost?: LostStore;
 }
 
 export interface NewSet {
@@ -118,11 +135,15 @@ export class Store {
       if (existsSync(path) && readdirSync(path).length > 0) {
         throw new StoreError('not-empty', `Directory ${path} is not empty`, { path });
       }
+      const { key, lost } = options;
+      const id = lost?.id ?? randomId();
+      const kept = lost?.keys === undefined ? undefined : await openKeptKeys({ path, id }, lost.keys, key);
       await mkdir(join(path, 'sets'), { recursive: true });
       await writeFile(join(path, 'lock'), '', { mode: 0o600 });
-      const { key } = options;
-      const id = randomId();
-      const master = key === undefined ? undefined : await createKeys({ path, id }, key, options);
+      if (kept !== undefined) await writeKeptKeys(path, kept);
+      const made =
+        key === undefined || kept !== undefined ? undefined : await createKeys({ path, id }, key, options);
+      const master = kept?.master ?? made;
       await updateCatalog(join(path, 'catalog'), new Map(), master?.catalog);
       // The marker comes last and whole, so that a store that was cut off in the making is none.
       const marker = { path, id, isEncrypted: master !== undefined };
@@ -283,6 +304,28 @@ export class Store {
       const path = join(directory === '' ? sets : directory, laneFileName(id, lane));
       return { partialPath: `${path}.partial`, path, directory };
     });
+  }
+
+  /**
+   * Begins to take a set over, record by record, as it is. `enterComplete` makes the catalog know it when it is sealed.
+   *
+   * @throws {StoreError} `read-only`.
+   */
+  takeSet(id: string): RawSetWriter {
+    if (this.#readOnly) {
+      throw new StoreError('read-only', `Store ${this.path} is open for reading only`, { path: this.path });
+    }
+    return new RawSetWriter(join(this.path, 'sets'), id, this.#master);
+  }
+
+  /** Enters sets into the catalog that have become complete without it, and puts in order what a crash left. */
+  async enterComplete(): Promise<void> {
+    await this.#locked('exclusive', () => this.#putInOrder());
+  }
+
+  /** A copy of what opens the store for whoever has a key; undefined where it is not encrypted. */
+  keysCopy(): Buffer | undefined {
+    return this.#master === undefined ? undefined : readFileSync(join(this.path, KEYS_NAME));
   }
 
   // ---- reading ----------------------------------------------------------------------------------------

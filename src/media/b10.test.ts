@@ -80,7 +80,7 @@ t.test('B10: a set of two and a half media passes beginning, write, end three ti
 
   const to = await Store.init(join(directory, 'to'));
   const read: SessionStep[] = [];
-  const result = await importMedia(to, {
+  const result = await importMedia(async () => to, {
     clock,
     openInput: media.input(),
     onStep: (step) => read.push(step),
@@ -126,7 +126,7 @@ t.test('B10: an error while the second medium is written passes error once', asy
   t.same(media.abandoned, [2]);
 
   const to = await Store.init(join(directory, 'to'));
-  const result = await importMedia(to, { clock, openInput: media.input() });
+  const result = await importMedia(async () => to, { clock, openInput: media.input() });
   t.same(result.imported, []);
   t.same(await to.list(), [], 'what was on the way is no visible set');
   t.same(readdirSync(join(to.path, 'sets')), [], 'and leaves nothing');
@@ -148,7 +148,7 @@ t.test('B10: an error while the second medium is read passes error once', async 
   const steps: SessionStep[] = [];
   const told: MediaFailure[] = [];
   const to = await Store.init(join(directory, 'to'));
-  const result = await importMedia(to, {
+  const result = await importMedia(async () => to, {
     clock,
     openInput: torn,
     onStep: (step) => steps.push(step),
@@ -206,7 +206,7 @@ t.test('the end of a medium that says so by itself ends it as a given size does'
     t.notOk(kinds.includes('trailer'), 'a medium that was full has no end');
     const to = await Store.init(join(directory, `to-${blockBytes}`));
     const order = media.media.map((_, index) => count - index);
-    const result = await importMedia(to, { clock, openInput: media.input(order) });
+    const result = await importMedia(async () => to, { clock, openInput: media.input(order) });
     t.same(result.imported, [id]);
     t.equal(incompleteError(result), undefined);
     t.ok((await contentOf(to, id)).equals(await contentOf(store, id)));

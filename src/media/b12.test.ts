@@ -140,7 +140,7 @@ t.test('B12: the order on a medium, and both sets from it alone', async (t) => {
   );
 
   const to = await Store.init(join(directory, 'to'));
-  const result = await importMedia(to, { clock, openInput: media.input() });
+  const result = await importMedia(async () => to, { clock, openInput: media.input() });
   t.same([...result.imported].sort(), [s1, s2].sort());
   t.same(result.findings, []);
   t.equal(incompleteError(result), undefined);
@@ -152,7 +152,7 @@ t.test('B12: the order on a medium, and both sets from it alone', async (t) => {
     );
     t.ok((await contentOf(to, id)).equals(await contentOf(store, id)));
   }
-  const again = await importMedia(to, { clock, openInput: media.input() });
+  const again = await importMedia(async () => to, { clock, openInput: media.input() });
   t.same(
     [[...again.skipped].sort(), again.imported],
     [[s1, s2].sort(), []],
@@ -181,13 +181,13 @@ t.test('B12: over three media in any order each is opened once', async (t) => {
   ]) {
     const to = await Store.init(join(directory, `to-${order.join('')}`));
     media.openings.clear();
-    const result = await importMedia(to, { clock, openInput: media.input(order) });
+    const result = await importMedia(async () => to, { clock, openInput: media.input(order) });
     t.same(result.imported, [header.id], `order ${order.join(' ')}`);
     t.same([...media.openings.values()], [1, 1, 1]);
     t.ok((await contentOf(to, header.id)).equals(await contentOf(store, header.id)));
   }
   const to = await Store.init(join(directory, 'to-two'));
-  const result = await importMedia(to, { clock, openInput: media.input([1, 3]) });
+  const result = await importMedia(async () => to, { clock, openInput: media.input([1, 3]) });
   t.same(result.imported, []);
   t.same(result.missingMedia, [2]);
   const error = incompleteError(result);
@@ -208,7 +208,7 @@ t.test('B12: a piece with a foreign name is never taken', async (t) => {
   encodeTarHeader(header).copy(medium, entry.offsetBytes);
   media.media[0] = medium;
   const to = await Store.init(join(directory, 'to'));
-  const result = await importMedia(to, { clock, openInput: media.input() });
+  const result = await importMedia(async () => to, { clock, openInput: media.input() });
   t.same(result.imported, [s1], 'the set whose name it took is whole without it');
   t.match(result.findings, [/is not taken: it says that it is of set/]);
   const [lost] = result.incomplete;
@@ -231,7 +231,7 @@ t.test('B12: a medium cut short gives everything up to the cut and says what is 
   const into = second.content.length - head.length + RECORD_HEAD_BYTES + (recordRestBytes(head) ?? 0) + 20;
   media.media[0] = medium.subarray(0, second.offsetBytes + TAR_BLOCK_BYTES + into);
   const to = await Store.init(join(directory, 'to'));
-  const result = await importMedia(to, { clock, openInput: media.input() });
+  const result = await importMedia(async () => to, { clock, openInput: media.input() });
   t.same(result.imported, []);
   t.same(
     result.incomplete.map((set) => [set.set, set.missingTracks?.toArray()]),

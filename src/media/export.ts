@@ -22,7 +22,7 @@ export interface Arrival {
   readonly record: MediaRecord;
 }
 
-export interface ExportOptions extends Omit<WritingOptions, 'store' | 'announcements'> {
+export interface ExportOptions extends Omit<WritingOptions, 'store' | 'keys' | 'announcements'> {
   /** When a piece is full; `LIMITS.mediaPieceBytes` where left out. */
   readonly threshold?: PieceThreshold;
   /** Sets that are written at once, up to `LIMITS.mediaStreamCountMax`. */
@@ -65,11 +65,8 @@ export async function exportSets(
   const opened: OpenSet[] = [];
   try {
     for (const set of sets) opened.push({ id: set.id, reader: store.openSet(set), raw: RawSet.open(set) });
-    const writing = new MediaWriting({
-      ...options,
-      store: store.id,
-      announcements: opened.map(announcementOf),
-    });
+    const announcements = opened.map(announcementOf);
+    const writing = new MediaWriting({ ...options, store: store.id, keys: store.keysCopy(), announcements });
     const streams = Math.min(options.streams ?? LIMITS.mediaStreamCountMax, LIMITS.mediaStreamCountMax);
     const run = new ExportRun(writing, options, opened);
     try {
@@ -91,7 +88,7 @@ export async function exportSets(
 
 function announcementOf({ id, reader, raw }: OpenSet): SetAnnouncement {
   const { header, counters, seal, present, zeroes } = reader;
-  const content = { header, counters, present, zeroes };
+  const content = raw.isEncrypted ? undefined : { header, counters, present, zeroes };
   return { id, seal, frames: raw.frameCount, metadataRecords: raw.metadataCount, content };
 }
 
@@ -167,7 +164,9 @@ function* inTurn(
  */
 function* framesOf(reader: SetReader, raw: RawSet): Generator<MediaRecord> {
   const given = Array.from({ length: raw.laneCount }, () => TrackSet.empty());
-  for (const plan of reader.readPlan(reader.present)) {
+  // Of an encrypted set nothing but its records may show on a medium.
+  const tracks = raw.isEncrypted ? TrackSet.empty() : reader.present;
+  for (const plan of reader.readPlan(tracks)) {
     given[plan.lane]?.add(plan.frame);
     const places = plan.tracks.flatMap((track) => {
       const place = reader.placeOf(track);

@@ -8,7 +8,7 @@
  */
 
 import { CorruptionError } from '../base/index.ts';
-import { type RawRecord, RawSetWriter, Store } from '../blockset/index.ts';
+import type { LostStore, RawRecord, RawSetWriter, Store } from '../blockset/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { MediaError } from './errors.ts';
 import { MediaReading, type ReadingOptions } from './media-reading.ts';
@@ -18,6 +18,8 @@ import type { MediaRecord } from './piece-codec.ts';
 export interface ImportOptions extends ReadingOptions {
   readonly onProgress?: (progress: ImportProgress) => void;
 }
+
+export type OpenStore = (from: LostStore | undefined) => Promise<Store>;
 
 export interface ImportProgress {
   readonly framesDone: number;
@@ -55,19 +57,27 @@ export interface ImportResult {
  * Imports all sets of a writing. Complete ones are in the store, durably, when it returns, whether or not others
  * are incomplete: `incompleteError` makes an error of those.
  *
- * @throws {MediaError} with any code for reading, or `other-set`. @throws {StoreError}
+ * @param openStore gives the store once it is known which store the sets come from, so that one can be made in its
+ *   place; undefined where no medium says.
+ * @throws {MediaError} with any code for reading, or `other-set`.
+ * @throws {StoreError} with any code for writing, `key-needed` where the sets are encrypted and the store is not.
  */
-export async function importMedia(store: Store, options: ImportOptions): Promise<ImportResult> {
+export async function importMedia(openStore: OpenStore, options: ImportOptions): Promise<ImportResult> {
   const reading = await MediaReading.open(options);
-  const run = new ImportRun(store, reading, options);
   try {
-    await run.read();
-    return await run.result();
+    const { store: id, keys } = reading;
+    const lost = keys === undefined ? {} : { keys: Buffer.from(keys) };
+    const store = await openStore(id === undefined ? undefined : { id, ...lost });
+    const run = new ImportRun(store, reading, options);
+    try {
+      await run.read();
+      return await run.result();
+    } finally {
+      await run.close();
+      await store.enterComplete();
+    }
   } finally {
-    await run.close();
     await reading.close();
-    // Opening the store enters into its catalog what has become complete.
-    await Store.open(store.path);
   }
 }
 
@@ -128,7 +138,7 @@ class ImportRun {
     if (announcement === undefined) return;
     const taking = this.#taking.get(set) ?? {
       announcement,
-      writer: new RawSetWriter(this.#store.path, set),
+      writer: this.#store.takeSet(set),
       tracks: TrackSet.empty(),
     };
     this.#taking.set(set, taking);

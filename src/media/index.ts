@@ -8,6 +8,7 @@ export {
   type IncompleteSet,
   incompleteError,
   lackOf,
+  type OpenStore,
 } from './import.ts';
 export { MediaChain, type MediaPlanEntry, type MediaTrack } from './media-chain.ts';
 export type { OpenInput, ReadingOptions, WantedInput } from './media-reading.ts';

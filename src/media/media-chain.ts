@@ -195,6 +195,8 @@ function asStored({ id, seal, content }: SetAnnouncement): StoredSet {
 }
 
 function knownSet(sets: readonly StoredSet[], selector: string): StoredSet {
+  const [first] = sets;
+  if (first !== undefined && sets.every(({ header }) => header === undefined)) throw encrypted(first.id);
   const found = selectSet(sets, selector);
   if (found.header !== undefined) return found;
   throw encrypted(found.id);

@@ -83,6 +83,11 @@ export class MediaReading {
     return this.#first?.node?.store;
   }
 
+  /** A copy of that store's keys; undefined where it is not encrypted. */
+  get keys(): string | undefined {
+    return this.#first?.node?.keys;
+  }
+
   /** The sets of the writing, as announced on the media read so far, by id. */
   get announcements(): ReadonlyMap<string, SetAnnouncement> {
     return this.#announcements;

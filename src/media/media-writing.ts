@@ -55,6 +55,8 @@ export interface WritingOptions extends MediaSessionOptions {
   readonly mediumSizeBytes?: number;
   /** Id of the store that the sets come from. */
   readonly store: string;
+  /** A copy of its keys, where it is encrypted. */
+  readonly keys: Buffer | undefined;
   readonly announcements: readonly SetAnnouncement[];
   /** Called when a medium has ended durably, with all that is known then. */
   readonly onMedium?: (catalog: MediaCatalog) => Promise<void>;
@@ -150,7 +152,7 @@ export class MediaWriting {
   }
 
   async #beginMedium(): Promise<{ writer: MediumWriter; output: MediumOutput }> {
-    const { label, store, announcements, clock } = this.#options;
+    const { label, store, keys, announcements, clock } = this.#options;
     const medium = this.states.medium + 1;
     const name = mediumName({ label, medium });
     const output = await this.#options.openOutput({ medium, label, name });
@@ -159,7 +161,7 @@ export class MediaWriting {
       output,
       sizeBytes: this.#options.mediumSizeBytes,
       header: { writing: this.id, label, medium, createdMs: this.#createdMs },
-      node: { store, sets: announcements.map((announcement) => announcement.id) },
+      node: { store, sets: announcements.map((announcement) => announcement.id), keys: keys?.toString() },
       announcements,
       earlier: [...this.#media],
       clock,

@@ -109,7 +109,7 @@ t.test('any chain comes back from its media, in any order, into a store and with
           .sort((a, b) => a.key - b.key)
           .map(({ number }) => number);
         const to = await Store.init(join(directory, `${caseNumber}-to`));
-        const result = await importMedia(to, { clock, openInput: media.input(order) });
+        const result = await importMedia(async () => to, { clock, openInput: media.input(order) });
         t.equal(incompleteError(result), undefined);
         t.same([...result.imported].sort(), [...ids].sort());
         t.ok(
@@ -164,7 +164,7 @@ t.test('what is cut off or flipped is found, and everything else is given', asyn
           return async () => left.pop();
         };
         const to = await Store.init(join(directory, `${caseNumber}-to`));
-        const result = await importMedia(to, { clock, openInput: only() });
+        const result = await importMedia(async () => to, { clock, openInput: only() });
         if (result.imported.length > 0) t.ok((await contentOf(to, header.id)).equals(volume));
         else t.type(incompleteError(result), CorruptionError);
         const chain = await MediaChain.open('latest', { clock, openInput: only() });
@@ -205,7 +205,7 @@ t.test('media of another writing, media read before and other files are refused 
     const left = [...loads];
     const asked: string[] = [];
     const to = await Store.init(join(directory, name));
-    const result = await importMedia(to, {
+    const result = await importMedia(async () => to, {
       clock,
       openInput: async ({ name: wanted, refused }) => {
         asked.push(`${wanted}${refused === undefined ? '' : `, ${refused.code}`}`);
@@ -251,6 +251,9 @@ t.test('a set of the same id with another seal is not replaced', async (t) => {
   const pretended = Object.assign(to, {
     list: async () => (await store.list()).map((set) => ({ ...set, seal: '00' })),
   });
-  await t.rejects(importMedia(pretended, { clock, openInput: media.input() }), { code: 'other-set' });
+  await t.rejects(
+    importMedia(async () => pretended, { clock, openInput: media.input() }),
+    { code: 'other-set' },
+  );
   t.same(await list(), []);
 });

@@ -68,6 +68,8 @@ export interface NodeHeader {
   /** Id of the store that the sets come from. */
   readonly store: string;
   readonly sets: readonly string[];
+  /** The store's `keys.json`, which opens nothing without a key; undefined where the store is not encrypted. */
+  readonly keys: string | undefined;
 }
 
 export function encodeNodeHeader(header: NodeHeader): Buffer {
@@ -77,7 +79,8 @@ export function encodeNodeHeader(header: NodeHeader): Buffer {
 export function decodeNodeHeader(bytes: Buffer, where: string): NodeHeader {
   const record = decodeText(bytes, where);
   const sets = listField(record, 'sets', where).map(String);
-  return { store: textField(record, 'store', where), sets };
+  const keys = record['keys'] === undefined ? undefined : textField(record, 'keys', where);
+  return { store: textField(record, 'store', where), sets, keys };
 }
 
 /** What every medium of a writing says of each set before any data: enough to plan a restore, and to say what is missing. */

@@ -10,6 +10,7 @@ import {
   importMedia,
   incompleteError,
   isLabel,
+  type OpenStore,
   recordMedia,
 } from '../../media/index.ts';
 import { absolutePath, readSize, several, single } from '../arguments.ts';
@@ -167,11 +168,13 @@ async function importFromMedia(context: CommandContext, options: ImportOptions):
   const { output, clock, signal, directory } = context;
   const path = absolutePath('The store', options.store, directory);
   const places = readPlaces('--from', several(options.from), directory);
-  const store = existsSync(path)
-    ? await Store.open(path, await storeKey(context, path, options))
-    : await Store.init(path, { clock });
   const title = `Importing into ${path}`;
-  const result = await importMedia(store, {
+  const openStore: OpenStore = async (from) => {
+    const key = await storeKey(context, path, options);
+    if (existsSync(path)) return await Store.open(path, key);
+    return await Store.init(path, { clock, ...key, ...(from === undefined ? {} : { lost: from }) });
+  };
+  const result = await importMedia(openStore, {
     clock,
     signal,
     openInput: inputsAt(context, places, options),
