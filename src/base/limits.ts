@@ -218,6 +218,10 @@ export const LIMITS = {
 
   /** The store's lock is held for moments; whoever holds it this long hangs. */
   storeLockWaitMsMax: 30_000,
+  /** A set's writer lets readers in at once after the rename; whoever holds the lock this long is removing it. */
+  leaseWaitMsMax: 500,
+  /** Sets whose files a removal holds locked at once: each takes a descriptor. */
+  removalSetCountMax: 64,
   /** Passphrases and key files that open one store; each wrong passphrase is tried on all of them. */
   keySlotCountMax: 16,
   /** The file of a store's keys, with room to spare for white space. */

@@ -24,6 +24,10 @@ export interface StoreErrorDetails {
   readonly locked: { readonly path: string };
   /** The store or the set was written by a later version. */
   readonly 'newer-format': { readonly path: string; readonly format: number };
+  /** The set is not there, or no longer: it was removed, or merged into another. */
+  readonly removed: { readonly path: string };
+  /** Sets cannot be merged: they are no consecutive part of one chain. */
+  readonly 'no-chain': { readonly sets: readonly string[] };
   /** The store was opened for reading. */
   readonly 'read-only': { readonly path: string };
   /** The store is encrypted and no key was given. */

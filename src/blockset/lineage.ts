@@ -8,6 +8,7 @@
 
 import { CorruptionError } from '../base/index.ts';
 import { StoreError } from './errors.ts';
+import type { Protection } from './protection.ts';
 import type { SetCounters, SetHeader } from './set-format.ts';
 
 /** A set of the store, as far as it is known without reading it all. */
@@ -24,6 +25,10 @@ export interface StoredSet {
   readonly lengthBytes: number;
   /** Why the set cannot be used, or undefined where nothing speaks against it. */
   readonly damage: string | undefined;
+  /** The points that it comes after: those its header names where left out (ancestry.ts). */
+  readonly follows?: readonly string[];
+  /** Until when it must not be removed; undefined where nothing forbids that. */
+  readonly protection?: Protection | undefined;
 }
 
 /** A point of a volume that the store has a complete set for. */
@@ -35,21 +40,25 @@ export interface StoredPoint {
   readonly isFull: boolean;
 }
 
-type KnownSet = StoredSet & { readonly header: SetHeader };
+/** A set whose header is known. */
+export type KnownSet = StoredSet & { readonly header: SetHeader };
 
-function isKnown(set: StoredSet): set is KnownSet {
+export function isKnown(set: StoredSet): set is KnownSet {
   return set.header !== undefined;
 }
 
 /** The points that no other set of the volume names as previous or base. Several, where sessions ran side by side. */
 function heads(sets: readonly KnownSet[]): KnownSet[] {
   const named = new Set<string>();
-  for (const { header } of sets) {
-    for (const point of [header.previous, header.base]) {
-      if (point !== null && point !== header.point) named.add(point);
-    }
+  for (const { header, follows = [header.previous, header.base] } of sets) {
+    for (const point of follows) if (point !== null && point !== header.point) named.add(point);
   }
   return sets.filter((set) => !named.has(set.header.point));
+}
+
+/** The sets of one volume whose points nothing follows. */
+export function latestSets(sets: readonly StoredSet[]): KnownSet[] {
+  return heads(sets.filter(isKnown));
 }
 
 /** What makes one of several sets with one point the better choice: undamaged, then full, then the newer id. */
@@ -203,6 +212,68 @@ function completed(sets: readonly StoredSet[], set: KnownSet, seen: Set<string>)
       base,
     },
   );
+}
+
+/**
+ * The sets that are undamaged, as far as can be seen without reading them, and whose chain is complete. The same answer
+ * as `chainOf` gives, for all sets at once.
+ */
+export function completeSets(sets: readonly StoredSet[]): Set<StoredSet> {
+  const byPoint = setsByPoint(sets);
+  const complete = new Map<StoredSet, boolean>();
+  const judge = (set: KnownSet): boolean => {
+    const known = complete.get(set);
+    if (known !== undefined) return known;
+    // A ring of points is not complete: whoever comes back here finds no.
+    complete.set(set, false);
+    const holding = set.header.base === null ? undefined : (byPoint.get(baseKey(set)) ?? []);
+    const verdict = set.damage === undefined && (holding === undefined || holding.some(judge));
+    complete.set(set, verdict);
+    return verdict;
+  };
+  return new Set(sets.filter(isKnown).filter(judge));
+}
+
+/** Sets by what `baseKey` gives for those that build on them. */
+export function setsByPoint(sets: Iterable<StoredSet>): Map<string, KnownSet[]> {
+  const byPoint = new Map<string, KnownSet[]>();
+  for (const set of sets) {
+    if (!isKnown(set)) continue;
+    const key = pointKey(set.header, set.header.point);
+    byPoint.set(key, [...(byPoint.get(key) ?? []), set]);
+  }
+  return byPoint;
+}
+
+/** Under which `setsByPoint` has the sets that this one can build on. */
+export function baseKey(set: KnownSet): string {
+  return pointKey(set.header, set.header.base ?? '');
+}
+
+/** Under which `setsByPoint` has the sets that hold the same content as this one. */
+export function ownKey(set: KnownSet): string {
+  return pointKey(set.header, set.header.point);
+}
+
+/** The sets so that each comes before those it builds on. */
+export function dependentsFirst(sets: readonly StoredSet[]): StoredSet[] {
+  const byPoint = setsByPoint(sets);
+  const depths = new Map<StoredSet, number>();
+  const depthOf = (set: KnownSet): number => {
+    const known = depths.get(set);
+    if (known !== undefined) return known;
+    depths.set(set, 0);
+    const bases = set.header.base === null ? [] : (byPoint.get(baseKey(set)) ?? []);
+    const depth = bases.reduce((deepest, base) => Math.max(deepest, 1 + depthOf(base)), 0);
+    depths.set(set, depth);
+    return depth;
+  };
+  for (const set of sets.filter(isKnown)) depthOf(set);
+  return sets.toSorted((a, b) => (depths.get(b) ?? 0) - (depths.get(a) ?? 0));
+}
+
+function pointKey(header: SetHeader, point: string): string {
+  return `${header.volumeId} ${header.trackSizeBytes} ${point}`;
 }
 
 function isSameVolume(a: KnownSet, b: KnownSet): boolean {

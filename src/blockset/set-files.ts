@@ -4,12 +4,15 @@
  *     <id>-<lane>.cbs           a lane of a complete set
  *     <id>-<lane>.cbs.partial   a lane that is being written, or was cut off
  *
+ *     <id>-0.cbs.removed        lane 0 of a set that is being removed, or whose removal was cut off
+ *     <id>.copy/                a set that is being copied here
+ *
  * Lane 0 is made first and removed last, and gets its name last: without it the other lanes are of no use. A
  * partial set whose writer lives, which the flock on lane 0 shows, is left alone.
  */
 
 import { closeSync, existsSync, openSync, readdirSync, rmSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { CorruptionError, syncDirectory, syncPath, systemCode, tryLock } from '../base/index.ts';
 import { LmdbError, openLmdb } from '../records/index.ts';
 import { StoreError } from './errors.ts';
@@ -27,6 +30,9 @@ import {
 } from './set-format.ts';
 import { encryptedFile } from './value-cipher.ts';
 
+const ID_LENGTH = 26;
+const REMOVED_NAME = /^([0-9A-HJKMNP-TV-Z]{26})-0\.cbs\.removed$/;
+const COPY_NAME = /^([0-9A-HJKMNP-TV-Z]{26})\.copy$/;
 const NAME = /^([0-9A-HJKMNP-TV-Z]{26})-([0-9]{1,2})\.cbs(\.partial)?$/;
 
 export interface SetFile {
@@ -45,6 +51,58 @@ export function listSetFiles(directory: string): SetFile[] {
   return files;
 }
 
+/** The sets of a directory whose removal was begun. */
+export function listRemoved(directory: string): string[] {
+  return readdirSync(directory).flatMap((name) => REMOVED_NAME.exec(name)?.[1] ?? []);
+}
+
+/**
+ * Unlinks what is left of a set whose lane 0 was renamed, and which the catalog does not name any more: the lanes in
+ * other directories, as lane 0 says, those beside it, and last lane 0, which tells of the others. Of other directories
+ * only those of this store count: a set that was copied here names those of the store it came from.
+ *
+ * @param path of lane 0 as it was.
+ * @param master of an encrypted store.
+ */
+export async function unlinkRemoved(path: string, storeId: string, master?: MasterKey): Promise<void> {
+  const id = basename(path).slice(0, ID_LENGTH);
+  const removed = removedPath(path);
+  const own = [dirname(path), storeId];
+  for (const lane of otherLanes(path, id, await readLaneRecord(removed, master))) {
+    const directory = dirname(lane.path);
+    if (own.includes(directory) || own.includes(basename(directory))) removeLane(lane.path);
+  }
+  for (const file of listSetFiles(dirname(path))) {
+    if (file.id === id && file.lane > 0) removeLane(join(dirname(path), laneFileName(id, file.lane)));
+  }
+  removeLane(removed);
+  rmSync(`${path}-lock`, { force: true });
+}
+
+/** What lane 0 is called while its set is being removed. */
+export function removedPath(path: string): string {
+  return `${path}.removed`;
+}
+
+/** Removes what copies that were cut off left; one that is being made, which its flock shows, is left alone. */
+export function removeCutCopies(directory: string): void {
+  for (const name of readdirSync(directory)) {
+    const id = COPY_NAME.exec(name)?.[1];
+    if (id === undefined) continue;
+    const copy = join(directory, name);
+    const first = join(copy, laneFileName(id, 0));
+    const descriptor = existsSync(first) ? openSync(first, 'r') : undefined;
+    const isLive = descriptor !== undefined && !tryLock(descriptor, 'exclusive');
+    if (descriptor !== undefined) closeSync(descriptor);
+    if (!isLive) rmSync(copy, { recursive: true, force: true });
+  }
+}
+
+/** Where a set lies while it is being copied into the store that has this directory of sets. */
+export function copyDirectory(directory: string, id: string): string {
+  return join(directory, `${id}.copy`);
+}
+
 /**
  * Finishes the partial sets of a directory that are sealed, and removes those that are not.
  *
@@ -55,7 +113,8 @@ export async function settlePartials(directory: string, master?: MasterKey): Pro
   for (const { id, lane, partial } of files) {
     if (partial && lane === 0) await settle(join(directory, laneFileName(id, 0)), id, master);
   }
-  const known = new Set(files.filter(({ lane }) => lane === 0).map(({ id }) => id));
+  const firsts = files.filter(({ lane }) => lane === 0).map(({ id }) => id);
+  const known = new Set([...firsts, ...listRemoved(directory)]);
   await removeOrphans(directory, (id) => known.has(id));
 }
 

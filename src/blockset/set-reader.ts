@@ -14,6 +14,7 @@ import { assert, CorruptionError, present } from '../base/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import type { PackedFrame } from './frame-codec.ts';
 import { type FramePlan, LaneReader, type StoredTrack, type TrackPlace } from './lane-reader.ts';
+import { type Lease, takeLease } from './leases.ts';
 import type { MasterKey } from './master-key.ts';
 import { normalise, type Ordering, type StoredObject } from './ordering.ts';
 import {
@@ -29,6 +30,8 @@ import {
 export interface OpenSetOptions {
   /** The seal that the catalog names; another is corruption. */
   readonly seal?: string;
+  /** False under the store's exclusive lock, which keeps the set from being removed by itself. */
+  readonly lease?: boolean;
   /** Of the set's store, where that is encrypted. */
   readonly master?: MasterKey | undefined;
 }
@@ -46,15 +49,17 @@ export class SetReader {
   readonly zeroes: TrackSet;
   readonly trackCount: number;
   readonly #lanes: readonly LaneReader[];
+  readonly #lease: Lease | undefined;
 
   /**
-   * Opens a set that is complete.
+   * Opens a set that is complete, and keeps it from being removed until it is closed.
    *
    * @param path the file of lane 0.
    * @throws {CorruptionError} where a lane is missing, or a file, its metadata or its seal is damaged.
-   * @throws {StoreError} `newer-format`, `key-needed`, or `io` where it cannot be opened.
+   * @throws {StoreError} `removed`, `newer-format`, `key-needed`, or `io` where it cannot be opened.
    */
   static open(path: string, options: OpenSetOptions = {}): SetReader {
+    const lease = options.lease === false ? undefined : takeLease(path);
     const lanes: LaneReader[] = [];
     try {
       const { seal, sealed } = openFirst(path, options, lanes);
@@ -63,14 +68,15 @@ export class SetReader {
       for (let lane = 1; lane < sealed.length; lane += 1) {
         lanes.push(openOther(first, lane, sealed, options.master));
       }
-      return new SetReader(seal, lanes);
+      return new SetReader(seal, lanes, lease);
     } catch (error) {
       for (const lane of lanes) void lane.close();
+      lease?.release();
       throw error;
     }
   }
 
-  private constructor(seal: string, lanes: readonly LaneReader[]) {
+  private constructor(seal: string, lanes: readonly LaneReader[], lease: Lease | undefined) {
     const [first] = lanes;
     assert(first !== undefined, 'A set has a lane');
     this.path = first.path;
@@ -79,6 +85,7 @@ export class SetReader {
     this.seal = seal;
     this.trackCount = trackCountOf(this.header);
     this.#lanes = lanes;
+    this.#lease = lease;
     if (lanes.length !== this.header.lanes) {
       throw damaged(first.path, `its seal has ${lanes.length} lanes, its header ${this.header.lanes}`);
     }
@@ -217,9 +224,10 @@ export class SetReader {
     return lane.readArrival(arrival % LANE_ARRIVALS);
   }
 
-  /** Releases the files. */
+  /** Releases the files and the lease. */
   async close(): Promise<void> {
     for (const lane of this.#lanes) await lane.close();
+    this.#lease?.release();
   }
 }
 

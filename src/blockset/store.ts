@@ -7,10 +7,15 @@
  *     keys.json             of an encrypted store: what opens it (store-keys.ts)
  *     sets/<id>-<lane>.cbs          a lane of a complete set; further lanes may lie elsewhere
  *     sets/<id>-<lane>.cbs.partial  one that is being written, or was cut off
+ *     sets/<id>-0.cbs.removed       lane 0 of a set that is being removed, or whose removal was cut off (removal.ts)
+ *     sets/<id>.copy/       a set that is being copied here, or was cut off (copy-sets.ts)
+ *     removing              sets whose removal was begun
+ *     protected             sets that must not be removed (protection.ts)
+ *     ancestry              what removed points came after (ancestry.ts)
  *
  * Opening a store for writing puts in order what a crash left: a sealed partial set is finished, an unsealed
- * one removed, sets without a catalog entry are entered. A partial set whose writer lives, which its flock
- * shows, is left alone.
+ * one removed, a removal that was begun is ended, sets without a catalog entry are entered. A partial set whose
+ * writer lives, which its flock shows, is left alone.
  *
  * Calls work synchronously on LMDB and may hold the loop for long: stores belong into child processes, also
  * because a failing disk under a mapped file kills the process.
@@ -31,17 +36,38 @@ import {
   systemClock,
   systemCode,
 } from '../base/index.ts';
+import { openLmdb } from '../records/index.ts';
+import { type Ancestry, ancestryWithout, encodeAncestry, followedBy, readAncestry } from './ancestry.ts';
 import { type CatalogEntry, dropCatalog, readCatalog, updateCatalog } from './catalog.ts';
 import { ChainView } from './chain-view.ts';
 import { asStoreErrorsLater, StoreError } from './errors.ts';
+import { isLeased } from './leases.ts';
 import { chainOf, pointsOf, previousPoint, selectSet, type StoredPoint, type StoredSet } from './lineage.ts';
 import type { Compression } from './frame-codec.ts';
 import type { StoreKey } from './key-slots.ts';
 import { type LaneEnd, type LaneParts, LaneWriter } from './lane-writer.ts';
 import type { MasterKey } from './master-key.ts';
-import { type LaneFile, SetAssembly } from './set-assembly.ts';
-import { listSetFiles, removeOrphans, settlePartials } from './set-files.ts';
+import { encodeProtections, type Protection, protectionOf, readProtections } from './protection.ts';
 import {
+  decodeWish,
+  type RemovalOptions,
+  type RemovalResult,
+  type RemovalWish,
+  removeSets,
+  withObjections,
+} from './removal.ts';
+import { type LaneFile, renameLanes, SetAssembly } from './set-assembly.ts';
+import {
+  listRemoved,
+  listSetFiles,
+  removeCutCopies,
+  removeOrphans,
+  settlePartials,
+  unlinkRemoved,
+} from './set-files.ts';
+import {
+  DATABASES,
+  KEY_KEY,
   LANES_MAX,
   laneFileName,
   type SealedLane,
@@ -52,6 +78,7 @@ import {
 import { RawSetWriter } from './raw-set.ts';
 import { SetReader } from './set-reader.ts';
 import { SetWriter } from './set-writer.ts';
+import { dropStateFile, readStateFile, writeStateFile } from './state-file.ts';
 import {
   createKeys,
   KEYS_NAME,
@@ -62,6 +89,9 @@ import {
 } from './store-keys.ts';
 import { withStoreLock } from './store-lock.ts';
 import { readMarker, type StoreMarker, writeMarker } from './store-marker.ts';
+
+/** How often a chain is looked for anew because one of its sets went before it could be leased. */
+const CHAIN_ATTEMPTS = 4;
 
 export interface StoreOptions {
   /** Nothing is written, not even to put the store in order; works on a read-only file system. */
@@ -98,6 +128,9 @@ export interface NewSet {
   readonly codec: SetCodec;
   /** Of zstd, -7 (fast) to 19 (small); `LEVEL_DEFAULT` where left out. */
   readonly compressionLevel?: number;
+  /** For a set that stands for others and is no session's: their place in the lineage, and their time. */
+  readonly previous?: string | null;
+  readonly createdMs?: number;
 }
 
 /** How many lanes a set has, and where those are that do not lie in the store. */
@@ -190,6 +223,18 @@ export class Store {
     return join(this.path, 'catalog');
   }
 
+  get #protectedPath(): string {
+    return join(this.path, 'protected');
+  }
+
+  get #removingPath(): string {
+    return join(this.path, 'removing');
+  }
+
+  get #ancestryPath(): string {
+    return join(this.path, 'ancestry');
+  }
+
   #setPath(id: string): string {
     return join(this.path, 'sets', `${id}-0.cbs`);
   }
@@ -198,7 +243,9 @@ export class Store {
 
   /** Under the exclusive lock. */
   async #putInOrder(): Promise<void> {
+    await this.#finishRemovals();
     await settlePartials(join(this.path, 'sets'), this.#master);
+    removeCutCopies(join(this.path, 'sets'));
     const known = await readCatalog(this.#catalogPath, this.#master?.catalog);
     if (known === undefined) dropCatalog(this.#catalogPath);
     const missing = new Map<string, CatalogEntry>();
@@ -208,6 +255,25 @@ export class Store {
       if ('header' in read) missing.set(id, read);
     }
     if (known === undefined || missing.size > 0) await this.#catalogue(missing);
+    const wish = orElse(() => decodeWish(readStateFile(this.#removingPath)), undefined);
+    if (wish !== undefined) await this.#removeUnderLock(wish);
+  }
+
+  /** A set whose lane 0 has been renamed is gone; what is left of it goes now. */
+  async #finishRemovals(): Promise<void> {
+    const sets = join(this.path, 'sets');
+    const ids = listRemoved(sets);
+    if (ids.length === 0) return;
+    // The renames may have been seen in the page cache only.
+    await syncDirectory('set-directory', sets);
+    await this.#forget(ids);
+    for (const id of ids) await unlinkRemoved(this.#setPath(id), this.id, this.#master);
+  }
+
+  async #forget(ids: readonly string[]): Promise<void> {
+    const known = await readCatalog(this.#catalogPath, this.#master?.catalog);
+    const named = ids.filter((id) => known?.has(id) === true);
+    if (named.length > 0) await this.#catalogue(new Map(named.map((id) => [id, null])));
   }
 
   #completeSets(): string[] {
@@ -242,9 +308,7 @@ export class Store {
     wish: LaneWish,
     start: (parts: readonly LaneParts[]) => Promise<readonly Lane[]>,
   ): Promise<{ readonly assembly: SetAssembly; readonly lanes: readonly Lane[] }> {
-    if (this.#readOnly) {
-      throw new StoreError('read-only', `Store ${this.path} is open for reading only`, { path: this.path });
-    }
+    this.#assertWritable();
     assert(wish.count >= 1 && wish.count <= LANES_MAX, `A set of ${wish.count} lanes is asked for`);
     return await this.#locked('exclusive', async () => {
       const header = await this.#newHeader(wanted, wish.count);
@@ -284,8 +348,8 @@ export class Store {
       trackSizeBytes,
       codec,
       id: makeUlid(this.#clock.now()),
-      previous: previousPoint(sets, volumeId, base),
-      createdMs: this.#clock.now(),
+      previous: wanted.previous === undefined ? previousPoint(sets, volumeId, base) : wanted.previous,
+      createdMs: wanted.createdMs ?? this.#clock.now(),
       lanes,
     };
   }
@@ -338,8 +402,10 @@ export class Store {
   async #listUnderLock(): Promise<StoredSet[]> {
     const known =
       (await readCatalog(this.#catalogPath, this.#master?.catalog)) ?? new Map<string, CatalogEntry>();
+    const removed = new Set(listRemoved(join(this.path, 'sets')));
     const sets: StoredSet[] = [];
     for (const [id, entry] of known) {
+      if (removed.has(id)) continue;
       const path = this.#setPath(id);
       sets.push({ id, path, ...storedFiles(path, entry.lanes, id), ...entry });
     }
@@ -350,7 +416,18 @@ export class Store {
       if ('header' in read) sets.push({ id, path, ...storedFiles(path, read.lanes, id), ...read });
       else sets.push({ id, path, ...NOTHING_KNOWN, lanePaths: [path], ...read });
     }
-    return sets.sort((a, b) => (a.id < b.id ? -1 : 1));
+    return this.#annotated(sets.sort((a, b) => (a.id < b.id ? -1 : 1)));
+  }
+
+  /** With what the store knows of the sets beside them. A damaged record is seen where it counts: by `remove`. */
+  #annotated(sets: readonly StoredSet[]): StoredSet[] {
+    const ancestry = this.ancestry();
+    const protections = orElse(() => readProtections(this.#protectedPath), new Map());
+    return sets.map((set) => {
+      const protection = protectionOf(protections, set.id, this.#clock.now());
+      const follows = set.header === undefined ? [] : followedBy(set.header, ancestry);
+      return { ...set, follows, ...(protection === undefined ? {} : { protection }) };
+    });
   }
 
   /**
@@ -408,19 +485,191 @@ export class Store {
    * @throws {CorruptionError} where a set of the chain is damaged.
    */
   async chain(setId: string): Promise<ChainView> {
-    const readers: SetReader[] = [];
-    try {
-      for (const set of chainOf(await this.list(), setId)) readers.push(this.openSet(set));
-      return new ChainView(readers);
-    } catch (error) {
-      for (const reader of readers) await reader.close();
-      throw error;
+    for (let attempt = 1; ; attempt += 1) {
+      const readers: SetReader[] = [];
+      try {
+        for (const set of chainOf(await this.list(), setId)) readers.push(this.openSet(set));
+        return new ChainView(readers);
+      } catch (error) {
+        for (const reader of readers) await reader.close();
+        // A merge may have put another set in the place of one, between the list and the lease.
+        const isGone = error instanceof StoreError && error.code === 'removed';
+        if (!isGone || attempt === CHAIN_ATTEMPTS) throw error;
+      }
     }
+  }
+
+  // ---- looking after ----------------------------------------------------------------------------------
+
+  /**
+   * Removes what may be removed of the given sets, durably: what is protected, leased, or needed by a set that stays,
+   * stays too, and the result says so.
+   *
+   * @throws {StoreError} `read-only`, `locked`, `no-space` or `io`.
+   * @throws {CorruptionError} where the record of protected sets is damaged: nothing is removed then.
+   */
+  async remove(ids: readonly string[], options: RemovalOptions = {}): Promise<RemovalResult> {
+    return await this.#changing(async () => {
+      const { wish, refused } = withObjections(await this.#listUnderLock(), ids, options);
+      if (wish.ids.length > 1) await writeStateFile(this.#removingPath, { cowbellRemoving: 0, ...wish });
+      const result = await this.#removeUnderLock(wish);
+      return { removed: result.removed, refused: [...refused, ...result.refused] };
+    });
+  }
+
+  async #removeUnderLock(wish: RemovalWish): Promise<RemovalResult> {
+    const protections = readProtections(this.#protectedPath);
+    const sets = await this.#listUnderLock();
+    const result = await removeSets({
+      sets,
+      wish,
+      prepare: (going) => this.#writeAncestry(sets, going),
+      forget: (gone) => this.#forget(gone),
+      unlink: (path) => unlinkRemoved(path, this.id, this.#master),
+    });
+    const gone = result.removed.filter(({ id }) => protections.delete(id));
+    if (gone.length > 0) await writeStateFile(this.#protectedPath, encodeProtections(protections));
+    await dropStateFile(this.#removingPath);
+    return result;
+  }
+
+  /** Ids of the sets that somebody reads now; by the time of the answer that may have changed. */
+  async leasedSets(): Promise<Set<string>> {
+    return await this.#locked('shared', async () => {
+      const sets = await this.#listUnderLock();
+      return new Set(sets.filter(({ path }) => isLeased(path)).map(({ id }) => id));
+    });
+  }
+
+  /** What points that the store no longer holds came after. */
+  ancestry(): Ancestry {
+    return orElse(() => readAncestry(this.#ancestryPath), new Map());
+  }
+
+  /**
+   * Learns from another store what comes after what, for its own sets and for those it is about to get.
+   *
+   * @param arriving sets of the other store.
+   */
+  async learnLineage(other: Store, arriving: readonly StoredSet[]): Promise<void> {
+    const theirs = await other.list();
+    await this.#changing(async () => {
+      const own = await this.#listUnderLock();
+      const known = new Map([...other.ancestry(), ...this.ancestry()]);
+      const ancestry = ancestryWithout([...theirs, ...own], new Set([...own, ...arriving]), known);
+      if (ancestry.size > 0) await writeStateFile(this.#ancestryPath, encodeAncestry(ancestry));
+    });
+  }
+
+  /**
+   * Says whether sets of another store can be copied here as they are.
+   *
+   * @throws {StoreError} `wrong-key` where only one of the stores is encrypted.
+   */
+  assertCanTakeFrom(source: Store): void {
+    if ((source.#master === undefined) === (this.#master === undefined)) return;
+    const message = `Sets of store ${source.path} cannot be copied to ${this.path}: only one of them is encrypted`;
+    throw new StoreError('wrong-key', message, { path: this.path });
+  }
+
+  /**
+   * Makes a file that was copied from another encrypted store open with this one's key: its own key, which the seal
+   * leaves out, is wrapped anew. Nothing else of it changes.
+   */
+  async takeOverKey(source: Store, path: string): Promise<void> {
+    const theirs = source.#master;
+    const own = this.#master;
+    if (theirs === undefined || own === undefined) return;
+    const file = openLmdb(path, { bulk: true, ownLock: true });
+    try {
+      const header = file.database(DATABASES.header);
+      const record = present(header.get(KEY_KEY), 'A file of an encrypted store has a key');
+      const wrapped = own.wrapSetKey(theirs.openSetKey(record, path).secret);
+      file.transaction(() => header.put(KEY_KEY, Buffer.from(wrapped.record)));
+    } finally {
+      await file.close();
+    }
+  }
+
+  /** Opens a set that is not of the store yet, with the store's key; the caller closes it. */
+  openCopied(path: string, seal: string): SetReader {
+    return SetReader.open(path, { seal, lease: false, master: this.#master });
+  }
+
+  /**
+   * Takes in a set whose files lie, durable and verified, in a directory of this store's (copy-sets.ts). Afterwards it
+   * is complete and visible.
+   *
+   * @throws {StoreError} `no-space`, `io`, `locked` or `read-only`.
+   */
+  async adopt(id: string, directory: string): Promise<void> {
+    await this.#changing(async () => {
+      const read = await readEntry(join(directory, laneFileName(id, 0)), this.#master);
+      if (!('header' in read)) throw new CorruptionError(read.damage, { where: directory });
+      const files = read.lanes.map((_, lane) => ({
+        partialPath: join(directory, laneFileName(id, lane)),
+        path: join(this.path, 'sets', laneFileName(id, lane)),
+      }));
+      await renameLanes(files);
+      await this.#catalogue(new Map([[id, read]]));
+    });
+  }
+
+  async #writeAncestry(sets: readonly StoredSet[], going: ReadonlySet<StoredSet>): Promise<void> {
+    const known = this.ancestry();
+    const remaining = new Set(sets.filter((set) => !going.has(set)));
+    const ancestry = ancestryWithout(sets, remaining, known);
+    if (ancestry.size === 0 && known.size === 0) return;
+    await writeStateFile(this.#ancestryPath, encodeAncestry(ancestry));
+  }
+
+  /**
+   * Forbids the removal of a set until a time, or for ever (null); undefined allows it again. Durable when it returns.
+   * What was said before of the set no longer counts.
+   *
+   * @param setId a whole id, as `find` gives it.
+   */
+  async protect(setId: string, protection: Protection | undefined): Promise<void> {
+    await this.#changing(async () => {
+      const protections = readProtections(this.#protectedPath);
+      if (protection === undefined) protections.delete(setId);
+      else protections.set(setId, protection);
+      await writeStateFile(this.#protectedPath, encodeProtections(protections));
+    });
+  }
+
+  /** Makes the catalog anew from the sets; what it knew of sets whose files are missing is forgotten. */
+  async rebuildCatalog(): Promise<void> {
+    await this.#changing(async () => {
+      dropCatalog(this.#catalogPath);
+      await this.#putInOrder();
+    });
+  }
+
+  /** Under the exclusive lock, in a store that is open for writing. */
+  #changing<T>(body: () => Promise<T>): Promise<T> {
+    this.#assertWritable();
+    return this.#locked('exclusive', body);
+  }
+
+  #assertWritable(): void {
+    if (!this.#readOnly) return;
+    throw new StoreError('read-only', `Store ${this.path} is open for reading only`, { path: this.path });
   }
 }
 
 function compressionOf({ codec, compressionLevel: level }: NewSet): Compression {
   return codec === 'zstd' ? { codec, ...(level === undefined ? {} : { level }) } : { codec };
+}
+
+/** What `read` gives, or, where what it reads is damaged, the other. */
+function orElse<T>(read: () => T, other: T): T {
+  try {
+    return read();
+  } catch (error) {
+    if (error instanceof CorruptionError) return other;
+    throw error;
+  }
 }
 
 const NOTHING_KNOWN = { header: undefined, counters: undefined, seal: undefined, lengthBytes: 0 } as const;
@@ -461,7 +710,7 @@ async function readEntry(
   master: MasterKey | undefined,
 ): Promise<CatalogEntry | { damage: string }> {
   try {
-    const reader = SetReader.open(path, { master });
+    const reader = SetReader.open(path, { master, lease: false });
     const { header, counters, seal } = reader;
     const lanes = reader.laneFiles().map((lane) => ({ ...lane, lengthBytes: statSync(lane.path).size }));
     await reader.close();
