@@ -1,4 +1,5 @@
 export { ChainView, type ChainPlanEntry } from './chain-view.ts';
+export { type CopiedSet, type CopyOptions, copySets } from './copy-sets.ts';
 export { StoreError, type StoreErrorDetails } from './errors.ts';
 export type { KeySlot, StoreKey } from './key-slots.ts';
 export { chainOf, selectSet, type StoredPoint, type StoredSet } from './lineage.ts';
@@ -10,6 +11,12 @@ export {
   type PositionRow,
   type StoredObject,
 } from './ordering.ts';
+export { mergeChain, type MergeChainOptions, type MergedSet, type MergeOptions, mergeSets } from './merge.ts';
+export type { Protection } from './protection.ts';
+export { prune, type PruneOptions, type PruneResult } from './prune.ts';
+export type { PrunePlan } from './prune-plan.ts';
+export type { RefusedSet, RemovalOptions, RemovalResult } from './removal.ts';
+export { isEmptyPolicy, type RetentionPolicy } from './retention.ts';
 export { RAW_DATABASES, type RawDatabase, type RawRecord, RawSet, RawSetWriter } from './raw-set.ts';
 export { unpackFrame } from './frame-codec.ts';
 export { decodeCounters, decodeHeader, trackBytesOf, trackCountOf } from './set-format.ts';
@@ -30,4 +37,11 @@ export {
   type StoreOptions,
 } from './store.ts';
 export { StoreKeys } from './store-keys.ts';
-export { type VerifiedSet, verify } from './verify.ts';
+export {
+  type ByteRange,
+  type DamagedFrame,
+  type VerifiedSet,
+  verify,
+  type VerifyExtent,
+  type VerifyOptions,
+} from './verify.ts';
