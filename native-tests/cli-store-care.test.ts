@@ -38,7 +38,9 @@ t.test('protect, merge, prune, copy, verify', async (t) => {
     const writes = [`write -P ${index + 1} ${index}M 2M`, `write -z ${index * 2}M 64k`, 'flush'];
     await must('qemu-io', ['-f', 'raw', ...writes.flatMap((write) => ['-c', write]), uri]);
     await must('nbdcopy', [uri, at(`${index}.raw`)]);
-    const [set] = events(await mustCowbell(['--json', 'backup', '--store', store, at('vol')])).slice(-2);
+    const [set] = events(
+      await mustCowbell(['--json', 'backup', '--codec', 'none', '--store', store, at('vol')]),
+    ).slice(-2);
     ids.push(String(set?.['set']));
   }
   await server.stop();

@@ -34,8 +34,17 @@ export async function cutEverywhere(wanted: CutWork): Promise<number> {
   }
 }
 
-/** @returns the name of the event at which the power was cut, or undefined where the work ended before. */
-async function runUntil(wanted: CutWork, path: string, cutAt: number): Promise<string | undefined> {
+/**
+ * Runs the work on the store at a path, which is moved to `<path>-cut` by the cut.
+ *
+ * @param cutAt the number of the event, from 1.
+ * @returns the name of the event at which the power was cut, or undefined where the work ended before.
+ */
+export async function runUntil(
+  wanted: Pick<CutWork, 'work' | 'seed'>,
+  path: string,
+  cutAt: number,
+): Promise<string | undefined> {
   let events = 0;
   let cut: string | undefined;
   const disk: LossyDisk = new LossyDisk(path, {
