@@ -57,7 +57,7 @@ t.test('protect, merge, prune, copy, verify', async (t) => {
   t.equal((await cowbell(['store', 'protect', store, id(1)])).status, 2);
 
   const dry = events(await mustCowbell(['--json', 'store', 'prune', store, '--keep-last', '2', '--dry-run']));
-  t.equal((dry[0]?.['going'] as unknown[] | undefined)?.length, 3, 'between the protected and the kept ones');
+  t.equal([dry[0]?.['going']].flat().length, 3, 'between the protected and the kept ones');
   await mustCowbell(['store', 'prune', store, '--keep-last', '2']);
   t.equal((await cowbell(['store', 'prune', store])).status, 2, 'a policy that keeps nothing is refused');
   await isExact(store, 5, 'latest');
