@@ -21,7 +21,7 @@
  * because a failing disk under a mapped file kills the process.
  */
 
-import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import {
@@ -29,12 +29,10 @@ import {
   type Clock,
   CorruptionError,
   makeUlid,
-  messageOf,
   present,
   randomId,
   syncDirectory,
   systemClock,
-  systemCode,
 } from '../base/index.ts';
 import { openLmdb } from '../records/index.ts';
 import { type Ancestry, ancestryWithout, encodeAncestry, followedBy, readAncestry } from './ancestry.ts';
@@ -70,7 +68,6 @@ import {
   KEY_KEY,
   LANES_MAX,
   laneFileName,
-  type SealedLane,
   type SetCodec,
   type SetHeader,
   type SetLevel,
@@ -87,6 +84,7 @@ import {
   openKeptKeys,
   writeKeptKeys,
 } from './store-keys.ts';
+import { readEntry, storedSet, unreadableSet } from './stored-sets.ts';
 import { withStoreLock } from './store-lock.ts';
 import { readMarker, type StoreMarker, writeMarker } from './store-marker.ts';
 
@@ -407,14 +405,13 @@ export class Store {
     for (const [id, entry] of known) {
       if (removed.has(id)) continue;
       const path = this.#setPath(id);
-      sets.push({ id, path, ...storedFiles(path, entry.lanes, id), ...entry });
+      sets.push(storedSet(path, entry));
     }
     for (const id of this.#completeSets()) {
       if (known.has(id)) continue;
       const path = this.#setPath(id);
       const read = await readEntry(path, this.#master);
-      if ('header' in read) sets.push({ id, path, ...storedFiles(path, read.lanes, id), ...read });
-      else sets.push({ id, path, ...NOTHING_KNOWN, lanePaths: [path], ...read });
+      sets.push('header' in read ? storedSet(path, read) : unreadableSet(id, path, read.damage));
     }
     return this.#annotated(sets.sort((a, b) => (a.id < b.id ? -1 : 1)));
   }
@@ -668,60 +665,6 @@ function orElse<T>(read: () => T, other: T): T {
     return read();
   } catch (error) {
     if (error instanceof CorruptionError) return other;
-    throw error;
-  }
-}
-
-const NOTHING_KNOWN = { header: undefined, counters: undefined, seal: undefined, lengthBytes: 0 } as const;
-
-/** Where a set's lanes are, and what can be seen of their state without reading them. */
-function storedFiles(
-  path: string,
-  lanes: readonly SealedLane[],
-  id: string,
-): { lanePaths: string[]; lengthBytes: number; damage: string | undefined } {
-  const lanePaths = lanes.map(({ directory }, lane) => {
-    const beside = join(dirname(path), laneFileName(id, lane));
-    return directory === '' || existsSync(beside) ? beside : join(directory, laneFileName(id, lane));
-  });
-  const damages = lanes.map(({ lengthBytes }, lane) => {
-    const damage = visibleDamage(lanePaths[lane] ?? path, lengthBytes);
-    return damage === undefined || lane === 0 ? damage : `lane ${lane}: ${damage} (${lanePaths[lane]})`;
-  });
-  return {
-    lanePaths,
-    lengthBytes: lanes.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0),
-    damage: damages.find((damage) => damage !== undefined),
-  };
-}
-
-function visibleDamage(path: string, lengthBytes: number): string | undefined {
-  try {
-    const found = statSync(path).size;
-    return found === lengthBytes ? undefined : `its file has ${found} bytes, wanted ${lengthBytes}`;
-  } catch (error) {
-    return systemCode(error) === 'ENOENT' ? 'its file is missing' : messageOf(error);
-  }
-}
-
-/** Reads what the catalog should say of a set, from the set. */
-async function readEntry(
-  path: string,
-  master: MasterKey | undefined,
-): Promise<CatalogEntry | { damage: string }> {
-  try {
-    const reader = SetReader.open(path, { master, lease: false });
-    const { header, counters, seal } = reader;
-    const lanes = reader.laneFiles().map((lane) => ({ ...lane, lengthBytes: statSync(lane.path).size }));
-    await reader.close();
-    return {
-      header,
-      counters,
-      seal,
-      lanes: lanes.map(({ directory, lengthBytes }) => ({ directory, lengthBytes })),
-    };
-  } catch (error) {
-    if (error instanceof CorruptionError || error instanceof StoreError) return { damage: error.message };
     throw error;
   }
 }

@@ -13,7 +13,7 @@ export interface StyleOptions {
 
 const DEFAULT_CODEC = 'zstd';
 
-export function addStyleOptions<T>(command: Argv<T>): Argv<T & StyleOptions> {
+export function addStyleOptions<T>(command: Argv<T>) {
   return command
     .option('codec', {
       type: 'string',

@@ -8,20 +8,11 @@ import {
   type BackupParams,
   type Level,
   LEVELS,
-  ON_FULL,
-  type OnFull,
   reachVolumes,
 } from '../../daemon/index.ts';
-import {
-  absolutePath,
-  formatTimeMs,
-  readContainer,
-  readTimeMs,
-  readVolumeOrSnapshot,
-  several,
-  single,
-} from '../arguments.ts';
+import { absolutePath, readContainer, readVolumeOrSnapshot, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
+import { addContainerOptions, type ContainerOptions, readMaxWait } from '../container-options.ts';
 import { UsageError } from '../exit.ts';
 import { addFreezeOptions, type FreezeOptions, readFreezeHooks } from '../freeze-options.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
@@ -29,20 +20,16 @@ import type { Output } from '../output.ts';
 import { addStyleOptions, readStyle, type StyleOptions } from '../style-options.ts';
 import { workerPath } from '../worker-path.ts';
 
-interface Options extends GlobalOptions, FreezeOptions, KeyOptions, StyleOptions {
+interface Options extends GlobalOptions, FreezeOptions, KeyOptions, StyleOptions, ContainerOptions {
   readonly volume: readonly string[];
   readonly store: string;
   readonly level: Level;
   readonly fullEvery: string | undefined;
-  readonly container: readonly string[] | undefined;
-  readonly onFull: OnFull;
-  readonly maxWait: string | undefined;
   readonly notify: string | undefined;
   readonly dryRun: boolean | undefined;
 }
 
 const DEFAULT_LEVEL: Level = 'auto';
-const DEFAULT_ON_FULL: OnFull = 'wait';
 
 export const addBackup: AddCommand = (parser, run) =>
   parser.command(
@@ -50,7 +37,7 @@ export const addBackup: AddCommand = (parser, run) =>
     'Back volumes or their snapshots up into a store, all of one instant, served or not',
     (command) =>
       addFreezeOptions(
-        addStyleOptions(addKeyOptions(command))
+        addContainerOptions(addStyleOptions(addKeyOptions(command)))
           .positional('volume', {
             type: 'string',
             array: true,
@@ -74,23 +61,6 @@ export const addBackup: AddCommand = (parser, run) =>
             requiresArg: true,
             describe: `With level auto a full is taken when the chain has so many sets, ${LIMITS.chainSetCountDefault} unless told`,
           })
-          .option('container', {
-            type: 'string',
-            array: true,
-            requiresArg: true,
-            describe: 'memory:<size> or <path>:<size>: room for old content that clients overwrite meanwhile',
-          })
-          .option('on-full', {
-            choices: ON_FULL,
-            default: DEFAULT_ON_FULL,
-            describe:
-              'What a write does that needs room when there is none: wait for it, or cancel the backup',
-          })
-          .option('max-wait', {
-            type: 'string',
-            requiresArg: true,
-            describe: `With --on-full cancel, how long a write may wait first, such as 500ms, 30s or 2m; ${formatTimeMs(LIMITS.containerWaitMsDefault)} when left out`,
-          })
           .option('notify', {
             type: 'string',
             requiresArg: true,
@@ -103,8 +73,10 @@ export const addBackup: AddCommand = (parser, run) =>
           }),
       )
         .example('$0 backup --store /backup/store /srv/vol', '')
-        .example('$0 backup --store /backup/store /srv/data /srv/log', 'Both as they were at one instant')
-        .example('$0 backup --store /backup/store /srv/vol@monday', 'A snapshot')
+        .example(
+          '$0 backup --store /backup/store /srv/data /srv/log@monday',
+          'Both at once, of one a snapshot',
+        )
         .example(
           '$0 backup --store /backup/store /srv/vol --level full --container memory:64M --container /var/tmp:4G',
           'A full one, with room in a file when memory is full',
@@ -146,18 +118,6 @@ function readFullEvery(text: string | undefined): number | undefined {
   throw new UsageError(
     `--full-every is ${text}, wanted a whole number of sets from 1 to ${LIMITS.chainSetCountMax}`,
   );
-}
-
-/** Undefined where writes wait for as long as it takes. */
-function readMaxWait(options: Options): number | undefined {
-  const onFull = single('--on-full', options.onFull) ?? DEFAULT_ON_FULL;
-  const time = single('--max-wait', options.maxWait);
-  if (onFull === 'wait') {
-    if (time === undefined) return undefined;
-    throw new UsageError('--max-wait is given and writes wait, wanted --on-full cancel too');
-  }
-  const range = { min: LIMITS.containerWaitMsMin, max: LIMITS.containerWaitMsMax };
-  return time === undefined ? LIMITS.containerWaitMsDefault : readTimeMs('--max-wait', time, range);
 }
 
 /** `<volume>` or `<volume>@<snapshot>`; a directory that exists wins over the snapshot of another. */
