@@ -41,13 +41,15 @@ async function begin(t: Parameters<typeof makeTestVolume>[0], slots: number, wai
   const limit = waitMsMax === undefined ? {} : { waitMsMax };
   const receiver = await Receiver.begin(test.volume, slots, { consumer: 'a', ...limit });
   /** A write that has come as far as it can. */
-  const write = async (track: number): Promise<{ readonly isDone: () => boolean }> => {
+  const write = async (
+    track: number,
+  ): Promise<{ readonly isDone: () => boolean; readonly done: Promise<void> }> => {
     const state = { isDone: false };
-    void writeLabel(test.volume, track, `n${track}`).then(() => {
+    const done = writeLabel(test.volume, track, `n${track}`).then(() => {
       state.isDone = true;
     });
     await time.pass(0);
-    return { isDone: () => state.isDone };
+    return { isDone: () => state.isDone, done };
   };
   return { time, test, receiver, write };
 }
@@ -55,14 +57,15 @@ async function begin(t: Parameters<typeof makeTestVolume>[0], slots: number, wai
 for (const slots of [0, 1]) {
   t.test(`a write waits too long: the backup fails and the writes go on, ${slots} slots`, async (t) => {
     const { time, test, receiver, write } = await begin(t, slots, 500);
-    if (slots === 1) await write(3);
+    if (slots === 1) await (await write(3)).done;
     const first = await write(0);
     await time.pass(300);
     const second = await write(1);
     await time.pass(199);
     t.same([first.isDone(), second.isDone(), receiver.session.state], [false, false, 'running']);
     await time.pass(1);
-    t.same([first.isDone(), second.isDone(), receiver.session.state], [true, true, 'failed']);
+    await Promise.all([first.done, second.done]);
+    t.equal(receiver.session.state, 'failed');
     t.match(receiver.session.signal.reason, {
       code: 'container-full',
       message: /track 0 has waited 500 ms .* which is full; give it more areas/,
@@ -76,19 +79,22 @@ for (const slots of [0, 1]) {
 
 t.test('room in time ends the wait; the next one has its own', async (t) => {
   const { time, receiver, write } = await begin(t, 1, 500);
-  await write(0);
+  await (
+    await write(0)
+  ).done;
   const waiting = await write(1);
   await time.pass(400);
   await receiver.take(1);
   receiver.acknowledge();
   await time.pass(50);
-  t.ok(waiting.isDone());
+  await waiting.done;
   const next = await write(2);
   await time.pass(450);
   t.same([next.isDone(), receiver.session.state], [false, 'running']);
   await receiver.mainPass(2, 1);
   await time.pass(500);
-  t.same([next.isDone(), receiver.session.state, time.size], [true, 'running', 0]);
+  await next.done;
+  t.same([receiver.session.state, time.size], ['running', 0]);
 });
 
 t.test('a track that the lane is reading out of turn is waited for as well', async (t) => {
@@ -96,18 +102,21 @@ t.test('a track that the lane is reading out of turn is waited for as well', asy
   const waiting = await write(0);
   await receiver.take(1);
   await time.pass(500);
-  t.same([waiting.isDone(), receiver.session.state], [true, 'failed']);
+  await waiting.done;
+  t.equal(receiver.session.state, 'failed');
 });
 
 t.test('without a limit writes wait, and no timer runs', async (t) => {
   const { time, receiver, write } = await begin(t, 1);
-  await write(0);
+  await (
+    await write(0)
+  ).done;
   const waiting = await write(1);
   await time.pass(3_600_000);
   t.same([waiting.isDone(), receiver.session.state, time.size], [false, 'running', 0]);
   receiver.session.fail(new Error('enough'));
   await time.pass(0);
-  t.ok(waiting.isDone());
+  await waiting.done;
 });
 
 t.test('of two sessions only the one with a limit gives up; the write waits for the other', async (t) => {
@@ -119,5 +128,5 @@ t.test('of two sessions only the one with a limit gives up; the write waits for 
   t.same(await other.take(), [0]);
   other.acknowledge();
   await time.pass(0);
-  t.ok(waiting.isDone());
+  await waiting.done;
 });

@@ -201,6 +201,7 @@ t.test('a session ends in whatever way: what others need of its room stays, and 
     await first.session.whenEnded();
     t.notOk(isClosed, `${way}: the second still has to take it`);
     const more = [write(test, 1, 'n1'), write(test, 2, 'n2')];
+    await more[0]?.done;
     await settle();
     t.same(
       more.map((one) => one.isDone()),
