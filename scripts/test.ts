@@ -5,7 +5,8 @@
  *   unit tests                       src and scripts, two files at a time
  *   fuzz                             one minute of scripts/fuzz from a new seed, which it prints; one result
  *   simulator                        scripts/sim for seconds, from a fixed seed and from a new one; one result each
- *   native tests                     native-tests, one file at a time: they boot machines and measure nothing
+ *   native tests                     native-tests: those that measure by themselves; then those that boot machines,
+ *                                    one at a time, and beside them the others, one at a time
  *
  * Assertions are what is counted in tests (tap-tally.ts says how), so one number means one thing throughout.
  * A skip prints its reason. With files named as arguments, only the tests in those are run. The raw results
@@ -33,6 +34,8 @@ const SIMULATIONS: readonly (readonly string[])[] = [
 const NATIVE = 'native-tests/';
 const UNIT_OPTIONS = ['--jobs=2'];
 const NATIVE_OPTIONS = ['--jobs=1', '--timeout=600'];
+/** What they see of times or memory would be of the others, too. */
+const MEASURING = ['loop-stall', 'memory-bound', 'snapshot-load'];
 
 const total: Tally = { passed: 0, failed: 0, skipped: 0 };
 
@@ -113,6 +116,25 @@ async function runTests(files: readonly string[], options: readonly string[], lo
   return counts;
 }
 
+async function runNative(files: readonly string[]): Promise<Tally> {
+  const isMeasuring = (file: string): boolean =>
+    MEASURING.some((name) => file === `${NATIVE}${name}.test.ts`);
+  const isMachine = (file: string): boolean => file.startsWith(`${NATIVE}vm-`);
+  const run = async (name: string, belongs: (file: string) => boolean): Promise<Tally> => {
+    const own = files.filter(belongs);
+    if (own.length === 0) return { passed: 0, failed: 0, skipped: 0 };
+    return await runTests(own, NATIVE_OPTIONS, `.cache/native-tests-${name}.tap`);
+  };
+  const measuring = await run('measuring', isMeasuring);
+  const beside = await Promise.all([
+    run('machines', isMachine),
+    run('others', (file) => !isMeasuring(file) && !isMachine(file)),
+  ]);
+  const all = [measuring, ...beside];
+  const sum = (member: keyof Tally): number => all.reduce((count, tally) => count + tally[member], 0);
+  return { passed: sum('passed'), failed: sum('failed'), skipped: sum('skipped') };
+}
+
 async function main(): Promise<void> {
   const named = process.argv.slice(2).map((file) => relative(process.cwd(), file));
   const files = named.length > 0 ? named : ['src', 'scripts', 'native-tests'].flatMap(testFiles);
@@ -131,7 +153,7 @@ async function main(): Promise<void> {
     for (const args of SIMULATIONS) await stage('simulator', () => runCheck('scripts/sim', args));
   }
   if (native.length > 0) {
-    await stage('native tests', () => runTests(native, NATIVE_OPTIONS, '.cache/native-tests.tap'));
+    await stage('native tests', () => runNative(native));
   }
   console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
   process.exitCode = total.failed === 0 ? 0 : 1;

@@ -115,6 +115,6 @@ export function writeSetAt(path: string, header: SetHeader): SetWriter {
   });
   return new SetWriter(
     lane,
-    new SetAssembly({ header, lanes: [lane], files: [file], catalogue: async () => {} }),
+    new SetAssembly({ header, lanes: [lane], files: [file], publish: async (name) => void (await name()) }),
   );
 }

@@ -38,8 +38,11 @@ export interface SetAssemblyParts {
   readonly header: SetHeader;
   readonly lanes: readonly LaneEnd[];
   readonly files: readonly LaneFile[];
-  /** Makes the catalog name the set, durably. */
-  readonly catalogue: (set: SealedSet) => Promise<void>;
+  /**
+   * Runs `name`, which gives the sealed set's files their names, and makes the catalog name the set, durably; both
+   * under the store's lock, so that nobody who opens the store meets files that are let go and not named yet.
+   */
+  readonly publish: (name: () => Promise<SealedSet>) => Promise<void>;
 }
 
 export class SetAssembly {
@@ -97,7 +100,7 @@ export class SetAssembly {
   async seal(): Promise<SealedSet> {
     const record = this.#sealRecord;
     const counters = this.#counters;
-    const { lanes, files, header, catalogue } = this.#parts;
+    const { lanes, files, header, publish } = this.#parts;
     const [first] = lanes;
     const [firstFile] = files;
     assert(
@@ -105,17 +108,20 @@ export class SetAssembly {
       'A set is finished first',
     );
     assert(firstFile !== undefined, 'A set has a lane');
+    const { seal } = decodeSeal(record, firstFile.path);
+    let sealed: SealedSet | undefined;
     await asStoreErrorsLater(firstFile.partialPath, async () => {
       await first.seal(record);
-      for (const lane of lanes) await lane.release();
-      await renameLanes(files);
+      await publish(async () => {
+        for (const lane of lanes) await lane.release();
+        await renameLanes(files);
+        this.#state = 'sealed';
+        const sizes = files.map(({ path, directory }) => ({ directory, lengthBytes: statSync(path).size }));
+        sealed = { header, counters, seal, lanes: sizes };
+        return sealed;
+      });
     });
-    this.#state = 'sealed';
-    const { seal } = decodeSeal(record, firstFile.path);
-    const sealedLanes = files.map(({ path, directory }) => ({ directory, lengthBytes: statSync(path).size }));
-    const sealed = { header, counters, seal, lanes: sealedLanes };
-    await catalogue(sealed);
-    return sealed;
+    return present(sealed, 'A set that was published is sealed');
   }
 
   /** Removes what was written, if it was not sealed; afterwards, or after `seal`, a no-op. Never throws for a missing file. */

@@ -326,8 +326,8 @@ export class Store {
         header,
         lanes,
         files,
-        catalogue: (sealed) =>
-          this.#locked('exclusive', () => this.#catalogue(new Map([[header.id, sealed]]))),
+        publish: (name) =>
+          this.#locked('exclusive', async () => this.#catalogue(new Map([[header.id, await name()]]))),
       });
       return { assembly, lanes };
     });

@@ -81,9 +81,33 @@ t.test('progress for programs is bounded by time, first and last always told', (
     .split('\n')
     .map((line) => JSON.parse(line) as unknown);
   t.strictSame(
-    events,
-    [0, 20, 40, 60, 80, 100].map((tracksDone) => ({ event: 'progress', tracksDone })),
+    events.slice(0, -1),
+    [0, 20, 40, 60, 80].map((tracksDone) => ({ event: 'progress', tracksDone })),
   );
+  t.strictSame(
+    events.at(-1),
+    { event: 'progress', tracksDone: 100, secondsLeft: 0 },
+    'from a second on it is known how fast it goes',
+  );
+  t.end();
+});
+
+t.test('progress tells the rate, and the time that is left, from a second on', (t) => {
+  const { output, clock, complained } = makeOutput();
+  const at = (done: number): void =>
+    output.progress({ title: 'Copying', done, total: 1000, bytes: done * 1_048_576, event: {} });
+  at(0);
+  clock.advance(500);
+  at(100);
+  clock.advance(1500);
+  at(200);
+  clock.advance(8000);
+  at(300);
+  t.strictSame(complained().trim().split('\n'), [
+    'Copying: 10 %',
+    'Copying: 20 %, 100 MiB/s, 8 s left',
+    'Copying: 30 %, 30 MiB/s, 23 s left',
+  ]);
   t.end();
 });
 

@@ -30,6 +30,8 @@ export interface ProgressStep {
   readonly title: string;
   readonly done: number;
   readonly total: number;
+  /** Bytes so far, where a rate is to be shown. */
+  readonly bytes?: number;
   /** Members of the JSON event. */
   readonly event: Readonly<Record<string, unknown>>;
 }
@@ -44,6 +46,14 @@ export interface OutputOptions {
 
 /** A bar is redrawn, and a JSON progress event printed, no more often than this. */
 const PROGRESS_INTERVAL_MS = 200;
+/** From when on a rate says anything. */
+const PACE_AFTER_MS = 1000;
+
+/** How fast work goes, as far as that can be said. */
+interface Pace {
+  readonly bytesPerSecond?: number;
+  readonly secondsLeft?: number;
+}
 
 export class Output {
   readonly json: boolean;
@@ -51,6 +61,7 @@ export class Output {
   #bar: SingleBar | undefined;
   #progressTitle = '';
   #progressTenth = 0;
+  #progressBegan: { readonly atMs: number; readonly done: number; readonly bytes: number } | undefined;
   #progressShownMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: OutputOptions) {
@@ -73,11 +84,27 @@ export class Output {
     if (step.title !== this.#progressTitle) {
       this.endProgress();
       this.#progressTitle = step.title;
+      this.#progressBegan = { atMs: nowMs, done: step.done, bytes: step.bytes ?? 0 };
     } else if (this.json && !isDue && !isLast) return;
     this.#progressShownMs = nowMs;
-    if (this.json) this.#printJson({ event: 'progress', ...step.event });
-    else if (this.#options.stderr.isTTY === true) this.#drawBar(step);
-    else this.#printTenth(step);
+    const pace = this.#paceOf(step, nowMs);
+    if (this.json) this.#printJson({ event: 'progress', ...step.event, ...pace });
+    else if (this.#options.stderr.isTTY === true) this.#drawBar(step, textOf(pace));
+    else this.#printTenth(step, textOf(pace));
+  }
+
+  /** Since the work was first heard of; nothing in its first moments, which would foretell anything. */
+  #paceOf({ done, total, bytes }: ProgressStep, nowMs: number): Pace {
+    const began = this.#progressBegan;
+    if (began === undefined || nowMs - began.atMs < PACE_AFTER_MS) return {};
+    const seconds = (nowMs - began.atMs) / 1000;
+    const bytesPerSecond = bytes === undefined ? undefined : Math.round((bytes - began.bytes) / seconds);
+    const donePerSecond = (done - began.done) / seconds;
+    const secondsLeft = donePerSecond > 0 ? Math.round((total - done) / donePerSecond) : undefined;
+    return {
+      ...(bytesPerSecond === undefined ? {} : { bytesPerSecond }),
+      ...(secondsLeft === undefined || total < done ? {} : { secondsLeft }),
+    };
   }
 
   /** Takes the bar away, so that what follows starts on a line of its own. */
@@ -86,6 +113,7 @@ export class Output {
     this.#bar = undefined;
     this.#progressTitle = '';
     this.#progressTenth = 0;
+    this.#progressBegan = undefined;
     this.#progressShownMs = Number.NEGATIVE_INFINITY;
   }
 
@@ -120,28 +148,39 @@ export class Output {
     }
   }
 
-  #drawBar(step: ProgressStep): void {
+  #drawBar(step: ProgressStep, pace: string): void {
     if (this.#bar === undefined) {
       this.#bar = new SingleBar({
-        format: '{title} [{bar}] {percentage} % | {eta_formatted} left',
+        format: '{title} [{bar}] {percentage} %{pace}',
         stream: this.#options.stderr,
         hideCursor: true,
         clearOnComplete: true,
-        etaBuffer: 50,
       });
-      this.#bar.start(step.total, step.done, { title: step.title });
+      this.#bar.start(step.total, step.done, { title: step.title, pace });
       return;
     }
     this.#bar.setTotal(step.total);
-    this.#bar.update(step.done);
+    this.#bar.update(step.done, { pace });
   }
 
-  #printTenth(step: ProgressStep): void {
+  #printTenth(step: ProgressStep, pace: string): void {
     const tenth = step.total > 0 ? Math.floor((step.done / step.total) * 10) : 0;
     if (tenth <= this.#progressTenth) return;
     this.#progressTenth = tenth;
-    this.#options.stderr.write(`${step.title}: ${tenth * 10} %\n`);
+    this.#options.stderr.write(`${step.title}: ${tenth * 10} %${pace}\n`);
   }
+}
+
+function textOf({ bytesPerSecond, secondsLeft }: Pace): string {
+  const rate = bytesPerSecond === undefined ? '' : `, ${formatSize(bytesPerSecond)}/s`;
+  return secondsLeft === undefined ? rate : `${rate}, ${durationOf(secondsLeft)} left`;
+}
+
+/** `42 s`, `3 min 7 s`, `2 h 5 min`. */
+function durationOf(seconds: number): string {
+  if (seconds < 60) return `${seconds} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
+  return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
 }
 
 /** Rows under headings, columns aligned, for people. Numbers are given as text. */

@@ -206,6 +206,7 @@ function showProgress(output: Output, volumes: readonly string[], progress: Savi
     title: `Backing up ${volume}`,
     done: progress.tracksDone,
     total: progress.tracksTotal,
+    bytes: progress.bytesRead,
     event: { volume, ...progress },
   });
 }

@@ -134,7 +134,13 @@ function restoreFrom(
     signal,
     onProgress: (progress: RestoreProgress) => {
       const { bytesWritten: done, bytesTotal: total } = progress;
-      output.progress({ title: `Restoring ${volumeName}`, done, total, event: { set, ...progress } });
+      output.progress({
+        title: `Restoring ${volumeName}`,
+        done,
+        total,
+        bytes: done,
+        event: { set, ...progress },
+      });
     },
     ...(to.layout === undefined ? {} : { layout: to.layout }),
   };

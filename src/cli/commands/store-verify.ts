@@ -59,7 +59,13 @@ async function verifySets(context: CommandContext, options: VerifyOptions): Prom
   const onProgress = (bytes: number): void => {
     signal.throwIfAborted();
     done += bytes;
-    output.progress({ title: `Verifying ${store.path}`, done, total, event: { bytesChecked: done } });
+    output.progress({
+      title: `Verifying ${store.path}`,
+      done,
+      total,
+      bytes: done,
+      event: { bytesChecked: done },
+    });
   };
   const selection = options.set === undefined ? {} : { selector: options.set };
   for await (const verified of verify(store, { ...selection, extent, resume: options.resume, onProgress })) {

@@ -14,6 +14,7 @@ import { addCopy, addRebuildCatalog } from './store-copy.ts';
 import { addStoreKey } from './store-key.ts';
 import { addList, addShow } from './store-list.ts';
 import { addStoreMedia } from './store-media.ts';
+import { addLog } from './store-log.ts';
 import { addMerge } from './store-merge.ts';
 import { addProtect } from './store-protect.ts';
 import { addPrune } from './store-prune.ts';
@@ -27,6 +28,7 @@ const COMMANDS = [
   addInit,
   addList,
   addShow,
+  addLog,
   addVerify,
   addMerge,
   addPrune,
