@@ -65,6 +65,30 @@ t.test('a set taken over in any order is the same set', async (t) => {
   }
 });
 
+t.test('lane 0 is there first, so that no crash takes a lane for one without a set', async (t) => {
+  withoutSyncs(t);
+  const directory = scratch(t);
+  const { id, records } = await threeLanes(directory);
+  const to = await Store.init(join(directory, 'to'));
+  const writer = to.takeSet(id);
+  writer.put(
+    present(
+      records.find(({ lane }) => lane === 2),
+      'A record of lane 2',
+    ),
+  );
+  const files = readdirSync(join(to.path, 'sets')).filter((name) => name.endsWith('.partial'));
+  t.same(files.sort(), [`${id}-0.cbs.partial`, `${id}-2.cbs.partial`]);
+  await Store.open(to.path);
+  t.same(
+    readdirSync(join(to.path, 'sets'))
+      .filter((name) => name.endsWith('.partial'))
+      .sort(),
+    files,
+  );
+  await writer.abort();
+});
+
 t.test('what is not the set that was sealed is refused', async (t) => {
   withoutSyncs(t);
   const directory = scratch(t);

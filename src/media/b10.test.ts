@@ -185,7 +185,7 @@ t.test('the end of a medium that says so by itself ends it as a given size does'
   withoutSyncs(t);
   const directory = scratch(t);
   const { store, id } = await longSet(join(directory, 'from'));
-  for (const blockBytes of [1, 512, 10_000]) {
+  for (const blockBytes of [1, 512, 10_000, 20_000]) {
     const media = new MemoryMedia();
     const steps: SessionStep[] = [];
     const { catalog } = await exportAll(store, media, {

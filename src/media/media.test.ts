@@ -13,6 +13,7 @@ import t from 'tap';
 import { CorruptionError, present } from '../base/index.ts';
 import { Store } from '../blockset/index.ts';
 import { importMedia, incompleteError } from './import.ts';
+import { checksum, CHECKSUM_BYTES } from '../records/index.ts';
 import { MediaChain } from './media-chain.ts';
 import {
   bytesInput,
@@ -29,6 +30,7 @@ import {
   type Tracks,
   withoutSyncs,
 } from './media.fixture.ts';
+import { RECORD_HEAD_BYTES, recordRestBytes } from './piece-codec.ts';
 
 /** The volume at a set's point, read from media; undefined tracks are left as they were. */
 async function volumeFrom(chain: MediaChain): Promise<{ bytes: Buffer; error: unknown; given: number[] }> {
@@ -92,16 +94,16 @@ t.test('any chain comes back from its media, in any order, into a store and with
       fc.integer({ min: 50_000, max: 200_000 }),
       fc.integer({ min: 1, max: 40_000 }),
       fc.infiniteStream(fc.nat()),
-      fc.boolean(),
-      async (plans, mediumBytes, pieceBytes, randoms, isPhysical) => {
+      fc.constantFrom(undefined, 512, 20_000),
+      async (plans, mediumBytes, pieceBytes, randoms, blockBytes) => {
         caseNumber += 1;
         const store = await Store.init(join(directory, `${caseNumber}-from`));
         const ids = await saveChain(store, plans);
         const media = new MemoryMedia();
         await exportAll(store, media, {
           threshold: { bytes: pieceBytes },
-          ...(isPhysical
-            ? { openOutput: media.output({ capacityBytes: mediumBytes, blockBytes: 512 }) }
+          ...(blockBytes !== undefined
+            ? { openOutput: media.output({ capacityBytes: mediumBytes, blockBytes }) }
             : { mediumSizeBytes: mediumBytes }),
         });
         const order = media.media
@@ -187,6 +189,31 @@ t.test('what is cut off or flipped is found, and everything else is given', asyn
     ),
     { numRuns: 40, endOnFailure: true },
   );
+});
+
+t.test('a track that does not agree with its hash is not handed out', async (t) => {
+  withoutSyncs(t);
+  const store = await Store.init(join(scratch(t), 'from'));
+  const tracks: Tracks = [4, 5].map((track) => [track, labelled(`t${track}`)]);
+  await saveSet(store, {}, tracks, { perFrame: 1 });
+  const media = new MemoryMedia();
+  await exportAll(store, media);
+  const medium = Buffer.from(present(media.media[0], 'A medium'));
+  const { offsetBytes, content } = present(
+    entriesOf(medium).find(({ kind }) => kind === 'frames'),
+    'A piece',
+  );
+  // The record itself is sound: its checksum is made anew.
+  const start = offsetBytes + 512 + 12 + content.readUInt32BE(8);
+  const head = medium.subarray(start, start + RECORD_HEAD_BYTES);
+  const end = start + RECORD_HEAD_BYTES + present(recordRestBytes(head), 'A record');
+  medium[end - CHECKSUM_BYTES - 1] = 0;
+  checksum(medium.subarray(start, end - CHECKSUM_BYTES)).copy(medium, end - CHECKSUM_BYTES);
+  media.media[0] = medium;
+  const chain = await MediaChain.open('latest', { clock, openInput: media.input() });
+  const { given, error } = await volumeFrom(chain);
+  t.same(given, [4], 'the last to arrive is the first of its piece');
+  t.match(error, { name: 'CorruptionError', place: { tracks: [5] } });
 });
 
 t.test('media of another writing, media read before and other files are refused by name', async (t) => {
