@@ -218,6 +218,12 @@ t.test('a medium that cannot hold its headers and one record is refused', async 
   const { store } = await longSet(join(scratch(t), 'from'));
   const small = exportAll(store, new MemoryMedia(), { mediumSizeBytes: 12_000 });
   await t.rejects(small, { code: 'medium-too-small' });
+  const held = new MemoryMedia();
+  const holding = exportAll(store, held, {
+    threshold: THRESHOLD,
+    openOutput: held.output({ capacityBytes: 20_000, blockBytes: 16_000 }),
+  });
+  await t.rejects(holding, { code: 'medium-too-small' }, 'a medium that keeps no piece ends the writing');
   const media = new MemoryMedia();
   const full = exportAll(store, media, { openOutput: media.output({ capacityBytes: 2_000 }) });
   await t.rejects(full, { code: 'medium-too-small' });

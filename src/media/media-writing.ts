@@ -205,6 +205,10 @@ export class MediaWriting {
   }
 
   async #closeCut(writer: MediumWriter, output: MediumOutput): Promise<readonly PieceItem[]> {
+    // Without one piece that stays there would be no progress from medium to medium.
+    if (writer.lostPieces.length === writer.pieceCount) {
+      throw mediumTooSmall(output.place, output.takenBytes, writer.writtenBytes);
+    }
     writer.cut();
     await output.abandon();
     const lost = writer.lostPieces.map((piece) =>

@@ -91,7 +91,7 @@ t.test('any chain comes back from its media, in any order, into a store and with
   await fc.assert(
     fc.asyncProperty(
       fc.array(setPlan, { minLength: 1, maxLength: 4 }),
-      fc.integer({ min: 50_000, max: 200_000 }),
+      fc.integer({ min: 100_000, max: 200_000 }),
       fc.integer({ min: 1, max: 40_000 }),
       fc.infiniteStream(fc.nat()),
       fc.constantFrom(undefined, 512, 20_000),
