@@ -6,7 +6,7 @@
  */
 
 import { type ChildProcess, fork } from 'node:child_process';
-import { assert, deferred, type Deferred, unreachable } from '../base/index.ts';
+import { assert, deferred, type Deferred, toWireError, unreachable } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
 import type { SessionStep } from '../media/index.ts';
 import {
@@ -27,7 +27,6 @@ import {
   isChildMessage,
   type Level,
   type SetOutcome,
-  toWireError,
   type WriteStyle,
 } from './messages.ts';
 import { fromWireError } from './remote-source.ts';

@@ -1,12 +1,10 @@
 /**
  * What a session's main thread and the threads of its lanes say to each other: calls of a `LaneWorker`, and their
- * answers. A lane takes its calls in order; answers carry the call's number.
+ * answers. A lane takes its calls in order.
  */
 
-import { CorruptionError } from '../base/index.ts';
 import type { LaneCounts, LaneParts, SetCounters } from '../blockset/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
-import type { WireError } from './messages.ts';
 
 /** What a lane's thread is started with. */
 export interface LaneThreadData {
@@ -53,20 +51,5 @@ export interface WireHeld {
 export type LaneCallName = keyof LaneCalls;
 
 export type LaneCall = {
-  [Name in LaneCallName]: {
-    readonly id: number;
-    readonly name: Name;
-    readonly takes: LaneCalls[Name]['takes'];
-  };
+  [Name in LaneCallName]: { readonly name: Name; readonly takes: LaneCalls[Name]['takes'] };
 }[LaneCallName];
-
-/** The answer with id 0 says that the lane has begun, or why not. */
-export type LaneAnswer =
-  | { readonly id: number; readonly gives: LaneCalls[LaneCallName]['gives'] }
-  | { readonly id: number; readonly error: WireError };
-
-/** An error of a lane's thread as an error here, its code kept. */
-export function fromLaneError(error: WireError): Error {
-  if (error.corruption !== undefined) return new CorruptionError(error.message, error.corruption);
-  return Object.assign(new Error(error.message), error.code === undefined ? {} : { code: error.code });
-}

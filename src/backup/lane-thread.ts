@@ -5,56 +5,29 @@
  * session: every call that waits, and every later one, is refused.
  */
 
-import { once } from 'node:events';
 import { type MessagePort, Worker } from 'node:worker_threads';
-import { allFinished, assert, deferred, type Deferred, unreachable } from '../base/index.ts';
+import { allFinished, answerCalls, assert, ThreadCalls, unreachable } from '../base/index.ts';
 import type { LaneCounts, LaneParts, SetCounters } from '../blockset/index.ts';
-import { openFileDevice } from '../device/index.ts';
+import { type BlockDevice, openFileDevice } from '../device/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
-import {
-  fromLaneError,
-  type LaneAnswer,
-  type LaneCall,
-  type LaneCallName,
-  type LaneCalls,
-  type LaneThreadData,
-  type WireHeld,
-} from './lane-messages.ts';
+import type { LaneCall, LaneCallName, LaneCalls, LaneThreadData, WireHeld } from './lane-messages.ts';
 import { type HeldTracks, type LaneWorker, LocalLane } from './lane-worker.ts';
-import { toWireError } from './messages.ts';
 import type { HomeReader } from './source.ts';
 
 /** The thread's program: serves one lane until it was released or aborted. */
-export async function runLaneThread(port: MessagePort, data: LaneThreadData): Promise<void> {
-  const home =
-    data.homePath === undefined
-      ? undefined
-      : await openFileDevice({ path: data.homePath, readOnly: true, syncName: 'home' });
-  const begun = deferred<LocalLane>();
-  begun.promise.catch(() => undefined);
-  const send = (answer: LaneAnswer): void => port.postMessage(answer);
-  try {
-    begun.resolve(new LocalLane(data.parts, home ?? NO_HOME));
-    send({ id: 0, gives: undefined });
-  } catch (error) {
-    send({ id: 0, error: toWireError(error) });
-    begun.reject(error);
-  }
-  await new Promise<void>((resolve) => {
-    port.on('message', (call: LaneCall) => {
-      void begun.promise
-        .then((lane) => perform(lane, call))
-        .then(
-          (gives) => send({ id: call.id, gives }),
-          (error: unknown) => send({ id: call.id, error: toWireError(error) }),
-        )
-        .finally(() => {
-          if (call.name === 'release' || call.name === 'abort') resolve();
-        });
-    });
+export async function runLaneThread(port: MessagePort, { parts, homePath }: LaneThreadData): Promise<void> {
+  let home: BlockDevice | undefined;
+  await answerCalls(port, async () => {
+    if (homePath !== undefined) {
+      home = await openFileDevice({ path: homePath, readOnly: true, syncName: 'home' });
+    }
+    const lane = new LocalLane(parts, home ?? NO_HOME);
+    return async (call: LaneCall) => {
+      const gives = await perform(lane, call);
+      return { gives, isLast: call.name === 'release' || call.name === 'abort' };
+    };
   });
   await home?.close();
-  port.close();
 }
 
 const NO_HOME: HomeReader = {
@@ -97,16 +70,10 @@ async function ignoring(work: Promise<void>): Promise<undefined> {
 }
 
 export class ThreadLane implements LaneWorker {
-  readonly #worker: Worker;
-  readonly #waiting = new Map<number, Deferred<unknown>>();
-  #lastId = 0;
-  #death: Error | undefined;
+  readonly #calls: ThreadCalls;
 
   private constructor(worker: Worker) {
-    this.#worker = worker;
-    worker.on('message', (answer: LaneAnswer) => this.#settle(answer));
-    worker.on('error', (error) => this.#die(error));
-    worker.on('exit', () => this.#die(new Error('A lane of the backup has ended before its set')));
+    this.#calls = new ThreadCalls(worker, 'A lane of the backup');
   }
 
   /**
@@ -126,7 +93,7 @@ export class ThreadLane implements LaneWorker {
           const workerData: LaneThreadData = { parts: part, homePath };
           const lane = new ThreadLane(new Worker(program, { workerData }));
           lanes.push(lane);
-          return lane.#expect(0);
+          return lane.#calls.ready;
         }),
       );
       return lanes;
@@ -174,17 +141,13 @@ export class ThreadLane implements LaneWorker {
 
   async release(): Promise<void> {
     await this.#call('release', undefined);
-    await this.#ended();
+    await this.#calls.ended();
   }
 
   async abort(): Promise<void> {
-    if (this.#death !== undefined) return;
+    if (this.#calls.isDead) return;
     await this.#call('abort', undefined).catch(() => undefined);
-    await this.#ended();
-  }
-
-  async #ended(): Promise<void> {
-    if (this.#death === undefined) await once(this.#worker, 'exit');
+    await this.#calls.ended();
   }
 
   #call<Name extends LaneCallName>(
@@ -192,31 +155,7 @@ export class ThreadLane implements LaneWorker {
     takes: LaneCalls[Name]['takes'],
   ): Promise<LaneCalls[Name]['gives']>;
   #call(name: LaneCallName, takes: unknown): Promise<unknown> {
-    if (this.#death !== undefined) return Promise.reject(this.#death);
-    this.#lastId += 1;
-    const answer = this.#expect(this.#lastId);
-    this.#worker.postMessage({ id: this.#lastId, name, takes });
-    return answer;
-  }
-
-  #expect(id: number): Promise<unknown> {
-    const waiting = deferred<unknown>();
-    this.#waiting.set(id, waiting);
-    return waiting.promise;
-  }
-
-  #settle(answer: LaneAnswer): void {
-    const waiting = this.#waiting.get(answer.id);
-    assert(waiting !== undefined, `Answer ${answer.id} of a lane was not asked for`);
-    this.#waiting.delete(answer.id);
-    if ('error' in answer) waiting.reject(fromLaneError(answer.error));
-    else waiting.resolve(answer.gives);
-  }
-
-  #die(error: Error): void {
-    this.#death ??= error;
-    for (const waiting of this.#waiting.values()) waiting.reject(error);
-    this.#waiting.clear();
+    return this.#calls.call({ name, takes });
   }
 }
 

@@ -9,7 +9,7 @@
  * end of the session on both sides.
  */
 
-import { CorruptionError, type CorruptionPlace, messageOf, systemCode } from '../base/index.ts';
+import type { WireError } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
 import type { DeviceExtent } from '../device/index.ts';
 import type { SessionStep } from '../media/index.ts';
@@ -132,20 +132,4 @@ export function isChildMessage(value: unknown): value is ChildMessage {
 
 export function isHostMessage(value: unknown): value is HostMessage {
   return isChildMessage(value);
-}
-
-/** An error as it travels: enough to keep its kind, code and message. */
-export interface WireError {
-  readonly message: string;
-  readonly code: string | undefined;
-  /** Set for corruption: exit status 3 must survive the way. */
-  readonly corruption: CorruptionPlace | undefined;
-}
-
-export function toWireError(error: unknown): WireError {
-  return {
-    message: messageOf(error),
-    code: systemCode(error),
-    corruption: error instanceof CorruptionError ? error.place : undefined,
-  };
 }

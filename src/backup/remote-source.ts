@@ -1,6 +1,6 @@
 /** The child's end of a session: each call goes through the channel to the serving process and back. */
 
-import { assert, CorruptionError, deferred, type Deferred } from '../base/index.ts';
+import { assert, CorruptionError, deferred, type Deferred, type WireError } from '../base/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import type { DivertedTrack, SessionPlan } from '../volume/index.ts';
@@ -11,7 +11,6 @@ import {
   type ChildMessage,
   isChildMessage,
   type ReplyMessage,
-  type WireError,
 } from './messages.ts';
 import type { BeginRequest, HomeReader, SessionSource, SourceVolume } from './source.ts';
 

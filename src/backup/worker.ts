@@ -4,18 +4,12 @@
  */
 
 import { setTimeout as delay } from 'node:timers/promises';
-import { systemClock } from '../base/index.ts';
+import { systemClock, toWireError } from '../base/index.ts';
 import { Store } from '../blockset/index.ts';
 import { type BlockDevice, openFileDevice } from '../device/index.ts';
 import { backUp } from './backup.ts';
 import { baseCandidates } from './candidates.ts';
-import {
-  type ChildMessage,
-  isHostMessage,
-  type StartMessage,
-  toWireError,
-  type WriteStyle,
-} from './messages.ts';
+import { type ChildMessage, isHostMessage, type StartMessage, type WriteStyle } from './messages.ts';
 import { LaneThreads } from './lane-threads.ts';
 import { RateLimit } from './rate-limit.ts';
 import { RemoteSource } from './remote-source.ts';

@@ -58,3 +58,5 @@ export {
   syncPath,
 } from './sync.ts';
 export { formatSize, GIB, isPowerOfTwo, KIB, type MaybePromise, MIB, parseSize, roundUp } from './units.ts';
+export { answerCalls, type Perform, ThreadCalls } from './thread-calls.ts';
+export { errorFromWire, toWireError, type WireError } from './wire-error.ts';
