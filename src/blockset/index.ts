@@ -1,3 +1,4 @@
+export { isChainThreadData, runChainThread, ThreadedChain } from './chain-threads.ts';
 export { ChainView, type ChainPlanEntry } from './chain-view.ts';
 export { type CopiedSet, type CopyOptions, copySets } from './copy-sets.ts';
 export { StoreError, type StoreErrorDetails } from './errors.ts';

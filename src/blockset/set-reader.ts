@@ -134,11 +134,21 @@ export class SetReader {
   }
 
   /**
-   * Where the given tracks are stored: each once, lane by lane, frame by frame in the order of arrival. Tracks
-   * without content are left out. See `LaneReader.readPlan`.
+   * Where the given tracks are stored: each once, in each lane frame by frame in the order of arrival, the lanes
+   * in turn. Tracks without content are left out. See `LaneReader.readPlan`.
    */
   *readPlan(tracks: TrackSet): Generator<FramePlan> {
-    for (const lane of this.#lanes) yield* lane.readPlan(tracks.intersection(lane.present));
+    let plans = this.#lanes.map((lane) => lane.readPlan(tracks.intersection(lane.present)));
+    while (plans.length > 0) {
+      const going: typeof plans = [];
+      for (const plan of plans) {
+        const next = plan.next();
+        if (next.done === true) continue;
+        yield next.value;
+        going.push(plan);
+      }
+      plans = going;
+    }
   }
 
   /**

@@ -11,6 +11,10 @@ export function lanePath(): string {
   return pathOf('lane-worker');
 }
 
+export function chainReaderPath(): string {
+  return pathOf('chain-reader');
+}
+
 export function supervisorPath(): string {
   return pathOf('attach-supervisor');
 }

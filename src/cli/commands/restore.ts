@@ -1,8 +1,8 @@
 /** `cowbell restore`: what a set holds, through its chain, onto other devices. */
 
 import { statSync } from 'node:fs';
-import { formatSize } from '../../base/index.ts';
-import { type ChainView, Store } from '../../blockset/index.ts';
+import { formatSize, LIMITS } from '../../base/index.ts';
+import { type ChainView, Store, ThreadedChain } from '../../blockset/index.ts';
 import { createDeviceRegistry } from '../../daemon/index.ts';
 import { MediaChain } from '../../media/index.ts';
 import {
@@ -20,6 +20,7 @@ import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import { addMediaOptions, failureTeller, inputsAt, type MediaOptions, STANDARD } from '../media-places.ts';
+import { chainReaderPath } from '../worker-path.ts';
 
 interface Options extends GlobalOptions, KeyOptions, MediaOptions {
   readonly store: string;
@@ -88,12 +89,10 @@ async function restoreSet(context: CommandContext, options: Options): Promise<vo
   }
 }
 
+type Source = ChainView | ThreadedChain | MediaChain;
+
 /** A store is a directory; anything else that is there, or is loaded, is a medium. */
-async function openSource(
-  context: CommandContext,
-  path: string,
-  options: Options,
-): Promise<ChainView | MediaChain> {
+async function openSource(context: CommandContext, path: string, options: Options): Promise<Source> {
   if (options.store === STANDARD || options.load !== undefined || isMedium(path)) {
     const first = options.store === STANDARD ? STANDARD : path;
     const further = several(options.medium).map((place) =>
@@ -106,8 +105,12 @@ async function openSource(
       onFailure: failureTeller(context, options, { action: 'restore', label: first, store: undefined }),
     });
   }
-  const store = await Store.open(path, { readOnly: true, ...(await storeKey(context, path, options)) });
-  return await store.chain((await store.find(options.set)).id);
+  const key = await storeKey(context, path, options);
+  const store = await Store.open(path, { readOnly: true, ...key });
+  const chain = await store.chain((await store.find(options.set)).id);
+  // Threads take a moment to start, which little is restored in.
+  if (chain.tracks().size * chain.trackSizeBytes < LIMITS.laneBytesMin) return chain;
+  return await ThreadedChain.start(chain, { program: chainReaderPath(), storePath: path, ...key });
 }
 
 function isMedium(path: string): boolean {
@@ -119,7 +122,7 @@ function isMedium(path: string): boolean {
 }
 
 function restoreFrom(
-  source: ChainView | MediaChain,
+  source: Source,
   context: CommandContext,
   to: { readonly requests: readonly TargetRequest[]; readonly layout: TargetLayout | undefined },
 ): Promise<RestoreResult> {
@@ -145,6 +148,7 @@ function restoreFrom(
     ...(to.layout === undefined ? {} : { layout: to.layout }),
   };
   if (source instanceof MediaChain) return restore(source, to.requests, options);
+  if (source instanceof ThreadedChain) return restore(source, to.requests, options);
   return restore(source, to.requests, options);
 }
 
