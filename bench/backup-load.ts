@@ -107,14 +107,15 @@ export class QemuServer implements LoadServer {
     this.#clear();
     this.#sizeBytes = sizeBytes;
     const [nbd, qmp] = [this.#path('nbd'), this.#path('qmp')];
-    this.#server = new Running('qemu-storage-daemon', [
-      ...['--blockdev', `driver=file,node-name=file,filename=${file}`],
-      ...['--blockdev', 'driver=raw,node-name=disk,file=file'],
-      ...['--nbd-server', `addr.type=unix,addr.path=${nbd}`],
-      ...['--export', 'type=nbd,id=export,node-name=disk,name=disk,writable=on'],
-      ...['--chardev', `socket,id=qmp,path=${qmp},server=on,wait=off`],
-      ...['--monitor', 'chardev=qmp'],
-    ]);
+    const words = [
+      ['--blockdev', `driver=file,node-name=file,filename=${file}`],
+      ['--blockdev', 'driver=raw,node-name=disk,file=file'],
+      ['--nbd-server', `addr.type=unix,addr.path=${nbd}`],
+      ['--export', 'type=nbd,id=export,node-name=disk,name=disk,writable=on'],
+      ['--chardev', `socket,id=qmp,path=${qmp},server=on,wait=off`],
+      ['--monitor', 'chardev=qmp'],
+    ];
+    this.#server = new Running('qemu-storage-daemon', words.flat());
     while (!existsSync(qmp) || !existsSync(nbd)) {
       if (this.#server.ended !== undefined)
         throw new Error(`qemu-storage-daemon ended: ${this.#server.stderr}`);
@@ -167,7 +168,7 @@ class Monitor {
     createInterface({ input: socket }).on('line', (line) => {
       const message: unknown = JSON.parse(line);
       if (typeof message !== 'object' || message === null) return;
-      for (const listener of [...this.#listeners]) listener({ ...message });
+      for (const listener of this.#listeners) listener({ ...message });
     });
   }
 

@@ -140,17 +140,13 @@ class Converter implements Saver {
 /** With the cache mode that ends with a flush: by default what it wrote may be lost in a power cut. */
 export function qemuImg(directory: string, source: string): Saver {
   const style = ['-c', '-O', 'qcow2', '-o', 'compression_type=zstd', '-t', 'writeback'];
-  return new Converter(directory, 'qemu-img', (target) => [
-    ...['qemu-img', 'convert', '-f', 'raw', ...style],
-    ...[source, target],
-  ]);
+  const words = ['qemu-img', 'convert', '-f', 'raw', ...style, source];
+  return new Converter(directory, 'qemu-img', (target) => [...words, target]);
 }
 
 export function nbdcopy(directory: string, source: string): Saver {
-  return new Converter(directory, 'nbdcopy', (target) => [
-    ...['nbdcopy', '--flush', '--', '[', 'nbdkit', '-r', '--exit-with-parent', 'file', source, ']'],
-    target,
-  ]);
+  const server = ['[', 'nbdkit', '-r', '--exit-with-parent', 'file', source, ']'];
+  return new Converter(directory, 'nbdcopy', (target) => ['nbdcopy', '--flush', '--', ...server, target]);
 }
 
 export class ResticSaver implements Saver {

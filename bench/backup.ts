@@ -54,7 +54,8 @@ type Results<T> = ReadonlyMap<string, readonly T[]>;
 /** A quotient of two contenders' figures, round by round. */
 interface Ratio {
   readonly of: string;
-  readonly median: number;
+  /** The median of the rounds. */
+  readonly typical: number;
   /** Of the smallest figure of each. */
   readonly best: number;
 }
@@ -69,7 +70,7 @@ function ratio<T>(
   const [ours, theirs] = [first, second].map((name) => (results.get(name) ?? []).map(figure));
   if (ours === undefined || theirs === undefined) throw new Error(`No figures for ${of}`);
   const quotients = ours.map((value, round) => value / (theirs[round] ?? Number.NaN));
-  return { of, median: median(quotients), best: Math.min(...ours) / Math.min(...theirs) };
+  return { of, typical: median(quotients), best: Math.min(...ours) / Math.min(...theirs) };
 }
 
 class Bench {
@@ -375,8 +376,8 @@ const bytesOf = ({ bytes }: Saved): number => bytes;
 const gib = (bytes: number): string => `${(bytes / GIB).toFixed(2)} GiB`;
 const mib = (bytes: number): string => `${(bytes / MIB).toFixed(0)} MiB`;
 const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
-const ratioLine = ({ of, median, best }: Ratio): string =>
-  `  ${of}: ${median.toFixed(3)} (best ${best.toFixed(3)})`;
+const ratioLine = ({ of, typical, best }: Ratio): string =>
+  `  ${of}: ${typical.toFixed(3)} (best ${best.toFixed(3)})`;
 
 async function main(): Promise<void> {
   const { values } = parseArgs({
