@@ -79,9 +79,7 @@ export class ThreadCalls {
 }
 
 /** What the thread does with a call, and what of the answer is handed over instead of copied. */
-export type Perform<Call> = (
-  call: Call,
-) => Promise<{
+export type Perform<Call> = (call: Call) => Promise<{
   readonly gives: unknown;
   readonly transfer?: readonly TransferListItem[];
   readonly isLast?: boolean;
