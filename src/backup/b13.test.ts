@@ -12,11 +12,10 @@
 import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { deferred, present } from '../base/index.ts';
 import type { LaneParts, Store } from '../blockset/index.ts';
-import { labelled, makeTestVolume, TEST_TRACK_BYTES, writeLabel } from '../sim/index.ts';
+import { labelled, makeTestVolume, TEST_TRACK_BYTES, threadProgram, writeLabel } from '../sim/index.ts';
 import { type ContainerArea, MemoryArea } from '../volume/index.ts';
 import type { LaneStart } from './backup.ts';
 import { backUp } from './index.ts';
@@ -24,7 +23,7 @@ import { ThreadLane } from './lane-thread.ts';
 import { type LaneWorker, LocalLane } from './lane-worker.ts';
 import { labelsInStore, LocalSource, makeTestStore } from './session.fixture.ts';
 
-const LANE_PROGRAM = fileURLToPath(new URL('../cli/lane-worker.ts', import.meta.url));
+const LANE_PROGRAM = threadProgram('lane-worker');
 const OPTIONS = { codec: 'none', runBytesMax: TEST_TRACK_BYTES, drainBytesMax: TEST_TRACK_BYTES } as const;
 const SLOWNESS = 100;
 const TRACKS = 300;
@@ -106,6 +105,20 @@ t.test('tracks of equal content are stored once, whichever lane has them', async
   );
 });
 
+t.test('lanes that are brought the content', async (t) => {
+  const { volume } = await makeTestVolume(t, { trackCount: 20 });
+  const store = await makeTestStore(t);
+  for (let track = 0; track < 20; track += 1) await writeLabel(volume, track, `a${track}`);
+  const source = Object.assign(new LocalSource({ volume, areas: areas() }), { isHomeWhole: false });
+  const noHome = { ...source.home, read: () => Promise.reject(new Error('A lane has read the home')) };
+  const lanes = lanesHere((part) => new LocalLane(part, noHome));
+  const outcome = await backUp({ ...OPTIONS, source, store, level: 'full', lanes });
+  t.same(
+    await labelsInStore(store, outcome.set),
+    Array.from({ length: 20 }, (_, track) => `a${track}`),
+  );
+});
+
 t.test('lanes in threads', async (t) => {
   const directory = await mkdtemp(join(tmpdir(), 'cowbell-lanes-'));
   t.teardown(() => rm(directory, { recursive: true, force: true }));
@@ -120,25 +133,19 @@ t.test('lanes in threads', async (t) => {
   }
   await writeFile(homePath, Buffer.concat(contents));
 
-  for (const [reads, path] of [
-    ['read the home', homePath],
-    ['are brought the content', undefined],
-  ] as const) {
-    await t.test(`that ${reads}`, async (t) => {
-      const store = await makeTestStore(t);
-      const source = new LocalSource({ volume, areas: areas() });
-      if (path === undefined) Object.assign(source, { isHomeWhole: false });
-      const lanes: LaneStart = {
-        wish: () => ({ count: 2, directories: [join(directory, 'elsewhere')] }),
-        begin: (parts) => ThreadLane.startAll(LANE_PROGRAM, parts, path),
-        loopsPerLane: 2,
-      };
-      const outcome = await backUp({ ...OPTIONS, codec: 'zstd', source, store, level: 'full', lanes });
-      t.same(await labelsInStore(store, outcome.set), labels);
-      t.equal(outcome.lanes, 2);
-      t.equal(outcome.aliases, trackCount / 5 - 1);
-    });
-  }
+  await t.test('read the home', async (t) => {
+    const store = await makeTestStore(t);
+    const source = new LocalSource({ volume, areas: areas() });
+    const lanes: LaneStart = {
+      wish: () => ({ count: 2, directories: [join(directory, 'elsewhere')] }),
+      begin: (parts) => ThreadLane.startAll(LANE_PROGRAM, parts, homePath),
+      loopsPerLane: 2,
+    };
+    const outcome = await backUp({ ...OPTIONS, codec: 'zstd', source, store, level: 'full', lanes });
+    t.same(await labelsInStore(store, outcome.set), labels);
+    t.equal(outcome.lanes, 2);
+    t.equal(outcome.aliases, trackCount / 5 - 1);
+  });
 
   await t.test('that cannot begin leave nothing', async (t) => {
     const store = await makeTestStore(t);
@@ -161,11 +168,11 @@ t.test('lanes in threads', async (t) => {
     t.same(await readdir(join(store.path, 'sets')), []);
   });
 
-  await t.test('one of which fails in the middle', async (t) => {
+  await t.test('that fail in the middle leave nothing', async (t) => {
     const store = await makeTestStore(t);
     const source = new LocalSource({ volume, areas: areas() });
     const lanes: LaneStart = {
-      wish: () => ({ count: 2, directories: [] }),
+      wish: () => ({ count: 1, directories: [] }),
       // A home that ends early: the read behind its end is refused.
       begin: async (parts) => {
         const short = join(directory, 'short');

@@ -9,16 +9,16 @@
 
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { CorruptionError, present } from '../base/index.ts';
+import { threadProgram } from '../sim/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { ThreadedChain } from './chain-threads.ts';
 import { LaneWriter } from './lane-writer.ts';
 import { labelled, labelOf, newSet, saveSet, scratch, TRACK_BYTES, withoutSyncs } from './model.fixture.ts';
 import { Store } from './store.ts';
 
-const PROGRAM = fileURLToPath(new URL('../cli/chain-reader.ts', import.meta.url));
+const PROGRAM = threadProgram('chain-reader');
 const TRACKS = 3 * 256 * 4;
 
 async function makeChain(path: string): Promise<Store> {

@@ -12,3 +12,4 @@ export {
   writeLabel,
 } from './test-volume.ts';
 export { mountTmpfs } from './tmpfs.ts';
+export { threadProgram } from './thread-program.ts';
