@@ -14,19 +14,30 @@ export const LEVEL_DEFAULT = 1;
 /** How the frames of a set are packed: not at all, or by zstd at a level, of which reading needs to know nothing. */
 export type Compression = { readonly codec: 'none' } | { readonly codec: 'zstd'; readonly level?: number };
 
+/**
+ * What zstd's level 1 gets for frames of 1 MiB of disk content: 3 % smaller at the same speed. The window is the
+ * frame, the table is larger than the level's own, and shorter matches are not worth their time.
+ */
+const DEFAULT_LEVEL_PARAMETERS = [
+  [zstd.CParameter.windowLog, 20],
+  [zstd.CParameter.hashLog, 15],
+  [zstd.CParameter.minMatch, 6],
+] as const;
+
 export class FrameCompressor {
   readonly #context = new zstd.CCtx();
   readonly #target = Buffer.allocUnsafeSlow(zstd.compressBound(LIMITS.frameBytesMax));
-  readonly #level: number;
 
   /** @param level -7 (fast) to 19 (small). */
   constructor(level: number) {
-    this.#level = level;
+    this.#context.setParameter(zstd.CParameter.compressionLevel, level);
+    if (level !== LEVEL_DEFAULT) return;
+    for (const [parameter, value] of DEFAULT_LEVEL_PARAMETERS) this.#context.setParameter(parameter, value);
   }
 
   /** The compressed bytes, valid until the next call, or undefined where they would not be fewer. */
   compress(raw: Buffer): Buffer | undefined {
-    const bytes = this.#context.compress(this.#target, raw, this.#level);
+    const bytes = this.#context.compress2(this.#target, raw);
     return bytes < raw.length ? this.#target.subarray(0, bytes) : undefined;
   }
 }

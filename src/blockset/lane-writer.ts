@@ -6,7 +6,7 @@
  * it lives, so that opening the store elsewhere neither removes nor finishes what is still being written; the
  * kernel drops the lock with the process.
  *
- * Tracks gather in one frame buffer; each frame is one transaction, so what `flush` has committed is in the
+ * Tracks gather in one frame buffer, and some frames in one transaction. What `flush` has committed is in the
  * file's pages and the caller may forget its own copy, though only `settle` makes it durable.
  *
  * LMDB works synchronously here: lanes belong into threads of a child process.
@@ -81,6 +81,14 @@ export interface LaneEnd {
   abort(): Promise<void>;
 }
 
+interface PendingFrame {
+  readonly number: number;
+  readonly head: Buffer;
+  readonly payload: Buffer;
+  /** The frame buffer that the payload lies in, to be used again. */
+  readonly own: Buffer | undefined;
+}
+
 export class LaneWriter implements LaneEnd {
   readonly header: SetHeader;
   readonly #path: string;
@@ -95,7 +103,11 @@ export class LaneWriter implements LaneEnd {
   readonly #groups: TrackGroups;
   readonly #compressor: FrameCompressor | undefined;
   readonly #present = TrackSet.empty();
-  readonly #frame: Buffer;
+  #frame: Buffer;
+  /** Frames that are packed and not in the file yet. */
+  readonly #pending: PendingFrame[] = [];
+  #pendingBytes = 0;
+  readonly #spare: Buffer[] = [];
   /** Bytes of `#frame` that hold tracks. */
   #filled = 0;
   /** Arrival number of the frame's first track, which names the frame. */
@@ -163,7 +175,7 @@ export class LaneWriter implements LaneEnd {
     content.copy(this.#frame, this.#filled);
     if (wanted < trackSizeBytes) this.#frame.fill(0, this.#filled + wanted, this.#filled + trackSizeBytes);
     this.#filled += trackSizeBytes;
-    if (this.#filled === this.#frame.length) this.flush();
+    if (this.#filled === this.#frame.length) this.#closeFrame();
   }
 
   /** Records that a track is zeroes; it takes no room, and hides what older sets hold for it. */
@@ -187,10 +199,9 @@ export class LaneWriter implements LaneEnd {
   /** Adds tracks as a frame of their own that is packed already, and stays as it is. */
   addPacked(frame: PackedFrame): void {
     this.#assertOpen();
-    this.flush();
+    this.#closeFrame();
     const first = this.#frameNumber;
-    this.#commit(() => this.#put(frame.codec, frame.trackCount, frame.payload));
-    this.#advance(frame.trackCount);
+    this.#put(frame.codec, frame.trackCount, frame.payload);
     const seen = new Set<number>();
     for (const { track, position, hash } of frame.places) {
       this.#groups.add(track, { frame: first, position, hash });
@@ -216,13 +227,8 @@ export class LaneWriter implements LaneEnd {
    */
   flush(): void {
     this.#assertOpen();
-    if (this.#filled === 0 && !this.#groups.isCrowded) return;
-    this.#commit(() => {
-      if (this.#filled > 0) this.#putFrame(this.#frame.subarray(0, this.#filled));
-      if (this.#groups.isCrowded) this.#groups.spill();
-    });
-    this.#advance(this.#filled / this.header.trackSizeBytes);
-    this.#filled = 0;
+    this.#packFrame();
+    this.#commitPending();
   }
 
   async finish(): Promise<LaneCounts> {
@@ -281,22 +287,48 @@ export class LaneWriter implements LaneEnd {
     this.#counts.tracks += 1;
   }
 
-  #advance(trackCount: number): void {
+  /** Ends the frame; what is packed is committed when it is enough. */
+  #closeFrame(): void {
+    this.#packFrame();
+    if (this.#pendingBytes >= LIMITS.laneCommitBytesMax || this.#groups.isCrowded) this.#commitPending();
+  }
+
+  #packFrame(): void {
+    if (this.#filled === 0) return;
+    const raw = this.#frame.subarray(0, this.#filled);
+    const trackCount = this.#filled / this.header.trackSizeBytes;
+    this.#filled = 0;
+    const compressed = this.#compressor?.compress(raw);
+    if (compressed !== undefined) {
+      this.#put('zstd', trackCount, Buffer.from(compressed));
+      return;
+    }
+    // The frame's own buffer waits for the commit; the next frame gets another.
+    const own = this.#frame;
+    this.#frame = this.#spare.pop() ?? Buffer.allocUnsafeSlow(own.length);
+    this.#put('none', trackCount, raw, own);
+  }
+
+  /** Takes over a packed frame, and numbers those after it. */
+  #put(codec: SetCodec, trackCount: number, payload: Buffer, own?: Buffer): void {
+    const head = encodeFrameHeader({ codec, trackCount, rawBytes: trackCount * this.header.trackSizeBytes });
+    this.#pending.push({ number: this.#frameNumber, head, payload, own });
+    this.#pendingBytes += payload.length;
+    this.#counts.frames += 1;
+    this.#counts.bytesStored += head.length + payload.length;
     this.#frameNumber += trackCount;
     assert(this.#frameNumber < ZERO_FRAME - 1, 'Arrival numbers are used up');
   }
 
-  #putFrame(raw: Buffer): void {
-    const compressed = this.#compressor?.compress(raw);
-    const codec = compressed === undefined ? 'none' : 'zstd';
-    this.#put(codec, raw.length / this.header.trackSizeBytes, compressed ?? raw);
-  }
-
-  #put(codec: SetCodec, trackCount: number, payload: Buffer): void {
-    const head = encodeFrameHeader({ codec, trackCount, rawBytes: trackCount * this.header.trackSizeBytes });
-    this.#frames.append(u32Key(this.#frameNumber), head, payload);
-    this.#counts.frames += 1;
-    this.#counts.bytesStored += head.length + payload.length;
+  #commitPending(): void {
+    if (this.#pending.length === 0 && !this.#groups.isCrowded) return;
+    this.#commit(() => {
+      for (const { number, head, payload } of this.#pending)
+        this.#frames.append(u32Key(number), head, payload);
+      if (this.#groups.isCrowded) this.#groups.spill();
+    });
+    for (const { own } of this.#pending.splice(0)) if (own !== undefined) this.#spare.push(own);
+    this.#pendingBytes = 0;
   }
 
   #commit(body: () => void): void {
