@@ -198,6 +198,32 @@ t.test('a writer that is cut anywhere leaves a complete set or none, in every di
   }
 });
 
+t.test('a sealed set whose lane is away is invisible until it is back', async (t) => {
+  // Cut after the seal and before the names.
+  const { store, elsewhere, syncs } = await runCut(scratch(t), 4);
+  t.equal(syncs.at(-1), 'set-seal');
+  renameSync(elsewhere, `${elsewhere}.away`);
+  t.same(await (await Store.open(store.path)).list(), []);
+  renameSync(`${elsewhere}.away`, elsewhere);
+  t.equal((await (await Store.open(store.path)).list()).length, 1);
+  const reader = await openLatest(store);
+  t.same([...labelsOf(reader).values()].sort(), ['0', '1', '2']);
+  await reader.close();
+});
+
+t.test('a lane that has gone before the seal fails the set, by name', async (t) => {
+  withoutSyncs(t);
+  const directory = scratch(t);
+  const elsewhere = join(directory, 'other');
+  const store = await Store.init(join(directory, 's'));
+  const { assembly } = await begin(store, 2, [elsewhere]);
+  await assembly.finish(COUNTERS);
+  rmSync(elsewhere, { recursive: true });
+  await t.rejects(assembly.seal(), { code: 'io', message: /Lane 1 of the set has gone/ });
+  await assembly.abort();
+  t.same(readdirSync(join(store.path, 'sets')), []);
+});
+
 t.test('lanes without their lane 0 are removed, where the store writes next', async (t) => {
   withoutSyncs(t);
   const directory = scratch(t);

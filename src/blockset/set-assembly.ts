@@ -12,10 +12,10 @@
  * cut after it is finished there.
  */
 
-import { renameSync, statSync } from 'node:fs';
+import { existsSync, renameSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { allFinished, assert, present, syncDirectory } from '../base/index.ts';
-import { asStoreErrorsLater } from './errors.ts';
+import { asStoreErrorsLater, StoreError } from './errors.ts';
 import type { LaneCounts, LaneEnd } from './lane-writer.ts';
 import {
   decodeSeal,
@@ -108,6 +108,7 @@ export class SetAssembly {
       'A set is finished first',
     );
     assert(firstFile !== undefined, 'A set has a lane');
+    for (const [lane, { partialPath }] of files.entries()) assertThere(lane, partialPath);
     const { seal } = decodeSeal(record, firstFile.path);
     let sealed: SealedSet | undefined;
     await asStoreErrorsLater(firstFile.partialPath, async () => {
@@ -131,6 +132,12 @@ export class SetAssembly {
     // Lane 0 goes last, so that a cut leaves it to tell of the others.
     for (const lane of this.#parts.lanes.toReversed()) await lane.abort();
   }
+}
+
+/** A disk that was taken away is better met before the seal than after it. */
+function assertThere(lane: number, path: string): void {
+  if (existsSync(path)) return;
+  throw new StoreError('io', `Lane ${lane} of the set has gone: there is no ${path}`, { path });
 }
 
 /**

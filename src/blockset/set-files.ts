@@ -143,6 +143,8 @@ async function settle(path: string, id: string, master: MasterKey | undefined): 
     if (sealed === undefined) return;
     const others = otherLanes(path, id, await readLaneRecord(partialPath, master));
     if (sealed) {
+      // With a lane on a disk that is away the set stays invisible until it is back (promise 5).
+      if (others.some((lane) => !existsSync(lane.partialPath) && !existsSync(lane.path))) return;
       // The seal may have been seen in the page cache only.
       await syncPath('set-seal', partialPath);
       await renameLanes([{ partialPath, path }, ...others.filter((lane) => existsSync(lane.partialPath))]);
