@@ -7,10 +7,14 @@
  *   cowbell backup  --> store
  *   cowbell snapshot                      made while it writes, looked into, rolled back to
  *   cowbell restore --> new files, at other addresses
- *   e2fsck, debugfs, sha256sum             judge the result; none of them is ours
+ *   cowbell store list, prune --dry-run, merge, verify
+ *   cowbell restore --> a new file, from the one set that is left of three
+ *   e2fsck, debugfs, sha256sum, cmp        judge the result; none of them is ours
  *
  * Before each backup the guest writes a manifest of checksums and syncs; afterwards every file in it must be
- * in the restored filesystem, byte for byte, whatever the writer did to other files meanwhile.
+ * in the restored filesystem, byte for byte, whatever the writer did to other files meanwhile. The last backup
+ * is taken when nothing writes, beside a copy of the volume that nbdcopy makes: what is restored after its chain
+ * was merged must be that copy, every byte.
  *
  * The working directory is removed at the end, unless the demo failed or `--keep` was given.
  */
@@ -61,10 +65,17 @@ const started = performance.now();
 const work = mkdtempSync(join(tmpdir(), 'cowbell-demo-'));
 const volume = join(work, 'disk');
 const store = join(work, 'store');
+/** The volume as it was at the last backup, which nothing of ours has copied. */
+const atRest = join(work, 'at-rest.img');
 
 function say(text: string): void {
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
   console.log(`[${seconds.padStart(6)} s] ${text}`);
+}
+
+/** What a command printed, below what was said. */
+function show(output: string): void {
+  for (const line of output.trimEnd().split('\n')) console.log(`             ${line.trimEnd()}`);
 }
 
 function megabytes(bytes: number): string {
@@ -180,19 +191,34 @@ function readReport(output: string): SetReport {
   throw new Error(`backup reported no set:\n${output}`);
 }
 
-async function backup(vm: Vm, level: string): Promise<SetReport> {
-  const before = await writes(vm);
+async function backup(level: string): Promise<SetReport> {
   const output = await mustCowbell(['backup', '--json', '--store', store, '--level', level, volume], {
     timeoutMs: 120_000,
   });
-  const report = readReport(output);
-  const during = (await writes(vm)) - before;
-  say(
+  return readReport(output);
+}
+
+function describeSet(report: SetReport): string {
+  return (
     `${report.level} backup ${report.set}: ${report.tracks} tracks, ${megabytes(report.bytesRead)} read, ` +
-      `${megabytes(report.bytesStored)} stored, ${report.diverted} diverted, writes paused ${report.freezeMs} ms, ` +
-      `${(report.durationMs / 1000).toFixed(1)} s; the writer changed ${during} files meanwhile`,
+    `${megabytes(report.bytesStored)} stored, ${report.diverted} diverted, writes paused ${report.freezeMs} ms, ` +
+    `${(report.durationMs / 1000).toFixed(1)} s`
   );
+}
+
+async function backupUnderWriter(vm: Vm, level: string): Promise<SetReport> {
+  const before = await writes(vm);
+  const report = await backup(level);
+  const during = (await writes(vm)) - before;
+  say(`${describeSet(report)}; the writer changed ${during} files meanwhile`);
   return report;
+}
+
+/** A backup of whatever level fits, while nobody writes, and the volume as another program copies it. */
+async function backupAtRest(): Promise<void> {
+  const report = await backup('auto');
+  await must('nbdcopy', [exported('disk'), atRest], { timeoutMs: 120_000 });
+  say(`${describeSet(report)}; nbdcopy copied the volume`);
 }
 
 /** Restores a set through a remap table. */
@@ -275,9 +301,12 @@ async function makeSnapshot(): Promise<void> {
   say(line);
 }
 
+function exported(name: string): string {
+  return `nbd+unix:///${name}?socket=${join(volume, 'nbd.sock')}`;
+}
+
 /** What the snapshot's export holds is judged; the volume is rolled back to it and must hold the same. */
 async function judgeSnapshot(wanted: string): Promise<void> {
-  const exported = (name: string): string => `nbd+unix:///${name}?socket=${join(volume, 'nbd.sock')}`;
   const [kept, now] = [join(work, 'snapshot.img'), join(work, 'rolled-back.img')];
   await must('nbdcopy', [exported('disk%40first'), kept], { timeoutMs: 120_000 });
   await mustCowbell(['snapshot', 'rollback', volume, 'first'], { timeoutMs: 120_000 });
@@ -307,31 +336,48 @@ async function restoreAndJudge(
   await judge(await assemble('split', pieces), second);
 }
 
+/** The store is looked after without the volume: its three sets become one, which must hold the same. */
+async function mergeAndCompare(): Promise<void> {
+  say('store list:');
+  show(await mustCowbell(['store', 'list', store]));
+  say('store prune --keep-last 2 --dry-run: what such a policy would do');
+  show(await mustCowbell(['store', 'prune', store, '--keep-last', '2', '--dry-run']));
+  say('store merge: the newest set and all it builds on become a full set, the volume is not asked');
+  show(await mustCowbell(['store', 'merge', store, 'latest:disk'], { timeoutMs: 120_000 }));
+  show(await mustCowbell(['store', 'list', store]));
+  say('store verify: every byte that is stored');
+  show(await mustCowbell(['store', 'verify', store], { timeoutMs: 120_000 }));
+  const merged = join(work, 'merged.img');
+  show(await mustCowbell(['restore', store, 'latest', merged], { timeoutMs: 120_000 }));
+  await must('cmp', [atRest, merged]);
+  say('what the merged set restored is what nbdcopy copied, every byte');
+}
+
 async function story(vm: Vm, server: Running, uri: string): Promise<void> {
   await attach(vm, uri);
   await vm.must(`mkfs.ext4 -q ${DEVICE}; mount -t ext4 ${DEVICE} /mnt; cp -a /data/first /mnt/files`);
   say('guest: made ext4, mounted it, copied the first files');
   await startWriter(vm);
   const first = await manifest(vm);
-  const full = await backup(vm, 'full');
+  const full = await backupUnderWriter(vm, 'full');
   await makeSnapshot();
 
   await vm.must(`cp -a /data/second /mnt/files/second; cd /mnt/files
     for file in $(ls | head -n 40); do [ ! -f $file ] || echo changed >>$file; done
     rm -f $(ls | tail -n 40 | grep -v second)`);
   const second = await manifest(vm);
-  const incremental = await backup(vm, 'incremental');
+  const incremental = await backupUnderWriter(vm, 'incremental');
   const count = await writes(vm);
   await vm.must(`touch /run/stop; until [ -e /run/stopped ]; do sleep 0.05; done; umount /mnt
     nbd-client -nonetlink -d ${DEVICE}`);
   say(`guest: the writer stopped after ${count} rounds, unmounted`);
   await vm.powerOff();
+  await backupAtRest();
   await judgeSnapshot(first);
   await server.stop();
 
-  await mustCowbell(['store', 'verify', store]);
-  say('store verify: every set is readable');
   await restoreAndJudge(full, first, incremental, second);
+  await mergeAndCompare();
 }
 
 async function main(): Promise<void> {
