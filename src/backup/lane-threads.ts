@@ -1,7 +1,7 @@
 /**
  * How many lanes a session takes, and where they run. Little is saved soonest by one lane in the session's own
- * thread; from some size on each lane has a thread, as many as there are processors, and at least one lane for
- * each directory that was given.
+ * thread; from some size on each lane has a thread, as many as there are processors, up to a limit. One lane at
+ * least goes to the store and to each further directory, however little is saved.
  */
 
 import { availableParallelism } from 'node:os';

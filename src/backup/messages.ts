@@ -3,7 +3,7 @@
  * serialisation, so buffers travel as bytes).
  *
  *     host -> child    start, reply, cancel
- *     child -> host    call, progress, step, done, failed
+ *     child -> host    call, offer, progress, step, done, failed
  *
  * Calls are answered one by one in the order in which they finish; `id` pairs them. The channel's end is the
  * end of the session on both sides.

@@ -12,6 +12,9 @@
  *     removing              sets whose removal was begun
  *     protected             sets that must not be removed (protection.ts)
  *     ancestry              what removed points came after (ancestry.ts)
+ *     verify                how far verifying has come (verify-state.ts)
+ *     sessions.log          how sessions ended (session-log.ts)
+ *     media/                which media hold which sets, and their log; written by the room `media`
  *
  * Opening a store for writing puts in order what a crash left: a sealed partial set is finished, an unsealed
  * one removed, a removal that was begun is ended, sets without a catalog entry are entered. A partial set whose
