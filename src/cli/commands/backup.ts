@@ -156,7 +156,7 @@ async function planAll(
       output.report(
         { event: 'plan', volume, level, base, reason: reason ?? null, tracks, zeroTracks, bytes },
         ...(reason === undefined ? [] : [`A full backup of ${volume} would be taken: ${reason}`]),
-        `A ${level} backup of ${volume}${base === null ? '' : ` since point ${base}`} would look at ${tracks} tracks, ${zeroTracks} of them known to be zero, read ${formatSize(bytes)} and store that at most`,
+        `A backup of ${volume}, ${level}${base === null ? '' : ` since point ${base}`}, would look at ${tracks} tracks, ${zeroTracks} of them known to be zero, read ${formatSize(bytes)} and store that at most`,
       );
     }
   } finally {
