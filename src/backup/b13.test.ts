@@ -15,7 +15,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { deferred, present } from '../base/index.ts';
 import type { LaneParts, Store } from '../blockset/index.ts';
-import { labelled, makeTestVolume, TEST_TRACK_BYTES, threadProgram, writeLabel } from '../sim/index.ts';
+import { labelled, makeTestVolume, TEST_TRACK_BYTES, builtProgram, writeLabel } from '../sim/index.ts';
 import { type ContainerArea, MemoryArea } from '../volume/index.ts';
 import type { LaneStart } from './backup.ts';
 import { backUp } from './index.ts';
@@ -23,7 +23,7 @@ import { ThreadLane } from './lane-thread.ts';
 import { type LaneWorker, LocalLane } from './lane-worker.ts';
 import { labelsInStore, LocalSource, makeTestStore } from './session.fixture.ts';
 
-const LANE_PROGRAM = threadProgram('lane-worker');
+const LANE_PROGRAM = builtProgram('lane-worker');
 const OPTIONS = { codec: 'none', runBytesMax: TEST_TRACK_BYTES, drainBytesMax: TEST_TRACK_BYTES } as const;
 const SLOWNESS = 100;
 const TRACKS = 300;

@@ -7,10 +7,10 @@
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import { Store } from '../blockset/index.ts';
 import { DeviceRegistry } from '../device/index.ts';
+import { builtProgram } from '../sim/index.ts';
 import { digest } from '../records/index.ts';
 import { createVolume, Volume } from '../volume/index.ts';
 import { type DryRunOptions, dryRun } from './dry-run.ts';
@@ -18,7 +18,7 @@ import { runBackupSession } from './host.ts';
 
 const TRACK = 4096;
 const TRACK_COUNT = 16;
-const workerPath = fileURLToPath(new URL('../cli/session-worker.ts', import.meta.url));
+const workerPath = builtProgram('session-worker');
 
 async function prepare(t: Test) {
   const directory = await mkdtemp(join(tmpdir(), 'cowbell-'));

@@ -9,17 +9,17 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { kill } from 'node:process';
-import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import { Store } from '../blockset/index.ts';
 import { deferred } from '../base/index.ts';
 import { DeviceRegistry } from '../device/index.ts';
+import { builtProgram } from '../sim/index.ts';
 import { createVolume, MemoryArea, Volume } from '../volume/index.ts';
 import { type BackupOptions, runBackupSession } from './host.ts';
 
 const TRACK = 4096;
 const TRACK_COUNT = 16;
-const workerPath = fileURLToPath(new URL('../cli/session-worker.ts', import.meta.url));
+const workerPath = builtProgram('session-worker');
 
 class WatchedArea extends MemoryArea {
   isClosed = false;

@@ -11,14 +11,14 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { CorruptionError, present } from '../base/index.ts';
-import { threadProgram } from '../sim/index.ts';
+import { builtProgram } from '../sim/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { ThreadedChain } from './chain-threads.ts';
 import { LaneWriter } from './lane-writer.ts';
 import { labelled, labelOf, newSet, saveSet, scratch, TRACK_BYTES, withoutSyncs } from './model.fixture.ts';
 import { Store } from './store.ts';
 
-const PROGRAM = threadProgram('chain-reader');
+const PROGRAM = builtProgram('chain-reader');
 const TRACKS = 3 * 256 * 4;
 
 async function makeChain(path: string): Promise<Store> {

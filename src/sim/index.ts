@@ -12,4 +12,4 @@ export {
   writeLabel,
 } from './test-volume.ts';
 export { mountTmpfs } from './tmpfs.ts';
-export { threadProgram } from './thread-program.ts';
+export { builtProgram } from './built-program.ts';

@@ -10,7 +10,6 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { env, kill } from 'node:process';
-import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { runBackupSession, type SetOutcome } from '../backup/index.ts';
 import { deferred, SeededRandom, systemCode } from '../base/index.ts';
@@ -18,6 +17,7 @@ import { Store } from '../blockset/index.ts';
 import { DeviceRegistry } from '../device/index.ts';
 import { createVolume, MemoryArea, Volume } from '../volume/index.ts';
 import { AskedClock } from './asked-clock.ts';
+import { builtProgram } from './built-program.ts';
 import { contentOf, type ModelImage, ModelVolume, SECTOR_BYTES } from './model.ts';
 import { contentOfChain } from './model-content.ts';
 import { turns, within } from './scheduler.ts';
@@ -27,7 +27,7 @@ const SEED = Number(env['COWBELL_SEED'] ?? 1);
 const TRACK_BYTES = 4096;
 const SIZE_BYTES = 256 * TRACK_BYTES;
 const WRITES_IN_FLIGHT_MAX = 16;
-const workerPath = fileURLToPath(new URL('../cli/session-worker.ts', import.meta.url));
+const workerPath = builtProgram('session-worker');
 
 /** When a child is killed: at once, or after so many writes since the freeze. */
 type Death = 'at its start' | number;
