@@ -24,9 +24,10 @@ export { decodeCounters, decodeHeader, trackBytesOf, trackCountOf } from './set-
 export type { SealedSet, SessionCounters, SetCodec, SetCounters, SetHeader, SetLevel } from './set-format.ts';
 export type { Compression, PackedFrame } from './frame-codec.ts';
 export type { FramePlan, StoredTrack } from './lane-reader.ts';
-export { type LaneCounts, type LaneEnd, type LaneParts, LaneWriter } from './lane-writer.ts';
+export { type LaneCounts, type LaneEnd, type LaneFrame, type LaneParts, LaneWriter } from './lane-writer.ts';
 export { type LaneFile, SetAssembly } from './set-assembly.ts';
 export { type LoggedSession, type LoggedStep, logSession, readSessionLog } from './session-log.ts';
+export { type NewStreamedSet, type StreamedSeal, StreamedSet } from './streamed-set.ts';
 export { SetReader } from './set-reader.ts';
 export { SetWriter } from './set-writer.ts';
 export {

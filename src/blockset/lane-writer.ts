@@ -10,6 +10,9 @@
  * file's pages and the caller may forget its own copy, though only `settle` makes it durable.
  *
  * LMDB works synchronously here: lanes belong into threads of a child process.
+ *
+ * Frames may go elsewhere (`takeFrame`), to a sequential medium: then the file holds the metadata only, which is
+ * complete only at the end, and is of no further use once `metadata` has been read.
  */
 
 import { closeSync, openSync, rmSync } from 'node:fs';
@@ -62,6 +65,23 @@ export interface LaneCounts {
   readonly bytesStored: number;
 }
 
+/** A frame on its way elsewhere than to the lane's file. */
+export interface LaneFrame {
+  readonly key: Buffer;
+  /** As it would be stored; the receiver's. */
+  readonly value: Buffer;
+  readonly places: readonly { readonly track: number; readonly position: number; readonly hash: Buffer }[];
+}
+
+/** A record of a lane that is no frame. */
+export interface LaneMetadata {
+  readonly database: 'header' | 'order' | 'hashes' | 'present';
+  readonly key: Buffer;
+  readonly value: Buffer;
+}
+
+const METADATA = [DATABASES.header, DATABASES.order, DATABASES.hashes, DATABASES.present] as const;
+
 /** The end of a lane, wherever it is written: here, or in a thread. Called in this order. */
 export interface LaneEnd {
   /** No track comes any more: writes the metadata. @throws {StoreError} */
@@ -108,6 +128,9 @@ export class LaneWriter implements LaneEnd {
   readonly #pending: PendingFrame[] = [];
   #pendingBytes = 0;
   readonly #spare: Buffer[] = [];
+  readonly #takeFrame: ((frame: LaneFrame) => void) | undefined;
+  /** The tracks in `#frame`, where the frame goes elsewhere. */
+  #places: LaneFrame['places'][number][] = [];
   /** Bytes of `#frame` that hold tracks. */
   #filled = 0;
   /** Arrival number of the frame's first track, which names the frame. */
@@ -118,12 +141,14 @@ export class LaneWriter implements LaneEnd {
   /**
    * Begins the file and takes its lock. Called under the store's lock.
    *
+   * @param takeFrame takes each frame in the place of the file; tracks cannot be aliases then, nor come packed.
    * @throws {StoreError} `no-space` or `io`.
    */
-  constructor(parts: LaneParts) {
+  constructor(parts: LaneParts, takeFrame?: (frame: LaneFrame) => void) {
     const { header, partialPath, compression } = parts;
     this.header = header;
     this.#path = partialPath;
+    this.#takeFrame = takeFrame;
     const { trackSizeBytes } = header;
     assert(trackSizeBytes <= LIMITS.frameBytesMax, `A track of ${trackSizeBytes} bytes does not fit a frame`);
     const opened = asStoreErrors(partialPath, () => beginFile(parts));
@@ -166,11 +191,10 @@ export class LaneWriter implements LaneEnd {
     const wanted = trackBytesOf(this.header, track);
     assert(content.length === wanted, `Track ${track} has ${content.length} bytes, wanted ${wanted}`);
     const { trackSizeBytes } = this.header;
-    this.#groups.add(track, {
-      frame: this.#frameNumber,
-      position: this.#filled / trackSizeBytes,
-      hash,
-    });
+    const position = this.#filled / trackSizeBytes;
+    this.#groups.add(track, { frame: this.#frameNumber, position, hash });
+    // The caller's hash may be part of a buffer that is used again.
+    if (this.#takeFrame !== undefined) this.#places.push({ track, position, hash: Buffer.from(hash) });
     this.#count(track);
     content.copy(this.#frame, this.#filled);
     if (wanted < trackSizeBytes) this.#frame.fill(0, this.#filled + wanted, this.#filled + trackSizeBytes);
@@ -190,6 +214,7 @@ export class LaneWriter implements LaneEnd {
   /** Records that a track has the content of another of this lane, added before and of the same length. */
   addAlias(track: number, of: number): void {
     this.#assertOpen();
+    assert(this.#takeFrame === undefined, 'A frame that went elsewhere gets no further tracks');
     this.#groups.add(track, this.#groups.placeOf(of));
     this.#count(track);
     this.#counts.aliases += 1;
@@ -199,6 +224,7 @@ export class LaneWriter implements LaneEnd {
   /** Adds tracks as a frame of their own that is packed already, and stays as it is. */
   addPacked(frame: PackedFrame): void {
     this.#assertOpen();
+    assert(this.#takeFrame === undefined, 'A packed frame goes to the file');
     this.#closeFrame();
     const first = this.#frameNumber;
     this.#put(frame.codec, frame.trackCount, frame.payload);
@@ -257,6 +283,14 @@ export class LaneWriter implements LaneEnd {
     return metadata;
   }
 
+  /** All records but frames and the seal, as stored; once the lane has settled. */
+  *metadata(): Generator<LaneMetadata> {
+    assert(this.#state === 'settled', `Lane ${this.#path} is ${this.#state}, wanted settled`);
+    for (const database of METADATA) {
+      for (const { key, value } of this.#stored.database(database).range()) yield { database, key, value };
+    }
+  }
+
   async seal(record: Buffer): Promise<void> {
     assert(this.#state === 'settled', `Lane ${this.#path} is ${this.#state}, wanted settled`);
     this.#commit(() => this.#file.database(DATABASES.header).put(SEAL_KEY, record));
@@ -312,8 +346,15 @@ export class LaneWriter implements LaneEnd {
   /** Takes over a packed frame, and numbers those after it. */
   #put(codec: SetCodec, trackCount: number, payload: Buffer, own?: Buffer): void {
     const head = encodeFrameHeader({ codec, trackCount, rawBytes: trackCount * this.header.trackSizeBytes });
-    this.#pending.push({ number: this.#frameNumber, head, payload, own });
-    this.#pendingBytes += payload.length;
+    if (this.#takeFrame === undefined) {
+      this.#pending.push({ number: this.#frameNumber, head, payload, own });
+      this.#pendingBytes += payload.length;
+    } else {
+      const value = Buffer.concat([head, payload]);
+      this.#takeFrame({ key: u32Key(this.#frameNumber), value, places: this.#places });
+      this.#places = [];
+      if (own !== undefined) this.#spare.push(own);
+    }
     this.#counts.frames += 1;
     this.#counts.bytesStored += head.length + payload.length;
     this.#frameNumber += trackCount;

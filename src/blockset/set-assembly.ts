@@ -72,19 +72,8 @@ export class SetAssembly {
    */
   async finish(session: SessionCounters): Promise<SetCounters> {
     assert(this.#state === 'open', `Set ${this.id} is ${this.#state}`);
-    const { lanes } = this.#parts;
-    const counts = await allFinished(lanes.map((lane) => lane.finish()));
-    const counters = sumOf(counts, session);
-    const digests = await allFinished(
-      lanes.map((lane, number) => lane.settle(number === 0 ? counters : undefined)),
-    );
-    this.#sealRecord = encodeSeal(
-      counts.map(({ frames, tracks }, lane) => ({
-        frames,
-        tracks,
-        metadata: present(digests[lane], 'Each lane has a digest'),
-      })),
-    );
+    const { counters, sealRecord } = await settleLanes(this.#parts.lanes, session);
+    this.#sealRecord = sealRecord;
     this.#counters = counters;
     this.#state = 'finished';
     return counters;
@@ -138,6 +127,31 @@ export class SetAssembly {
 function assertThere(lane: number, path: string): void {
   if (existsSync(path)) return;
   throw new StoreError('io', `Lane ${lane} of the set has gone: there is no ${path}`, { path });
+}
+
+/**
+ * Writes the metadata of all lanes, and makes everything durable but the seal.
+ *
+ * @returns the set's counters, which lane 0 has now, and the record that seals the set.
+ * @throws {StoreError} `no-space` or `io`; the lanes can then only be aborted.
+ */
+export async function settleLanes(
+  lanes: readonly LaneEnd[],
+  session: SessionCounters,
+): Promise<{ readonly counters: SetCounters; readonly sealRecord: Buffer }> {
+  const counts = await allFinished(lanes.map((lane) => lane.finish()));
+  const counters = sumOf(counts, session);
+  const digests = await allFinished(
+    lanes.map((lane, number) => lane.settle(number === 0 ? counters : undefined)),
+  );
+  const sealRecord = encodeSeal(
+    counts.map(({ frames, tracks }, lane) => ({
+      frames,
+      tracks,
+      metadata: present(digests[lane], 'Each lane has a digest'),
+    })),
+  );
+  return { counters, sealRecord };
 }
 
 /**

@@ -188,7 +188,7 @@ function* metadataOf(raw: RawSet): Generator<MediaRecord> {
 }
 
 /** Records in order, in groups of about so many bytes. */
-function* gathered(records: Iterable<MediaRecord>, bytes: number): Generator<readonly MediaRecord[]> {
+export function* gathered(records: Iterable<MediaRecord>, bytes: number): Generator<readonly MediaRecord[]> {
   let group: MediaRecord[] = [];
   let size = 0;
   for (const record of records) {

@@ -12,7 +12,7 @@ import type { LostStore, RawRecord, RawSetWriter, Store } from '../blockset/inde
 import { TrackSet } from '../tracks/index.ts';
 import { MediaError } from './errors.ts';
 import { MediaReading, type ReadingOptions } from './media-reading.ts';
-import type { MediaCatalog, SetAnnouncement } from './medium-format.ts';
+import { type AnnouncedSet, isWhole, type MediaCatalog, type SetAnnouncement } from './medium-format.ts';
 import type { MediaRecord } from './piece-codec.ts';
 
 export interface ImportOptions extends ReadingOptions {
@@ -34,7 +34,7 @@ export interface IncompleteSet {
   readonly missingTracks: TrackSet | undefined;
   readonly missingFrames: number;
   readonly missingMetadata: number;
-  /** Why the set was not taken though nothing was missing; undefined where something is. */
+  /** Why the set was not taken, where that is not for records that are missing; undefined where it is. */
   readonly damage: string | undefined;
 }
 
@@ -82,7 +82,6 @@ export async function importMedia(openStore: OpenStore, options: ImportOptions):
 }
 
 interface Taking {
-  readonly announcement: SetAnnouncement;
   readonly writer: RawSetWriter;
   readonly tracks: TrackSet;
 }
@@ -105,7 +104,11 @@ class ImportRun {
 
   async read(): Promise<void> {
     await this.#skipKnown();
-    for await (const { set, record } of this.#reading.records(() => this.#isDone())) {
+    const isDone = async (): Promise<boolean> => {
+      await this.#sealAnnounced();
+      return this.#isDone();
+    };
+    for await (const { set, record } of this.#reading.records(isDone)) {
       if (!this.#isSettled(set)) await this.#take(set, record);
     }
   }
@@ -114,7 +117,8 @@ class ImportRun {
     for (const { id, seal } of await this.#store.list()) {
       const announced = this.#reading.announcements.get(id);
       if (announced === undefined) continue;
-      if (announced.seal !== seal) {
+      // Of a set that is only begun here there is nothing else that its id could mean.
+      if (isWhole(announced) && announced.seal !== seal) {
         throw new MediaError('other-set', `Set ${id} is in the store already, with another seal`, {
           set: id,
         });
@@ -136,26 +140,39 @@ class ImportRun {
   async #take(set: string, record: MediaRecord): Promise<void> {
     const announcement = this.#reading.announcements.get(set);
     if (announcement === undefined) return;
-    const taking = this.#taking.get(set) ?? {
-      announcement,
-      writer: this.#store.takeSet(set),
-      tracks: TrackSet.empty(),
-    };
+    const taking = this.#taking.get(set) ?? { writer: this.#store.takeSet(set), tracks: TrackSet.empty() };
     this.#taking.set(set, taking);
     const { writer } = taking;
     const before = writer.frameCount;
     writer.put(bare(record));
     for (const { track } of record.places) taking.tracks.add(track);
     if (writer.frameCount > before) this.#report();
+    await this.#sealWhole(announcement, taking);
+  }
+
+  /** Sets whose end became known on a medium that had none of their records behind it. */
+  async #sealAnnounced(): Promise<void> {
+    for (const [set, taking] of [...this.#taking]) {
+      const announcement = this.#reading.announcements.get(set);
+      if (announcement !== undefined) await this.#sealWhole(announcement, taking);
+    }
+  }
+
+  async #sealWhole(announcement: AnnouncedSet, { writer }: Taking): Promise<void> {
+    if (!isWhole(announcement)) return;
     const { frames, metadataRecords } = announcement;
-    if (writer.frameCount === frames && writer.metadataCount === metadataRecords)
-      await this.#seal(set, taking);
+    if (writer.frameCount !== frames || writer.metadataCount !== metadataRecords) return;
+    await this.#seal(announcement, writer);
   }
 
   #report(): void {
     this.#framesDone += 1;
     const wanted = [...this.#reading.announcements.values()].filter(({ id }) => !this.#skipped.has(id));
-    const framesTotal = wanted.reduce((sum, { frames }) => sum + frames, 0);
+    // Of a set that is only begun no more is known than what has been found.
+    const framesTotal = wanted.reduce(
+      (sum, set) => sum + (isWhole(set) ? set.frames : (this.#taking.get(set.id)?.writer.frameCount ?? 0)),
+      0,
+    );
     this.#options.onProgress?.({
       framesDone: this.#framesDone,
       framesTotal,
@@ -163,10 +180,10 @@ class ImportRun {
     });
   }
 
-  async #seal(set: string, { announcement, writer }: Taking): Promise<void> {
+  async #seal({ id: set, seal }: SetAnnouncement, writer: RawSetWriter): Promise<void> {
     this.#taking.delete(set);
     try {
-      await writer.seal(announcement.seal);
+      await writer.seal(seal);
       this.#imported.add(set);
     } catch (error) {
       await writer.abort();
@@ -197,19 +214,20 @@ class ImportRun {
     };
   }
 
-  #incomplete(
-    { id, frames, metadataRecords, content }: SetAnnouncement,
-    damage: string | undefined,
-  ): IncompleteSet {
-    const taking = this.#taking.get(id);
+  #incomplete(announcement: AnnouncedSet, damage: string | undefined): IncompleteSet {
+    const { id: set } = announcement;
+    const nothing = { missingTracks: undefined, missingFrames: 0, missingMetadata: 0 };
+    if (damage !== undefined) return { set, ...nothing, damage };
+    if (!isWhole(announcement)) return { set, ...nothing, damage: `there is not ${UNFINISHED}` };
+    const { frames, metadataRecords, content } = announcement;
+    const taking = this.#taking.get(set);
     const wanted = content?.present.difference(content.zeroes);
     return {
-      set: id,
-      missingTracks:
-        damage === undefined ? wanted?.difference(taking?.tracks ?? TrackSet.empty()) : undefined,
-      missingFrames: damage === undefined ? frames - (taking?.writer.frameCount ?? 0) : 0,
-      missingMetadata: damage === undefined ? metadataRecords - (taking?.writer.metadataCount ?? 0) : 0,
-      damage,
+      set,
+      missingTracks: wanted?.difference(taking?.tracks ?? TrackSet.empty()),
+      missingFrames: frames - (taking?.writer.frameCount ?? 0),
+      missingMetadata: metadataRecords - (taking?.writer.metadataCount ?? 0),
+      damage: undefined,
     };
   }
 
@@ -243,6 +261,10 @@ export function incompleteError(result: ImportResult): CorruptionError | MediaEr
 function noteOf(findings: readonly string[]): string {
   return findings.length === 0 ? '' : `; ${findings[0]}`;
 }
+
+/** What a set lacks that is only begun on the media that were read. */
+export const UNFINISHED =
+  'the end of the backup that wrote it, which failed or is on a medium that was not read';
 
 /** What is missing, in words. */
 export function lackOf(set: IncompleteSet): string {

@@ -1,3 +1,4 @@
+export { DirectSet, type DirectSetOptions } from './direct-set.ts';
 export { MediaError, type MediaErrorDetails } from './errors.ts';
 export { type ExportOptions, type ExportProgress, type ExportResult, exportSets } from './export.ts';
 export {

@@ -6,6 +6,10 @@
  * the first medium on which set of the chain each track is taken from: that is the overwrite map, worked out
  * in advance, and content that a newer set replaces is passed over wherever it lies.
  *
+ * A set that was written to media while it was made is announced with its tracks only on the last of them. Until
+ * then each of its tracks may come, and which are zero is known at the end: those are handed out last. Where no
+ * medium says that the set was completed, that is said at the end as well, and the restore fails.
+ *
  * Every track is checked against its hash before it is handed out (promise 7). What no medium gave is said at
  * the end, track by track; what was found was handed out before.
  */
@@ -23,8 +27,9 @@ import {
 import { digest } from '../records/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { MediaError } from './errors.ts';
+import { UNFINISHED } from './import.ts';
 import { MediaReading, type ReadingOptions } from './media-reading.ts';
-import type { SetAnnouncement, SetContent } from './medium-format.ts';
+import { type AnnouncedSet, isWhole, type SetContent } from './medium-format.ts';
 import type { SetRecord } from './medium-reader.ts';
 
 /** The next frame that a medium gives, whichever that is. */
@@ -34,7 +39,8 @@ export interface MediaPlanEntry {
 
 export interface MediaTrack {
   readonly track: number;
-  readonly content: Buffer;
+  /** Undefined for zeroes. */
+  readonly content: Buffer | undefined;
 }
 
 interface Link {
@@ -42,6 +48,17 @@ interface Link {
   /** The tracks with content that the chain takes from this set and that were not handed out yet. */
   readonly wanted: TrackSet;
 }
+
+interface ChainSet {
+  readonly header: SetHeader;
+  /** Undefined where the set is only begun. */
+  readonly content: SetContent | undefined;
+}
+
+/** Tracks of zeroes that are handed out together. */
+const ZEROES_AT_ONCE = 4096;
+/** Missing tracks that are named. */
+const SHOWN_MAX = 8;
 
 export class MediaChain {
   readonly header: SetHeader;
@@ -53,7 +70,11 @@ export class MediaChain {
   readonly #records: AsyncGenerator<SetRecord>;
   readonly #links: ReadonlyMap<string, Link>;
   readonly #tracks: TrackSet;
+  /** The full set whose tracks show only at the end. */
+  readonly #begun: Link | undefined;
   #isEnded = false;
+  /** What is left of the set that was begun is zero. */
+  #zeroes: TrackSet | undefined;
 
   /**
    * Opens the first medium and finds the set and its chain among those that it announces.
@@ -69,7 +90,7 @@ export class MediaChain {
       const chain = chainOf(sets, knownSet(sets, selector).id);
       return new MediaChain(
         reading,
-        chain.map(({ id }) => contentOf(reading.announcements.get(id), id)),
+        chain.map(({ id }) => linkOf(reading.announcements.get(id), id)),
       );
     } catch (error) {
       await reading.close();
@@ -77,7 +98,7 @@ export class MediaChain {
     }
   }
 
-  private constructor(reading: MediaReading, chain: readonly SetContent[]) {
+  private constructor(reading: MediaReading, chain: readonly ChainSet[]) {
     const [newest] = chain;
     assert(newest !== undefined, 'A chain has a set');
     this.header = newest.header;
@@ -88,12 +109,16 @@ export class MediaChain {
     this.#records = reading.records();
     const open = TrackSet.all(trackCountOf(newest.header));
     const links = new Map<string, Link>();
-    for (const { header, present, zeroes } of chain) {
-      const own = present.intersection(open);
+    for (const { header, content } of chain) {
+      const own = content?.present.intersection(open) ?? open.clone();
       open.deleteAll(own);
-      links.set(header.id, { header, wanted: own.difference(zeroes) });
+      const wanted = content === undefined ? own : own.difference(content.zeroes);
+      links.set(header.id, { header, wanted });
     }
     this.#links = links;
+    this.#begun = chain.every(({ content }) => content !== undefined)
+      ? undefined
+      : links.get(newest.header.id);
     this.#tracks = TrackSet.union([...links.values()].map(({ wanted }) => wanted));
   }
 
@@ -102,7 +127,7 @@ export class MediaChain {
     return this.#reading.findings;
   }
 
-  /** The tracks whose effective content is not zero; a copy. Every other track of the volume is zero. */
+  /** The tracks whose effective content is not known to be zero; a copy. Every other track of the volume is zero. */
   tracks(): TrackSet {
     return this.#tracks.clone();
   }
@@ -113,40 +138,65 @@ export class MediaChain {
    */
   *readPlan(tracks: TrackSet): Generator<MediaPlanEntry> {
     for (const { wanted } of this.#links.values()) wanted.deleteAll(wanted.difference(tracks));
-    while (!this.#isEnded && this.#isWanting()) yield { tracks: [] };
+    while (this.#isWanting()) yield { tracks: [] };
   }
 
   #isWanting(): boolean {
+    // That the set was completed has to be seen, though nothing of it is missing.
+    if (this.#begun !== undefined && !this.#isEnded) return true;
     for (const { wanted } of this.#links.values()) if (!wanted.isEmpty) return true;
     return false;
   }
 
   /**
-   * The wanted tracks of the next frame that has any; none where the media have ended and nothing is missing.
+   * The wanted tracks of the next frame that has any, or zeroes; none where the media have ended and nothing is
+   * missing.
    *
    * @throws {CorruptionError} where the media ended before all was found, with the tracks.
    */
   async readFrame(): Promise<readonly MediaTrack[]> {
+    if (this.#isEnded) return this.#takeZeroes();
     for (let next = await this.#records.next(); next.done !== true; next = await this.#records.next()) {
       const tracks = this.#take(next.value);
       if (tracks.length > 0) return tracks;
     }
     this.#isEnded = true;
+    if (this.#begun !== undefined) this.#learnZeroes(this.#begun);
     const missing = TrackSet.union([...this.#links.values()].map(({ wanted }) => wanted));
-    if (missing.isEmpty) return [];
-    throw this.#lacking(missing.toArray());
+    if (this.#zeroes !== undefined) missing.deleteAll(this.#zeroes);
+    if (missing.isEmpty) return this.#takeZeroes();
+    throw this.#lacking(
+      `track ${shownTracks(missing.toArray())} of set ${this.header.id}`,
+      missing.toArray(),
+    );
   }
 
-  #lacking(tracks: readonly number[]): CorruptionError {
+  #learnZeroes({ header, wanted }: Link): void {
+    const announced = this.#reading.announcements.get(header.id);
+    const content = announced === undefined || !isWhole(announced) ? undefined : announced.content;
+    if (content === undefined) throw this.#lacking(`set ${header.id} as a whole: ${UNFINISHED}`, []);
+    this.#zeroes = wanted.difference(content.present);
+  }
+
+  /** Some of the tracks that are known to be zero now. */
+  #takeZeroes(): MediaTrack[] {
+    const { wanted } = this.#begun ?? {};
+    if (this.#zeroes === undefined || wanted === undefined) return [];
+    for (const { first, count } of this.#zeroes.runs()) {
+      const run = { first, count: Math.min(count, ZEROES_AT_ONCE) };
+      const taken = TrackSet.ofRun(run);
+      this.#zeroes.deleteAll(taken);
+      wanted.deleteAll(taken);
+      return taken.toArray().map((track) => ({ track, content: undefined }));
+    }
+    return [];
+  }
+
+  #lacking(what: string, tracks: readonly number[]): CorruptionError {
     const { missingMedia, findings, label } = this.#reading;
-    const shown =
-      tracks.length > 8
-        ? `${tracks.slice(0, 8).join(', ')} and ${tracks.length - 8} more`
-        : tracks.join(', ');
     const media = missingMedia.length > 0 ? `; medium ${missingMedia.join(', ')} was not read` : '';
     const note = findings.length > 0 ? `; ${findings[0]}` : '';
-    const message = `The media of ${label} lack track ${shown} of set ${this.header.id}${media}${note}`;
-    return new CorruptionError(message, { where: label, tracks });
+    return new CorruptionError(`The media of ${label} lack ${what}${media}${note}`, { where: label, tracks });
   }
 
   #take({ set, record }: SetRecord): MediaTrack[] {
@@ -188,10 +238,18 @@ export class MediaChain {
   }
 }
 
+function shownTracks(tracks: readonly number[]): string {
+  if (tracks.length <= SHOWN_MAX) return tracks.join(', ');
+  return `${tracks.slice(0, SHOWN_MAX).join(', ')} and ${tracks.length - SHOWN_MAX} more`;
+}
+
 /** Announced sets stand in for those of a store where one is chosen. */
-function asStored({ id, seal, content }: SetAnnouncement): StoredSet {
-  const { header, counters } = content ?? { header: undefined, counters: undefined };
-  return { id, path: id, header, counters, seal, lanePaths: [], lengthBytes: 0, damage: undefined };
+function asStored(set: AnnouncedSet): StoredSet {
+  const { id } = set;
+  const common = { id, path: id, lanePaths: [], lengthBytes: 0, damage: undefined };
+  if (!isWhole(set)) return { ...common, header: set.header, counters: undefined, seal: undefined };
+  const { header, counters } = set.content ?? { header: undefined, counters: undefined };
+  return { ...common, header, counters, seal: set.seal };
 }
 
 function knownSet(sets: readonly StoredSet[], selector: string): StoredSet {
@@ -202,9 +260,11 @@ function knownSet(sets: readonly StoredSet[], selector: string): StoredSet {
   throw encrypted(found.id);
 }
 
-function contentOf(announcement: SetAnnouncement | undefined, id: string): SetContent {
-  if (announcement?.content === undefined) throw encrypted(id);
-  return announcement.content;
+function linkOf(set: AnnouncedSet | undefined, id: string): ChainSet {
+  if (set === undefined) throw encrypted(id);
+  if (!isWhole(set)) return { header: set.header, content: undefined };
+  if (set.content === undefined) throw encrypted(id);
+  return { header: set.content.header, content: set.content };
 }
 
 function encrypted(set: string): MediaError {

@@ -9,7 +9,7 @@
 
 import { LIMITS, messageOf } from '../base/index.ts';
 import { MediaError } from './errors.ts';
-import { type MediaCatalog, mediumName, type SetAnnouncement } from './medium-format.ts';
+import { type AnnouncedSet, isWhole, type MediaCatalog, mediumName } from './medium-format.ts';
 import type { MediumInput } from './medium-input.ts';
 import { MediumReader, type SetRecord } from './medium-reader.ts';
 import type { MediaSessionOptions } from './media-writing.ts';
@@ -41,7 +41,7 @@ export interface ReadingOptions extends MediaSessionOptions {
 export class MediaReading {
   readonly states: SessionStates;
   readonly #options: ReadingOptions;
-  readonly #announcements = new Map<string, SetAnnouncement>();
+  readonly #announcements = new Map<string, AnnouncedSet>();
   readonly #seen = new Set<number>();
   readonly #findings: string[] = [];
   #current: { readonly reader: MediumReader; readonly input: MediumInput } | undefined;
@@ -88,8 +88,8 @@ export class MediaReading {
     return this.#first?.node?.keys;
   }
 
-  /** The sets of the writing, as announced on the media read so far, by id. */
-  get announcements(): ReadonlyMap<string, SetAnnouncement> {
+  /** The sets of the writing, as announced on the media read so far, by id: in full, or that they had begun. */
+  get announcements(): ReadonlyMap<string, AnnouncedSet> {
     return this.#announcements;
   }
 
@@ -128,11 +128,11 @@ export class MediaReading {
    * @param isDone asked at the end of each medium whether the media that were not read are not needed.
    * @throws {MediaError} `wrong-medium` or `not-a-medium` after so many attempts, `no-medium`, `cancelled`.
    */
-  async *records(isDone: () => boolean = () => false): AsyncGenerator<SetRecord> {
+  async *records(isDone: () => boolean | Promise<boolean> = () => false): AsyncGenerator<SetRecord> {
     try {
       for (let isOpen = this.#current !== undefined; isOpen; isOpen = await this.#nextMedium()) {
         yield* this.#mediumRecords();
-        if (this.missingMedia.length === 0 || isDone()) return;
+        if ((await isDone()) || this.missingMedia.length === 0) return;
       }
     } finally {
       await this.close();
@@ -184,6 +184,7 @@ export class MediaReading {
     if (current === undefined) return;
     const { reader, input } = current;
     await input.close();
+    this.#announced(reader);
     this.#findings.push(...reader.findings);
     this.#readBytes += reader.readBytes;
     const { catalog } = reader;
@@ -249,10 +250,17 @@ export class MediaReading {
       await this.#failed(error);
       throw error;
     }
-    for (const [id, announcement] of reader.announcements) {
-      if (!this.#announcements.has(id)) this.#announcements.set(id, announcement);
-    }
+    this.#announced(reader);
     this.states.transfer();
+  }
+
+  #announced(reader: MediumReader): void {
+    for (const [id, announcement] of reader.announcements) {
+      const known = this.#announcements.get(id);
+      if (known === undefined || (!isWhole(known) && isWhole(announcement))) {
+        this.#announcements.set(id, announcement);
+      }
+    }
   }
 
   #checkCancelled(): void {

@@ -12,6 +12,7 @@
 import { assert, type Clock, messageOf, present, randomId } from '../base/index.ts';
 import { MediaError } from './errors.ts';
 import {
+  type AnnouncedSet,
   type CatalogMedium,
   isLabel,
   type MediaCatalog,
@@ -53,11 +54,11 @@ export interface WritingOptions extends MediaSessionOptions {
   readonly label: string;
   /** Bytes of one medium; undefined where media say themselves when they are full. */
   readonly mediumSizeBytes?: number;
-  /** Id of the store that the sets come from. */
-  readonly store: string;
+  /** Id of the store that the sets come from; undefined where they come from none. */
+  readonly store: string | undefined;
   /** A copy of its keys, where it is encrypted. */
   readonly keys: Buffer | undefined;
-  readonly announcements: readonly SetAnnouncement[];
+  readonly announcements: readonly AnnouncedSet[];
   /** Called when a medium has ended durably, with all that is known then. */
   readonly onMedium?: (catalog: MediaCatalog) => Promise<void>;
 }
@@ -73,6 +74,7 @@ export class MediaWriting {
   readonly states: SessionStates;
   readonly #options: WritingOptions;
   readonly #media: CatalogMedium[] = [];
+  #announcements: readonly AnnouncedSet[];
   readonly #createdMs: number;
   #current: { readonly writer: MediumWriter; readonly output: MediumOutput } | undefined;
   /** Pieces of this medium that its output may still hold back, by their numbers. */
@@ -84,6 +86,7 @@ export class MediaWriting {
   constructor(options: WritingOptions) {
     assert(isLabel(options.label), `Label ${options.label} is none`);
     this.#options = options;
+    this.#announcements = options.announcements;
     this.#createdMs = options.clock.now();
     this.states = new SessionStates('write', options);
   }
@@ -152,7 +155,8 @@ export class MediaWriting {
   }
 
   async #beginMedium(): Promise<{ writer: MediumWriter; output: MediumOutput }> {
-    const { label, store, keys, announcements, clock } = this.#options;
+    const { label, store, keys, clock } = this.#options;
+    const announcements = this.#announcements;
     const medium = this.states.medium + 1;
     const name = mediumName({ label, medium });
     const output = await this.#options.openOutput({ medium, label, name });
@@ -229,6 +233,43 @@ export class MediaWriting {
 
   #catalog(media: readonly CatalogMedium[], isLast: boolean): MediaCatalog {
     return { writing: this.id, label: this.#options.label, createdMs: this.#createdMs, isLast, media };
+  }
+
+  /**
+   * Announces a set that was only begun when the writing was, all of whose records have been written; on a medium of
+   * its own where the present one has no room.
+   *
+   * @throws as `write`.
+   */
+  async announce(set: SetAnnouncement): Promise<void> {
+    // Media that begin from now on announce it at their beginning.
+    this.#announcements = this.#announcements.map((known) => (known.id === set.id ? set : known));
+    await this.#guarded(async () => {
+      this.#checkCancelled();
+      const current = this.#current;
+      if (current === undefined) {
+        await this.#beginRoomy();
+        return;
+      }
+      let lost: readonly PieceItem[] = [];
+      try {
+        if (await current.writer.announce(set)) return;
+        lost = await this.#endMedium(false);
+      } catch (error) {
+        if (!(error instanceof EndOfMedium)) throw error;
+        lost = await this.#cutMedium();
+      }
+      await this.#beginRoomy();
+      await this.#writeAll(lost);
+    });
+  }
+
+  /** Begins a medium that may get nothing but its headers and its end. */
+  async #beginRoomy(): Promise<void> {
+    const { writer, output } = await this.#beginMedium();
+    const { mediumSizeBytes = 0 } = this.#options;
+    if (writer.roomBytes >= 0) return;
+    throw mediumTooSmall(output.place, mediumSizeBytes, mediumSizeBytes - writer.roomBytes);
   }
 
   /** Ends the last medium; a writing without any data has one medium all the same. @throws as `write`. */

@@ -40,7 +40,7 @@ async function volumeFrom(chain: MediaChain): Promise<{ bytes: Buffer; error: un
   try {
     for (const _ of chain.readPlan(chain.tracks())) {
       for (const { track, content } of await chain.readFrame()) {
-        content.copy(bytes, track * chain.trackSizeBytes);
+        content?.copy(bytes, track * chain.trackSizeBytes);
         given.push(track);
       }
     }

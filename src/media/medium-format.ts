@@ -65,8 +65,8 @@ export function decodeMediumHeader(bytes: Buffer, place: string): MediumHeader {
 
 /** The node that wrote: its store, and what is to come. */
 export interface NodeHeader {
-  /** Id of the store that the sets come from. */
-  readonly store: string;
+  /** Id of the store that the sets come from; undefined where they come from none. */
+  readonly store: string | undefined;
   readonly sets: readonly string[];
   /** The store's `keys.json`, which opens nothing without a key; undefined where the store is not encrypted. */
   readonly keys: string | undefined;
@@ -80,7 +80,8 @@ export function decodeNodeHeader(bytes: Buffer, where: string): NodeHeader {
   const record = decodeText(bytes, where);
   const sets = listField(record, 'sets', where).map(String);
   const keys = record['keys'] === undefined ? undefined : textField(record, 'keys', where);
-  return { store: textField(record, 'store', where), sets, keys };
+  const store = record['store'] === undefined ? undefined : textField(record, 'store', where);
+  return { store, sets, keys };
 }
 
 /** What every medium of a writing says of each set before any data: enough to plan a restore, and to say what is missing. */
@@ -94,6 +95,19 @@ export interface SetAnnouncement {
   readonly content: SetContent | undefined;
 }
 
+/** What media say of a set that is being made while they are written: it is announced in full on the last one. */
+export interface SetBeginning {
+  readonly id: string;
+  readonly header: SetHeader;
+}
+
+export type AnnouncedSet = SetAnnouncement | SetBeginning;
+
+/** Whether it was known what the set is in the end. */
+export function isWhole(set: AnnouncedSet): set is SetAnnouncement {
+  return 'seal' in set;
+}
+
 export interface SetContent {
   readonly header: SetHeader;
   readonly counters: SetCounters;
@@ -101,7 +115,10 @@ export interface SetContent {
   readonly zeroes: TrackSet;
 }
 
-export function encodeAnnouncement(set: SetAnnouncement): { readonly text: Buffer; readonly tracks: Buffer } {
+export function encodeAnnouncement(set: AnnouncedSet): { readonly text: Buffer; readonly tracks: Buffer } {
+  if (!isWhole(set)) {
+    return { text: encodeText({ id: set.id, header: set.header }), tracks: Buffer.alloc(0) };
+  }
   const { id, seal, frames, metadataRecords, content } = set;
   const known = content === undefined ? {} : { header: content.header, counters: content.counters };
   const text = encodeText({ id, seal, frames, metadataRecords, ...known });
@@ -113,10 +130,16 @@ export function encodeAnnouncement(set: SetAnnouncement): { readonly text: Buffe
 }
 
 /** @throws {CorruptionError} where a part is damaged or does not belong to the other. */
-export function decodeAnnouncement(text: Buffer, tracks: Buffer, where: string): SetAnnouncement {
+export function decodeAnnouncement(text: Buffer, tracks: Buffer, where: string): AnnouncedSet {
   const record = decodeText(text, where);
+  const id = textField(record, 'id', where);
+  if (record['seal'] === undefined) {
+    const begun = decodeHeader(jsonOf(record['header']), where);
+    if (begun.id === id && begun.level === 'full') return { id, header: begun };
+    throw new CorruptionError(`${where} is damaged: it announces set ${begun.id}`, { where });
+  }
   const base = {
-    id: textField(record, 'id', where),
+    id,
     seal: textField(record, 'seal', where),
     frames: countField(record, 'frames', where),
     metadataRecords: countField(record, 'metadataRecords', where),

@@ -10,6 +10,7 @@
 import { CorruptionError, LIMITS, messageOf } from '../base/index.ts';
 import { MediaError } from './errors.ts';
 import {
+  type AnnouncedSet,
   decodeAnnouncement,
   decodeCatalog,
   decodeMediumHeader,
@@ -20,7 +21,6 @@ import {
   mediumName,
   type NodeHeader,
   parseEntryName,
-  type SetAnnouncement,
 } from './medium-format.ts';
 import { ByteStream, type MediumInput } from './medium-input.ts';
 import {
@@ -52,7 +52,9 @@ export class MediumReader {
   readonly header: MediumHeader;
   readonly #stream: ByteStream;
   readonly #findings: string[] = [];
-  readonly #announcements = new Map<string, SetAnnouncement>();
+  readonly #announcements = new Map<string, AnnouncedSet>();
+  /** The first half of an announcement, until the other is there. */
+  #announcing: { readonly set: string; readonly bytes: Buffer } | undefined;
   #node: NodeHeader | undefined;
   #catalog: MediaCatalog | undefined;
   #isWhole = false;
@@ -107,8 +109,8 @@ export class MediumReader {
     return this.#node;
   }
 
-  /** The sets that it announces, by id. */
-  get announcements(): ReadonlyMap<string, SetAnnouncement> {
+  /** The sets that it announces, by id; at its end perhaps more of them than at its beginning. */
+  get announcements(): ReadonlyMap<string, AnnouncedSet> {
     return this.#announcements;
   }
 
@@ -129,7 +131,6 @@ export class MediumReader {
   /** Reads the node header and the announcements. @throws {MediaError} `io`. */
   async begin(): Promise<void> {
     await this.#untilCut(async () => {
-      let text: { readonly set: string; readonly bytes: Buffer } | undefined;
       for (let entry = await this.#next(); entry !== undefined; entry = await this.#next()) {
         const { parsed } = entry;
         if (parsed?.kind === 'node') {
@@ -137,17 +138,26 @@ export class MediumReader {
           this.#noting(() => {
             this.#node = decodeNodeHeader(bytes, this.#where(entry));
           });
-        } else if (parsed?.kind === 'set' && parsed.set !== undefined) {
-          text = { set: parsed.set, bytes: await this.#takeText(entry) };
-        } else if (parsed?.kind === 'tracks') {
-          const tracks = await takeEntry(this.#stream, entry, LIMITS.mediaTracksBytesMax);
-          if (text?.set === parsed.set && text !== undefined) this.#announce(text.bytes, tracks, entry);
+        } else if (parsed?.kind === 'set' || parsed?.kind === 'tracks') {
+          await this.#takeAnnouncement(entry);
         } else {
           this.#pending = entry;
           return;
         }
       }
     });
+  }
+
+  async #takeAnnouncement(entry: Entry): Promise<void> {
+    const { set, kind } = entry.parsed ?? {};
+    if (kind === 'set' && set !== undefined) {
+      this.#announcing = { set, bytes: await this.#takeText(entry) };
+      return;
+    }
+    const tracks = await takeEntry(this.#stream, entry, LIMITS.mediaTracksBytesMax);
+    const text = this.#announcing;
+    this.#announcing = undefined;
+    if (text !== undefined && text.set === set) this.#announce(text.bytes, tracks, entry);
   }
 
   #announce(text: Buffer, tracks: Buffer, entry: Entry): void {
@@ -168,7 +178,7 @@ export class MediumReader {
    * @param known the sets that are announced on any medium; pieces of others are not taken.
    * @throws {MediaError} `io`; everything before was good.
    */
-  async *records(known: ReadonlyMap<string, SetAnnouncement>): AsyncGenerator<SetRecord> {
+  async *records(known: ReadonlyMap<string, AnnouncedSet>): AsyncGenerator<SetRecord> {
     try {
       let entry = this.#pending;
       this.#pending = undefined;
@@ -176,6 +186,7 @@ export class MediumReader {
         const kind = entry.parsed?.kind;
         if (kind === 'frames' || kind === 'metadata') yield* this.#piece(entry, known);
         else if (kind === 'catalog') await this.#readCatalog(entry);
+        else if (kind === 'set' || kind === 'tracks') await this.#takeAnnouncement(entry);
         else await this.#skip(entry.sizeBytes + paddingBytes(entry.sizeBytes));
         if (kind === 'trailer') this.#isWhole = true;
       }
@@ -185,7 +196,7 @@ export class MediumReader {
     if (!this.#isWhole) this.#findings.push(`Medium ${this.name} (${this.place}) ends before its trailer`);
   }
 
-  async *#piece(entry: Entry, known: ReadonlyMap<string, SetAnnouncement>): AsyncGenerator<SetRecord> {
+  async *#piece(entry: Entry, known: ReadonlyMap<string, AnnouncedSet>): AsyncGenerator<SetRecord> {
     const where = this.#where(entry);
     let left = entry.sizeBytes;
     const take = async (lengthBytes: number): Promise<Buffer> => {
@@ -221,7 +232,7 @@ export class MediumReader {
   }
 
   /** Name and header must agree whose the piece is. */
-  #checkPiece(header: PieceHeader, entry: Entry, known: ReadonlyMap<string, SetAnnouncement>): void {
+  #checkPiece(header: PieceHeader, entry: Entry, known: ReadonlyMap<string, AnnouncedSet>): void {
     const where = this.#where(entry);
     const { parsed } = entry;
     const isOurs = header.writing === this.header.writing && known.has(header.set);

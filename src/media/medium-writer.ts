@@ -11,6 +11,7 @@
 import { type Clock } from '../base/index.ts';
 import { MediaError } from './errors.ts';
 import {
+  type AnnouncedSet,
   type CatalogMedium,
   type DirectoryEntry,
   encodeAnnouncement,
@@ -54,7 +55,7 @@ export interface MediumWriterParts {
   readonly sizeBytes: number | undefined;
   readonly header: MediumHeader;
   readonly node: NodeHeader;
-  readonly announcements: readonly SetAnnouncement[];
+  readonly announcements: readonly AnnouncedSet[];
   /** What the media before hold. */
   readonly earlier: readonly CatalogMedium[];
   readonly clock: Clock;
@@ -128,11 +129,26 @@ export class MediumWriter {
     const { header, node, announcements } = this.#parts;
     await this.#writeEntry('medium', undefined, [encodeMediumHeader(header)]);
     await this.#writeEntry('node', undefined, [encodeNodeHeader(node)]);
-    for (const announcement of announcements) {
-      const { text, tracks } = encodeAnnouncement(announcement);
-      await this.#writeEntry('set', announcement.id, [text]);
-      await this.#writeEntry('tracks', announcement.id, [tracks]);
-    }
+    for (const announcement of announcements) await this.#writeAnnouncement(announcement);
+  }
+
+  /**
+   * Announces a set that was only begun when the medium was.
+   *
+   * @returns whether there was room; nothing is written where there is none. @throws {EndOfMedium}
+   */
+  async announce(set: SetAnnouncement): Promise<boolean> {
+    const { text, tracks } = encodeAnnouncement(set);
+    const wantedBytes = entryBytes(text.length) + entryBytes(tracks.length) + 2 * DIRECTORY_ROW_BYTES;
+    if (wantedBytes > this.roomBytes) return false;
+    await this.#writeAnnouncement(set);
+    return true;
+  }
+
+  async #writeAnnouncement(set: AnnouncedSet): Promise<void> {
+    const { text, tracks } = encodeAnnouncement(set);
+    await this.#writeEntry('set', set.id, [text]);
+    await this.#writeEntry('tracks', set.id, [tracks]);
   }
 
   /** Writes a piece, after a mark where one was before. @throws {EndOfMedium} where it did not fit. */

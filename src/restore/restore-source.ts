@@ -9,8 +9,11 @@ import type { TrackSet } from '../tracks/index.ts';
 /** One track as it was at the set's point, decompressed and checked. */
 export interface RestoredTrack {
   readonly track: number;
-  /** The track's bytes; the last track of a volume may be shorter. Not changed after it was handed out. */
-  readonly content: Buffer;
+  /**
+   * The track's bytes; the last track of a volume may be shorter. Not changed after it was handed out. Undefined for
+   * zeroes, where the source learnt of them only while it was read.
+   */
+  readonly content: Buffer | undefined;
 }
 
 /** Tracks that lie together in the store and are read in one go. */
@@ -21,7 +24,7 @@ export interface ReadPlanEntry {
 export interface RestoreSource<Entry extends ReadPlanEntry = ReadPlanEntry> {
   readonly sizeBytes: number;
   readonly trackSizeBytes: number;
-  /** The tracks whose effective content is not zero. Every other track of the volume is zero. */
+  /** The tracks whose effective content is not known to be zero. Every other track of the volume is zero. */
   tracks(): TrackSet;
   /** Where the tracks are stored, each once, in storage order. */
   readPlan(tracks: TrackSet): Iterable<Entry>;

@@ -111,6 +111,9 @@ class RestoreRun {
   readonly #done = TrackSet.empty();
   #bytesWritten = 0;
   #bytesZeroed = 0;
+  /** Of tracks that turned out to be zero. */
+  #bytesSkipped = 0;
+  #zeroTracks = 0;
 
   constructor(plan: RestorePlan, options: RestoreOptions, window: WriteWindow) {
     this.#plan = plan;
@@ -167,10 +170,10 @@ class RestoreRun {
 
   result(): RestoreResult {
     return {
-      tracks: this.#done.size,
+      tracks: this.#done.size - this.#zeroTracks,
       bytesWritten: this.#bytesWritten,
       bytesZeroed: this.#bytesZeroed,
-      bytesSkipped: this.#plan.skippedBytes,
+      bytesSkipped: this.#plan.skippedBytes + this.#bytesSkipped,
     };
   }
 
@@ -193,6 +196,12 @@ class RestoreRun {
     const { track, content } = restored;
     assert(this.#plan.tracks.has(track), `Source gave track ${track}, which was not asked for`);
     assert(!this.#done.has(track), `Source gave track ${track} twice`);
+    this.#done.add(track);
+    if (content === undefined) {
+      this.#zeroTracks += 1;
+      for (const piece of this.#plan.piecesOf(track)) await this.#zeroPiece(piece);
+      return;
+    }
     for (const piece of this.#plan.piecesOf(track)) {
       const endBytes = piece.offsetInTrackBytes + piece.lengthBytes;
       if (endBytes > content.length) {
@@ -204,7 +213,13 @@ class RestoreRun {
       this.#checkCancelled();
       await this.#writePiece(piece, content.subarray(piece.offsetInTrackBytes, endBytes));
     }
-    this.#done.add(track);
+  }
+
+  /** As `writeZeroes` does it: what is zero already stays as it is. */
+  async #zeroPiece({ target, targetOffsetBytes, lengthBytes }: TrackPiece): Promise<void> {
+    this.#checkCancelled();
+    if (target.knownZero) this.#bytesSkipped += lengthBytes;
+    else await this.#zero(target, targetOffsetBytes, lengthBytes);
   }
 
   #writePiece(piece: TrackPiece, content: Buffer): Promise<void> {
@@ -253,7 +268,7 @@ class RestoreRun {
     this.#options.onProgress?.({
       tracksDone: this.#done.size,
       trackCount: this.#plan.tracks.size,
-      bytesWritten: this.#bytesWritten + this.#bytesZeroed,
+      bytesWritten: this.#bytesWritten + this.#bytesZeroed + this.#bytesSkipped,
       bytesTotal: this.#plan.dataBytes + this.#plan.zeroBytes,
     });
   }
