@@ -26,6 +26,7 @@ import {
   type HostMessage,
   isChildMessage,
   type Level,
+  type MediumTarget,
   type SetOutcome,
   type WriteStyle,
 } from './messages.ts';
@@ -41,6 +42,8 @@ export interface BackupOptions {
   /** The session's id, where its owner has one for it. */
   readonly session?: string;
   readonly storePath: string;
+  /** Media that are written in the place of the store. */
+  readonly medium?: MediumTarget;
   /** Of an encrypted store. It goes to the child over their channel, and nowhere else. */
   readonly key?: StoreKey;
   readonly level: Level;
@@ -168,13 +171,14 @@ class Host {
   }
 
   #start(): void {
-    const { volume, storePath, key, level, style } = this.#options;
+    const { volume, storePath, medium, key, level, style } = this.#options;
     const { volumeId, name, directory, home, trackSizeBytes } = volume.identity;
     this.#send({
       kind: 'start',
       volume: { volumeId, name, trackSizeBytes },
       homePath: homePathOf(directory, home),
       storePath,
+      ...(medium === undefined ? {} : { medium }),
       key,
       level,
       style,

@@ -69,9 +69,12 @@ export class LocalLane implements LaneWorker {
   readonly #spare: Buffer[] = [];
   #lastTicket = 0;
 
-  /** @throws {StoreError} where the lane's file cannot be begun. */
-  constructor(parts: LaneParts, home: HomeReader) {
-    this.#writer = new LaneWriter(parts);
+  /**
+   * @param writer where it has been begun already.
+   * @throws {StoreError} where the lane's file cannot be begun.
+   */
+  constructor(parts: LaneParts, home: HomeReader, writer: LaneWriter = new LaneWriter(parts)) {
+    this.#writer = writer;
     this.#home = home;
     this.#zero = Buffer.alloc(parts.header.trackSizeBytes);
   }

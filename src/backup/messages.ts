@@ -33,6 +33,20 @@ export interface WriteStyle {
 
 export type Level = 'auto' | SetLevel;
 
+/** Where media go that are written in the place of a store. */
+export interface MediumTarget {
+  /** A file (`{n}` is the medium's number), a pipe or a device, absolute. */
+  readonly place: string;
+  /** See `isLabel`. */
+  readonly label: string;
+  /** Bytes of one medium; left out where media say themselves when they are full. */
+  readonly sizeBytes?: number;
+  /** Command that loads a medium, run before each. */
+  readonly load?: string;
+  /** Files that exist are replaced. */
+  readonly overwrite?: boolean;
+}
+
 export interface StartMessage {
   readonly kind: 'start';
   /** Nothing is saved: the child tells what the store offers, and leaves it alone. */
@@ -40,7 +54,9 @@ export interface StartMessage {
   readonly volume: SourceVolume;
   /** A file or block device that the child reads itself; undefined where it must ask for every byte. */
   readonly homePath: string | undefined;
+  /** Of no meaning where there is a medium. */
   readonly storePath: string;
+  readonly medium?: MediumTarget;
   /** Of an encrypted store. */
   readonly key: StoreKey | undefined;
   readonly level: Level;
@@ -104,6 +120,9 @@ export interface SetOutcome {
   /** Tracks with the content of another of the set. */
   readonly aliases: number;
   readonly lanes: number;
+  /** Media that hold the set, and their name; left out where it is in a store. */
+  readonly media?: number;
+  readonly label?: string;
   readonly diverted: number;
   readonly freezeMs: number;
   readonly durationMs: number;

@@ -51,6 +51,8 @@ export interface SavingOptions {
   readonly lanesRead: boolean;
   /** Undefined for a full set. */
   readonly base: BaseContent | undefined;
+  /** Whether tracks of equal content are stored once; they are where left out. */
+  readonly storesAliases?: boolean;
   readonly rate?: RateLimit | undefined;
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: SavingProgress) => void;
@@ -105,7 +107,7 @@ export class Saving {
     const { geometry, plan, base, drainBytesMax = LIMITS.sessionDrainBytesMax } = options;
     this.#options = options;
     this.#baseTracks = base?.tracks();
-    this.#seen = new SeenTracks(plan.tracks.size);
+    this.#seen = new SeenTracks(options.storesAliases === false ? 0 : plan.tracks.size);
     this.#drainCountMax = Math.max(1, Math.floor(drainBytesMax / geometry.trackSizeBytes));
     this.#runs = this.#plannedRuns();
   }
@@ -269,7 +271,7 @@ export class Saving {
     readonly held: HeldTracks;
     readonly hits: readonly number[];
   }): Verdict {
-    const { base } = this.#options;
+    const { base, storesAliases = true } = this.#options;
     const hits = new Set(at.hits);
     const keep: number[] = [];
     const aliases: { lane: number; track: number; of: number }[] = [];
@@ -285,7 +287,7 @@ export class Saving {
         this.#unchangedCount += 1;
         continue;
       }
-      const same = this.#seen.findOrAdd(hash, { lane: at.number, track });
+      const same = storesAliases ? this.#seen.findOrAdd(hash, { lane: at.number, track }) : undefined;
       if (same === undefined) keep.push(index);
       else aliases.push({ lane: same.lane, track, of: same.track });
     }

@@ -4,15 +4,25 @@
  */
 
 import { setTimeout as delay } from 'node:timers/promises';
-import { systemClock, toWireError } from '../base/index.ts';
+import { present, systemClock, toWireError } from '../base/index.ts';
 import { Store } from '../blockset/index.ts';
 import { type BlockDevice, openFileDevice } from '../device/index.ts';
+import type { OpenOutput, SessionStep } from '../media/index.ts';
 import { backUp } from './backup.ts';
 import { baseCandidates } from './candidates.ts';
-import { type ChildMessage, isHostMessage, type StartMessage, type WriteStyle } from './messages.ts';
+import {
+  type ChildMessage,
+  isHostMessage,
+  type MediumTarget,
+  type StartMessage,
+  type SetOutcome,
+  type WriteStyle,
+} from './messages.ts';
 import { LaneThreads } from './lane-threads.ts';
+import { backUpToMedium, type MediumBackupOptions } from './medium-backup.ts';
 import { RateLimit } from './rate-limit.ts';
 import { RemoteSource } from './remote-source.ts';
+import type { SavingProgress } from './saving.ts';
 
 /** The channel to the serving process. */
 export interface WorkerChannel {
@@ -24,6 +34,8 @@ export interface WorkerChannel {
 export interface WorkerOptions {
   /** The module that the threads of lanes run; it calls `runLaneThread`. */
   readonly laneProgram: string;
+  /** Opens the media of a session that goes to media. */
+  readonly openMedia: (target: MediumTarget, signal: AbortSignal) => OpenOutput;
 }
 
 /** How often progress is reported at the most. */
@@ -52,55 +64,76 @@ interface SessionRun extends WorkerOptions {
   readonly worker: { source?: RemoteSource };
 }
 
-async function runSession(
-  start: StartMessage,
-  { signal, send, worker, laneProgram }: SessionRun,
-): Promise<ChildMessage> {
-  const { style } = start;
+async function runSession(start: StartMessage, run: SessionRun): Promise<ChildMessage> {
   let home: BlockDevice | undefined;
   try {
-    const key = start.key === undefined ? {} : { key: start.key };
-    if (start.isDryRun === true) {
-      const store = await Store.open(start.storePath, { ...key, readOnly: true });
-      const offered = await baseCandidates(store, start.volume.volumeId, start.level);
-      return { kind: 'offer', request: { consumer: store.id, level: start.level, ...offered } };
-    }
-    const store = await Store.open(start.storePath, key);
+    if (start.isDryRun === true) return await offer(start);
+    // What the session needs is opened before the home: an error of the store is the one to be told.
+    const store = start.medium === undefined ? await openStore(start) : undefined;
     if (start.homePath !== undefined) {
       home = await openFileDevice({ path: start.homePath, readOnly: true, syncName: 'home' });
     }
     // The channel's end ends the process, so a message that could not be sent needs no answer.
-    const source = new RemoteSource({ volume: start.volume, home, send: (message) => void send(message) });
-    worker.source = source;
-    let reportedMs = 0;
-    const outcome = await backUp({
+    const send = (message: ChildMessage): void => void run.send(message);
+    const source = new RemoteSource({ volume: start.volume, home, send });
+    run.worker.source = source;
+    const common = {
       source,
-      store,
-      level: start.level,
-      codec: style.codec,
-      compressionLevel: style.compressionLevel,
-      lanes: new LaneThreads({
-        program: laneProgram,
-        source,
-        homePath: start.homePath,
-        directories: style.lanes ?? [],
-      }),
-      rate: rateOf(style),
-      onStep: (step) => void send({ kind: 'step', step }),
-      signal,
-      onProgress: (progress) => {
-        const nowMs = performance.now();
-        if (nowMs - reportedMs < PROGRESS_MS && progress.tracksDone < progress.tracksTotal) return;
-        reportedMs = nowMs;
-        void send({ kind: 'progress', progress });
-      },
+      codec: start.style.codec,
+      compressionLevel: start.style.compressionLevel,
+      rate: rateOf(start.style),
+      onStep: (step: SessionStep) => send({ kind: 'step', step }),
+      signal: run.signal,
+      onProgress: reporter(send),
+    };
+    if (store === undefined) return { kind: 'done', outcome: await toMedium(start, run, common) };
+    const lanes = new LaneThreads({
+      program: run.laneProgram,
+      source,
+      homePath: start.homePath,
+      directories: start.style.lanes ?? [],
     });
-    return { kind: 'done', outcome };
+    return { kind: 'done', outcome: await backUp({ ...common, store, level: start.level, lanes }) };
   } catch (error) {
     return { kind: 'failed', error: toWireError(error) };
   } finally {
     await home?.close();
   }
+}
+
+async function offer(start: StartMessage): Promise<ChildMessage> {
+  const store = await openStore(start, { readOnly: true });
+  const offered = await baseCandidates(store, start.volume.volumeId, start.level);
+  return { kind: 'offer', request: { consumer: store.id, level: start.level, ...offered } };
+}
+
+function openStore({ storePath, key }: StartMessage, options: { readOnly?: boolean } = {}): Promise<Store> {
+  return Store.open(storePath, { ...(key === undefined ? {} : { key }), ...options });
+}
+
+function toMedium(
+  { medium }: StartMessage,
+  { openMedia, signal }: SessionRun,
+  common: Omit<MediumBackupOptions, 'openOutput' | 'label'>,
+): Promise<SetOutcome> {
+  const target = present(medium, 'A session without a store has a medium');
+  return backUpToMedium({
+    ...common,
+    label: target.label,
+    mediumSizeBytes: target.sizeBytes,
+    openOutput: openMedia(target, signal),
+  });
+}
+
+/** Tells of progress now and then, and of the last. */
+function reporter(send: (message: ChildMessage) => void): (progress: SavingProgress) => void {
+  let reportedMs = 0;
+  return (progress) => {
+    const nowMs = performance.now();
+    if (nowMs - reportedMs < PROGRESS_MS && progress.tracksDone < progress.tracksTotal) return;
+    reportedMs = nowMs;
+    send({ kind: 'progress', progress });
+  };
 }
 
 function rateOf({ rateBytesPerSecond }: WriteStyle): RateLimit | undefined {
