@@ -26,7 +26,13 @@ export type { Compression, PackedFrame } from './frame-codec.ts';
 export type { FramePlan, StoredTrack } from './lane-reader.ts';
 export { type LaneCounts, type LaneEnd, type LaneFrame, type LaneParts, LaneWriter } from './lane-writer.ts';
 export { type LaneFile, SetAssembly } from './set-assembly.ts';
-export { type LoggedSession, type LoggedStep, logSession, readSessionLog } from './session-log.ts';
+export {
+  appendSession,
+  type LoggedSession,
+  type LoggedStep,
+  logSession,
+  readSessionLog,
+} from './session-log.ts';
 export { type NewStreamedSet, type StreamedSeal, StreamedSet } from './streamed-set.ts';
 export { SetReader } from './set-reader.ts';
 export { SetWriter } from './set-writer.ts';

@@ -52,8 +52,13 @@ const NAME = 'sessions.log';
 export async function logSession(store: string, session: LoggedSession): Promise<void> {
   const marker = await findMarker(store);
   if (marker === undefined) return;
-  const path = join(store, NAME);
-  const line = `${JSON.stringify(marker.isEncrypted ? withoutNames(session) : session)}\n`;
+  await appendSession(store, marker.isEncrypted ? withoutNames(session) : session);
+}
+
+/** Appends a session to the log in a directory that is no store, as it is. @throws as `logSession`. */
+export async function appendSession(directory: string, session: LoggedSession): Promise<void> {
+  const path = join(directory, NAME);
+  const line = `${JSON.stringify(session)}\n`;
   if ((await sizeOf(path)) + line.length > LIMITS.sessionLogBytesMax) await rename(path, `${path}.1`);
   await appendFile(path, line, { mode: 0o600 });
 }

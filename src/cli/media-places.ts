@@ -33,26 +33,26 @@ const readFrom = promisify(read);
 /** Standard input or output, where a medium is named. */
 export const STANDARD = '-';
 /** Stands for the medium's number in a path. */
-const NUMBER = '{n}';
+export const NUMBER = '{n}';
 
 export interface MediaOptions {
   readonly load: string | undefined;
   readonly notify: string | undefined;
 }
 
+export const LOAD = {
+  type: 'string',
+  requiresArg: true,
+  describe:
+    'Command that loads a medium, run before each: COWBELL_MEDIUM has its name (empty for any), COWBELL_NUMBER, COWBELL_DEVICE and COWBELL_ACTION (read or write) say the rest',
+} as const;
+
 export function addMediaOptions<T>(command: Argv<T>) {
-  return command
-    .option('load', {
-      type: 'string',
-      requiresArg: true,
-      describe:
-        'Command that loads a medium, run before each: COWBELL_MEDIUM has its name (empty for any), COWBELL_NUMBER, COWBELL_DEVICE and COWBELL_ACTION (read or write) say the rest',
-    })
-    .option('notify', {
-      type: 'string',
-      requiresArg: true,
-      describe: 'Command that tells the operator of a failed medium; COWBELL_MESSAGE says what happened',
-    });
+  return command.option('load', LOAD).option('notify', {
+    type: 'string',
+    requiresArg: true,
+    describe: 'Command that tells the operator of a failed medium; COWBELL_MESSAGE says what happened',
+  });
 }
 
 /** Paths made absolute; `-` stays, and stands alone. @throws {UsageError} */
@@ -70,9 +70,9 @@ export function readPlaces(option: string, texts: readonly string[], directory: 
  * successors with the number of their medium at the end.
  */
 export function outputsAt(
-  context: CommandContext,
+  context: Pick<CommandContext, 'signal'>,
   places: readonly string[],
-  options: MediaOptions & { readonly overwrite: boolean },
+  options: Pick<MediaOptions, 'load'> & { readonly overwrite: boolean },
 ): OpenOutput {
   const load = single('--load', options.load);
   return async ({ medium, name }) => {
@@ -128,7 +128,7 @@ function named({ name = '', medium }: WantedInput): { name: string; medium: numb
 }
 
 async function loadMedium(
-  { signal }: CommandContext,
+  { signal }: Pick<CommandContext, 'signal'>,
   command: string,
   wanted: { readonly name: string; readonly medium: number; readonly place: string; readonly action: string },
 ): Promise<void> {

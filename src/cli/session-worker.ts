@@ -7,7 +7,8 @@
  */
 
 import { constants, setPriority } from 'node:os';
-import { runWorker } from '../backup/index.ts';
+import { type MediumTarget, runWorker } from '../backup/index.ts';
+import type { OpenOutput } from '../media/index.ts';
 import { EXIT } from './exit.ts';
 import { lanePath } from './worker-path.ts';
 
@@ -19,6 +20,14 @@ try {
   // Without the permission the session merely competes with the server.
 }
 
+/** What is needed to load media is read only where there are some. */
+function openMedia({ place, load, overwrite = false }: MediumTarget, signal: AbortSignal): OpenOutput {
+  return async (wanted) => {
+    const { outputsAt } = await import('./media-places.ts');
+    return await outputsAt({ signal }, [place], { load, overwrite })(wanted);
+  };
+}
+
 await runWorker(
   {
     send: (message) =>
@@ -28,6 +37,6 @@ await runWorker(
       }),
     onMessage: (listener) => process.on('message', listener),
   },
-  { laneProgram: lanePath() },
+  { laneProgram: lanePath(), openMedia },
 );
 process.exit(EXIT.done);

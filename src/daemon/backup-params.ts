@@ -1,6 +1,6 @@
 /** What a backup is asked for: the same words on the command line, in the control protocol and offline. */
 
-import type { Codec, SetOutcome, WriteStyle } from '../backup/index.ts';
+import type { Codec, MediumTarget, SetOutcome, WriteStyle } from '../backup/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
 import type { FreezeHookReport, FreezeHooks } from './freeze-hooks.ts';
 
@@ -25,8 +25,10 @@ export interface BackupMember {
 }
 
 export interface BackupParams {
-  /** The store's directory, absolute. */
+  /** The store's directory, absolute; the place of the media where there are some. */
   readonly store: string;
+  /** Media that get a full set in the place of a store; of one volume, and with neither key nor lanes. */
+  readonly medium?: MediumTarget;
   /** Of an encrypted store; the path of a key file is absolute. Never in a status, a message or a log. */
   readonly key?: StoreKey;
   readonly level: Level;

@@ -115,6 +115,7 @@ async function backUpOne(
     volume,
     session: session.id,
     storePath: params.store,
+    ...(params.medium === undefined ? {} : { medium: params.medium }),
     ...(params.key === undefined ? {} : { key: params.key }),
     level: params.level,
     ...(params.fullEvery === undefined ? {} : { fullEvery: params.fullEvery }),

@@ -6,9 +6,10 @@
  */
 
 import { isAbsolute } from 'node:path';
-import type { WriteStyle } from '../backup/index.ts';
+import type { MediumTarget, WriteStyle } from '../backup/index.ts';
 import { LIMITS, messageOf } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
+import { isLabel } from '../media/index.ts';
 import {
   type BackupMember,
   type BackupParams,
@@ -158,6 +159,7 @@ function isCount(value: unknown): value is number {
 function readBackupParams(params: Json): BackupParams {
   return {
     store: readAbsolute(params, 'store'),
+    ...readMedium(params),
     ...readKey(params['key']),
     level: readChoice(params, 'level', LEVELS),
     style: readStyle(asObject(params['style'], 'Member style')),
@@ -168,6 +170,35 @@ function readBackupParams(params: Json): BackupParams {
     ...readMembers(params['others']),
     ...readHooks(params['hooks']),
     ...(params['notify'] === undefined ? {} : { notify: readCommand(params, 'notify') }),
+  };
+}
+
+/** What only a store can do is refused; see `BackupParams`. */
+function readMedium(params: Json): { readonly medium?: MediumTarget } {
+  if (params['medium'] === undefined) return {};
+  const medium = asObject(params['medium'], 'Member medium');
+  const { sizeBytes, overwrite } = medium;
+  const label = readString(medium, 'label');
+  if (!isLabel(label)) throw badRequest(`Member label is ${show(label)}, wanted a label of media`);
+  if (sizeBytes !== undefined && (!isCount(sizeBytes) || sizeBytes === 0)) {
+    throw badRequest(`Member sizeBytes is ${show(sizeBytes)}, wanted at least 1`);
+  }
+  const level = params['level'];
+  if (level !== 'auto' && level !== 'full') {
+    throw badRequest(`Member level is ${show(level)}, wanted auto or full where a medium is given`);
+  }
+  const { lanes } = asObject(params['style'], 'Member style');
+  if (params['key'] !== undefined || params['others'] !== undefined || lanes !== undefined) {
+    throw badRequest('Members key, others and lanes are for stores, wanted none of them with a medium');
+  }
+  return {
+    medium: {
+      place: readAbsolute(medium, 'place'),
+      label,
+      ...(sizeBytes === undefined ? {} : { sizeBytes }),
+      ...(medium['load'] === undefined ? {} : { load: readCommand(medium, 'load') }),
+      ...(overwrite === true ? { overwrite } : {}),
+    },
   };
 }
 

@@ -1,5 +1,5 @@
 /**
- * What is left of a session when it has ended: a line in its store's log, and word to the operator where a command
+ * What is left of a session when it has ended: a line in its store's log, or in the volume's for one to media, and word to the operator where a command
  * for that was given (seeds/2, Fig. 28: a log is written and the operator told).
  *
  * Neither changes what the session came to: what goes wrong here is a warning. Both happen in the process that owns
@@ -7,7 +7,7 @@
  */
 
 import { LIMITS, messageOf, systemCode } from '../base/index.ts';
-import { type LoggedSession, logSession } from '../blockset/index.ts';
+import { appendSession, type LoggedSession, logSession } from '../blockset/index.ts';
 import type { BackupOutcome, BackupParams } from './backup-params.ts';
 import type { RequestEvents } from './control-server.ts';
 import { runHookProcess } from './hook-process.ts';
@@ -58,9 +58,14 @@ async function record(
     ...ended,
   };
   try {
-    await logSession(params.store, line);
+    // Media have no place for it: the volume they are of keeps it.
+    if (params.medium === undefined) await logSession(params.store, line);
+    else await appendSession(host.volume.identity.directory, line);
   } catch (error) {
-    host.warn(`Log of store ${params.store} cannot be written: ${messageOf(error)}`, events);
+    host.warn(
+      `Log of ${params.medium === undefined ? 'store' : 'media'} ${params.store} cannot be written: ${messageOf(error)}`,
+      events,
+    );
   }
   if (params.notify !== undefined) await notify(about, line, params.notify);
 }

@@ -124,7 +124,11 @@ export class DirectSet {
   /** Gives up the medium that is open, telling why; a no-op after `seal`. Then `close`. */
   async fail(error: unknown): Promise<void> {
     // Nothing may be written to a medium that is given up.
-    await this.#tail.catch(() => undefined);
+    try {
+      await this.#tail;
+    } catch {
+      // Whoever waited for it knows.
+    }
     await this.writing.fail(error);
   }
 

@@ -152,7 +152,7 @@ class ImportRun {
 
   /** Sets whose end became known on a medium that had none of their records behind it. */
   async #sealAnnounced(): Promise<void> {
-    for (const [set, taking] of [...this.#taking]) {
+    for (const [set, taking] of this.#taking) {
       const announcement = this.#reading.announcements.get(set);
       if (announcement !== undefined) await this.#sealWhole(announcement, taking);
     }

@@ -15,12 +15,14 @@ import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { addContainerOptions, type ContainerOptions, readMaxWait } from '../container-options.ts';
 import { UsageError } from '../exit.ts';
 import { addFreezeOptions, type FreezeOptions, readFreezeHooks } from '../freeze-options.ts';
-import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
+import { addKeyOptions, type KeyOptions, namesKey, storeKey } from '../key-options.ts';
+import { addMediumOptions, type MediumOptions, readMedium, refuseWithMedium } from '../medium-options.ts';
 import type { Output } from '../output.ts';
 import { addStyleOptions, readStyle, type StyleOptions } from '../style-options.ts';
 import { workerPath } from '../worker-path.ts';
 
-interface Options extends GlobalOptions, FreezeOptions, KeyOptions, StyleOptions, ContainerOptions {
+interface Options
+  extends GlobalOptions, FreezeOptions, KeyOptions, StyleOptions, ContainerOptions, MediumOptions {
   readonly volume: readonly string[];
   readonly store: string;
   readonly level: Level;
@@ -37,7 +39,7 @@ export const addBackup: AddCommand = (parser, run) =>
     'Back volumes or their snapshots up into a store, all of one instant, served or not',
     (command) =>
       addFreezeOptions(
-        addContainerOptions(addStyleOptions(addKeyOptions(command)))
+        addMediumOptions(addContainerOptions(addStyleOptions(addKeyOptions(command))))
           .positional('volume', {
             type: 'string',
             array: true,
@@ -48,13 +50,14 @@ export const addBackup: AddCommand = (parser, run) =>
             type: 'string',
             demandOption: true,
             requiresArg: true,
-            describe: 'Directory of the store',
+            describe:
+              'Directory of the store; or a medium, which gets a full set: a pipe, a device, a file that ends in .tar ({n} is the number)',
           })
           .option('level', {
             choices: LEVELS,
             default: DEFAULT_LEVEL,
             describe:
-              'differential: since the last full; incremental: since the last of any level; auto: incremental where the store has a base for it, full where not',
+              'differential: since the last full; incremental: since the last of any level; auto: incremental where the store has a base for it, full where not, and on media, which get full sets only',
           })
           .option('full-every', {
             type: 'string',
@@ -78,6 +81,10 @@ export const addBackup: AddCommand = (parser, run) =>
           'Both at once, of one a snapshot',
         )
         .example(
+          '$0 backup --store /dev/nst0 /srv/vol --label monday --load ./load-tape',
+          'Straight to tapes, without a store',
+        )
+        .example(
           '$0 backup --store /backup/store /srv/vol --level full --container memory:64M --container /var/tmp:4G',
           'A full one, with room in a file when memory is full',
         )
@@ -95,9 +102,11 @@ async function backup(context: CommandContext, options: Options): Promise<void> 
   const notify = single('--notify', options.notify);
   const fullEvery = readFullEvery(single('--full-every', options.fullEvery));
   const store = absolutePath('--store', single('--store', options.store) ?? '', directory);
+  const medium = readMedium(store, options);
   const params: BackupParams = {
     store,
-    ...(await storeKey(context, store, options)),
+    ...medium,
+    ...(medium.medium === undefined ? await storeKey(context, store, options) : {}),
     level: single('--level', options.level) ?? DEFAULT_LEVEL,
     style: readStyle(options, directory),
     container: readContainer(several(options.container), directory),
@@ -107,6 +116,14 @@ async function backup(context: CommandContext, options: Options): Promise<void> 
     ...(notify === undefined ? {} : { notify }),
   };
   const members = await readMembers(options.volume, directory);
+  if (medium.medium !== undefined) {
+    refuseWithMedium(medium.medium, params, {
+      // Who has a key in the environment expects it to be used.
+      hasKey: namesKey(options) || context.passphrase !== undefined,
+      isDryRun: options.dryRun === true,
+      volumeCount: members.length,
+    });
+  }
   if (options.dryRun === true) await planAll(context, members, params);
   else await backUpAll(context, members, params);
 }
@@ -223,6 +240,11 @@ function reportSet(output: Output, summary: BackupOutcome): void {
     ...(summary.reason === undefined
       ? []
       : [`A full backup of ${summary.volume} is taken: ${summary.reason}`]),
-    `Set ${summary.set}: ${summary.level} backup of ${summary.volume}, ${summary.tracks} tracks, ${formatSize(summary.bytesRead)} read, ${formatSize(summary.bytesStored)} stored, ${seconds} s, writes paused ${freezeMs} ms${hooks}`,
+    `Set ${summary.set}: ${summary.level} backup of ${summary.volume}, ${summary.tracks} tracks, ${formatSize(summary.bytesRead)} read, ${formatSize(summary.bytesStored)} stored, ${seconds} s, writes paused ${freezeMs} ms${hooks}${mediaNote(summary)}`,
   );
+}
+
+function mediaNote({ media, label }: BackupOutcome): string {
+  if (media === undefined) return '';
+  return `, on ${media === 1 ? '1 medium' : `${media} media`} of ${label}`;
 }
