@@ -218,7 +218,7 @@ class ImportRun {
     const { id: set } = announcement;
     const nothing = { missingTracks: undefined, missingFrames: 0, missingMetadata: 0 };
     if (damage !== undefined) return { set, ...nothing, damage };
-    if (!isWhole(announcement)) return { set, ...nothing, damage: `there is not ${UNFINISHED}` };
+    if (!isWhole(announcement)) return { set, ...nothing, damage: `it lacks ${UNFINISHED}` };
     const { frames, metadataRecords, content } = announcement;
     const taking = this.#taking.get(set);
     const wanted = content?.present.difference(content.zeroes);
