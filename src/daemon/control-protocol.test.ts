@@ -63,6 +63,13 @@ t.test('a key that is none is refused without being shown', (t) => {
   t.end();
 });
 
+t.test('a medium in the place of a store', (t) => {
+  const medium = { place: '/dev/nst0', label: 'monday', sizeBytes: 1024, load: './load', overwrite: true };
+  const params = { ...BACKUP, level: 'full', medium };
+  t.match(parseRequest(JSON.stringify({ id: 1, command: 'backup', params })), { params: { medium } });
+  t.end();
+});
+
 t.test('hooks have half a minute unless said otherwise', (t) => {
   const params = { ...BACKUP, hooks: { pre: 'a' } };
   t.match(parseRequest(JSON.stringify({ id: 1, command: 'backup', params })), {
@@ -104,6 +111,18 @@ t.test('wrong requests are answered under their id, with what is wrong', (t) => 
     [{ container: 'memory' }, /Member container is "memory", wanted a list/],
     [{ container: [{ sizeBytes: -1 }] }, /Member sizeBytes is -1/],
     [{ container: [{ sizeBytes: 1, path: 'tmp' }] }, /Member path is "tmp"/],
+    [{ medium: 'tape' }, /Member medium is "tape", wanted an object/],
+    [{ medium: { label: 'a' } }, /Member place is missing/],
+    [{ medium: { place: 'here', label: 'a' } }, /Member place is "here", wanted an absolute path/],
+    [{ medium: { place: '/m', label: 'a b' } }, /Member label is "a b", wanted a label of media/],
+    [{ medium: { place: '/m', label: 'a', sizeBytes: 0 } }, /Member sizeBytes is 0/],
+    [{ medium: { place: '/m', label: 'a', load: '' } }, /Member load is ""/],
+    [
+      { medium: { place: '/m', label: 'a' }, level: 'incremental' },
+      /Member level is "incremental", wanted auto or full where a medium is given/,
+    ],
+    [{ medium: { place: '/m', label: 'a' }, key: { passphrase: 'x' } }, /are for stores, wanted none/],
+    [{ medium: { place: '/m', label: 'a' }, others: [] }, /are for stores, wanted none/],
     [{ hooks: 'sync' }, /Member hooks is "sync", wanted an object/],
     [{ hooks: {} }, /neither pre nor post/],
     [{ hooks: { pre: '' } }, /Member pre is ""/],

@@ -123,7 +123,8 @@ export class MediaWriting {
         await this.#writePiece(writer, fits);
       } catch (error) {
         if (!(error instanceof EndOfMedium)) throw error;
-        if (writer.pieceCount === 0) throw this.#tooSmall(output, writer, fits);
+        if (writer.pieceCount === 0)
+          throw mediumTooSmall(output.place, output.takenBytes, neededBytes(writer, fits));
         waiting.unshift(...(await this.#cutMedium()), fits);
       }
     }
@@ -308,6 +309,11 @@ export class MediaWriting {
     await this.#options.onFailure?.({ medium: this.states.medium, reason });
     this.states.closeMedium();
   }
+}
+
+/** What a medium without a piece would have to take for the first record. */
+function neededBytes(writer: MediumWriter, { records: [record] }: PieceItem): number {
+  return writer.writtenBytes + recordBytes(present(record, 'A piece has a record'));
 }
 
 function fittingCount(records: readonly MediaRecord[], roomBytes: number): number {

@@ -101,7 +101,7 @@ t.test('property: mapped bytes change to the source, all others stay', async () 
 });
 
 /** Eight tracks `1` to `8`, one to a frame, onto one target filled with `-`. */
-function simple(options: ConstructorParameters<typeof ModelTarget>[1] = {}) {
+function simple(options: ConstructorParameters<typeof ModelTarget>[1] = {}, knownZero = false) {
   const content = Buffer.concat(
     Array.from({ length: 8 }, (_, index) => Buffer.alloc(TRACK, String(index + 1))),
   );
@@ -111,7 +111,7 @@ function simple(options: ConstructorParameters<typeof ModelTarget>[1] = {}) {
     Array.from({ length: 8 }, (_, track) => [track]),
   );
   const device = new ModelTarget(Buffer.alloc(8 * TRACK, '-'), options);
-  const target = { name: 'disk', device, knownZero: false };
+  const target = { name: 'disk', device, knownZero };
   const table = RemapTable.identity('disk', { offsetBytes: 0, lengthBytes: 8 * TRACK });
   return { source, device, plan: planRestore(source, table, [target]) };
 }
@@ -153,6 +153,20 @@ t.test('a track that the set lists and does not hold is corruption', async (t) =
     message: /^Set lists 1 tracks that it does not hold, first 5/,
     place: { tracks: [5] },
   });
+});
+
+t.test('tracks that turn out to be zero are zeroed, or left alone where the target is zero', async (t) => {
+  for (const knownZero of [false, true]) {
+    const { source, device, plan } = simple({}, knownZero);
+    const read = source.readFrame.bind(source);
+    source.readFrame = (entry) =>
+      read(entry).map(({ track, content }) => ({ track, content: track < 3 ? undefined : content }));
+    const result = await writeRestore(source, plan);
+    const zeroBytes = knownZero ? { bytesZeroed: 0, bytesSkipped: 3 * TRACK } : { bytesZeroed: 3 * TRACK };
+    t.match(result, { tracks: 5, bytesWritten: 5 * TRACK, ...zeroBytes });
+    t.ok(device.bytes.subarray(0, 3 * TRACK).equals(Buffer.alloc(3 * TRACK, knownZero ? '-' : 0)));
+    t.ok(device.bytes.subarray(3 * TRACK).equals(source.content.subarray(3 * TRACK)));
+  }
 });
 
 t.test('a track that is shorter than its pieces is corruption', async (t) => {
