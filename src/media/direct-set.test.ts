@@ -160,6 +160,20 @@ t.test('a set is none before its seal, whatever is on the media', async (t) => {
   t.match(incompleteError(result)?.message, /it lacks the end of the backup that wrote it/);
 });
 
+t.test('a set of which no track is missing is none without its seal either', async (t) => {
+  withoutSyncs(t);
+  const media = new MemoryMedia();
+  const direct = begin(media);
+  await add(
+    direct,
+    Array.from({ length: TRACK_COUNT }, (_, track) => track),
+  );
+  await direct.finish(COUNTERS);
+  await direct.fail(new Error('The volume was lost'));
+  await direct.close();
+  await t.rejects(restored(media), { name: 'CorruptionError', message: /as a whole: the end of the backup/ });
+});
+
 t.test('the last medium says what the first could not', async (t) => {
   withoutSyncs(t);
   const media = new MemoryMedia();
