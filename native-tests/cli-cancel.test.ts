@@ -28,7 +28,17 @@ async function prepare(t: Test) {
   await mustCowbell(['volume', 'create', volume, '--size', String(SIZE_BYTES), '--home', home]);
   await mustCowbell(['store', 'init', store]);
   const startBackup = async (): Promise<Running> => {
-    const backup = startCowbell(['--json', 'backup', '--store', store, '--level', 'full', volume]);
+    const backup = startCowbell([
+      '--json',
+      'backup',
+      '--store',
+      store,
+      '--level',
+      'full',
+      '--rate',
+      '64M',
+      volume,
+    ]);
     await backup.waitForLine(/"event":"progress"/);
     return backup;
   };

@@ -29,7 +29,7 @@ t.test('the child of an online backup is killed', async (t) => {
     ['SIGKILL', 24],
     ['SIGBUS', 8],
   ] as const) {
-    const backup = startCowbell(['--json', 'backup', '--store', at('store'), volume]);
+    const backup = startCowbell(['--json', 'backup', '--store', at('store'), '--rate', '32M', volume]);
     await backup.waitForLine(/"event":"progress"/);
     for (let write = 0; write < after; write += 1) {
       await client.write(randomBytes(65_536), (SIZE_MIB - 1 - write) * MIB);
@@ -50,11 +50,26 @@ t.test('the child of an online backup is killed', async (t) => {
   await must('nbdcopy', [uri, at('now.raw')]);
   await mustCowbell(['restore', at('store'), 'latest', at('out.raw')]);
   await must('cmp', [at('now.raw'), at('out.raw')]);
-  t.same(readdirSync(at('store/sets')), [`${String(set['set'])}-0.cbs`], 'nothing partial is left');
+  const lanes = Array.from({ length: Number(set['lanes']) }, (_, lane) => lane);
+  t.same(
+    readdirSync(at('store/sets')),
+    lanes.map((lane) => `${String(set['set'])}-${lane}.cbs`),
+    'nothing partial is left',
+  );
 
   // And with a base: the changes since it are still known after another death.
   await client.write(randomBytes(MIB), 64 * MIB);
-  const second = startCowbell(['--json', 'backup', '--store', at('store'), '--level', 'full', volume]);
+  const second = startCowbell([
+    '--json',
+    'backup',
+    '--store',
+    at('store'),
+    '--level',
+    'full',
+    '--rate',
+    '32M',
+    volume,
+  ]);
   await second.waitForLine(/"event":"progress"/);
   for (const child of childrenOf(server.child.pid)) process.kill(child, 'SIGKILL');
   t.equal((await second.wait()).status, 1);
@@ -63,7 +78,7 @@ t.test('the child of an online backup is killed', async (t) => {
   await must('nbdcopy', [uri, at('now.raw')]);
   await mustCowbell(['restore', at('store'), 'latest', at('out.raw')]);
   await must('cmp', [at('now.raw'), at('out.raw')]);
-  t.equal(readdirSync(at('store/sets')).length, 2);
+  t.equal(readdirSync(at('store/sets')).length, lanes.length + 1);
   await client.disconnect();
   t.equal((await server.stop()).status, 0);
 });
