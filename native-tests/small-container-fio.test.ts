@@ -44,7 +44,8 @@ t.test('a backup under load with hardly any container', async (t) => {
     await must('nbdcopy', [uri, at('frozen.raw')]);
     const container = areas.flatMap((area) => ['--container', area.replace('area', at('area'))]);
     const lanes = turn === 1 ? [] : ['--lane', at('lane')];
-    const words = ['--json', 'backup', '--store', at('store'), '--level', 'full', volume];
+    // Held back, so that the load has the time to hit what is not saved yet.
+    const words = ['--json', 'backup', '--store', at('store'), '--level', 'full', '--rate', '16M', volume];
     const backup = startCowbell([...words, ...container, ...lanes]);
     await backup.waitForLine(/"event":"progress"/);
     const fio = new Running('fio', [...load, ...endless, `--randseed=${turn + 1}`], { cwd: at('.') });
