@@ -19,7 +19,7 @@ import {
 } from '../blockset/index.ts';
 import { SessionStates, type SessionStep } from '../media/index.ts';
 import { Geometry, type SessionPlan } from '../volume/index.ts';
-import { baseCandidates } from './candidates.ts';
+import { offerBases } from './candidates.ts';
 import { type LaneWorker, LocalLane } from './lane-worker.ts';
 import type { Codec, Level, SetOutcome } from './messages.ts';
 import { Saving, type SavingOptions } from './saving.ts';
@@ -62,16 +62,33 @@ export async function backUp(options: BackUpOptions): Promise<SetOutcome> {
   const clock = options.clock ?? systemClock;
   const startedMs = clock.monotonicMs();
   const states = new SessionStates('write', { clock, ...(onStep === undefined ? {} : { onStep }) });
-  const { volumeId } = source.volume;
-  // A full set builds on none of them, but must not be of an older point than they are.
-  const offered = await baseCandidates(store, volumeId, level);
-  const plan = await source.begin({ consumer: store.id, level, ...offered });
-  const base = plan.base === undefined ? undefined : await openBase(store, volumeId, plan.base);
+  const { plan, base } = await begin(source, store, level);
   try {
     const outcome = await saveSet(options, { plan, base, states });
     return { ...outcome, durationMs: clock.monotonicMs() - startedMs };
   } finally {
     await base?.close();
+  }
+}
+
+/** Freezes the volume, and opens what its set builds on. */
+async function begin(
+  source: SessionSource,
+  store: Store,
+  level: Level,
+): Promise<{ readonly plan: SessionPlan; readonly base: ChainView | undefined }> {
+  const { volumeId } = source.volume;
+  // A full set builds on none of them, but must not be of an older point than they are.
+  const { offered, chain } = await offerBases(store, volumeId, level);
+  let base: ChainView | undefined;
+  try {
+    const plan = await source.begin({ consumer: store.id, level, ...offered });
+    // Nearly always it is the newest, which stays open.
+    if (plan.base !== undefined && plan.base === chain?.header.point) base = chain;
+    else if (plan.base !== undefined) base = await openBase(store, volumeId, plan.base);
+    return { plan, base };
+  } finally {
+    if (base !== chain) await chain?.close();
   }
 }
 

@@ -7,7 +7,7 @@
  */
 
 import { CorruptionError } from '../base/index.ts';
-import type { Store, StoredPoint } from '../blockset/index.ts';
+import type { ChainView, Store, StoredPoint } from '../blockset/index.ts';
 import type { BaseCandidate } from '../volume/index.ts';
 import type { Level } from './messages.ts';
 
@@ -17,34 +17,37 @@ export interface Candidates {
   readonly reason?: string;
 }
 
+export interface Offer {
+  readonly offered: Candidates;
+  /** The chain of the newest point of the wanted kind, and so leased; the caller closes it. */
+  readonly chain: ChainView | undefined;
+}
+
 /** @param level what the set is to be: a differential one builds on the newest full one. */
-export async function baseCandidates(store: Store, volumeId: string, level: Level): Promise<Candidates> {
+export async function offerBases(store: Store, volumeId: string, level: Level): Promise<Offer> {
   const points = await store.newestPoints(volumeId);
   if (points.length === 0) {
     const hasSets = (await store.list()).some(({ header }) => header?.volumeId === volumeId);
-    return hasSets
-      ? { candidates: [], reason: 'no set of this volume in the store has a complete, undamaged chain' }
-      : { candidates: [] };
+    const reason = 'no set of this volume in the store has a complete, undamaged chain';
+    return { offered: { candidates: [], ...(hasSets ? { reason } : {}) }, chain: undefined };
   }
   const wanted = level === 'differential' ? points.find(({ isFull }) => isFull) : points[0];
   const set = wanted?.sets[0];
-  if (set !== undefined) {
-    try {
-      const chain = await store.chain(set.id);
-      await chain.close();
-    } catch (error) {
-      if (!(error instanceof CorruptionError)) throw error;
-      return { candidates: [], reason: `the chain of set ${set.id} is damaged: ${error.message}` };
-    }
+  let chain: ChainView | undefined;
+  try {
+    chain = set === undefined ? undefined : await store.chain(set.id);
+  } catch (error) {
+    if (!(error instanceof CorruptionError)) throw error;
+    const reason = `the chain of set ${set?.id} is damaged: ${error.message}`;
+    return { offered: { candidates: [], reason }, chain: undefined };
   }
   const byPoint = new Map(points.map((point) => [point.point, point]));
-  return {
-    candidates: points.map((point) => ({
-      point: point.point,
-      isFull: point.isFull,
-      chainSetCount: chainSetCount(point, byPoint),
-    })),
-  };
+  const candidates = points.map((point) => ({
+    point: point.point,
+    isFull: point.isFull,
+    chainSetCount: chainSetCount(point, byPoint),
+  }));
+  return { offered: { candidates }, chain };
 }
 
 /** How many sets the point is read from, each by the one that is preferred for its point. */

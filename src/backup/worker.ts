@@ -9,7 +9,7 @@ import { Store } from '../blockset/index.ts';
 import { type BlockDevice, openFileDevice } from '../device/index.ts';
 import type { OpenOutput, SessionStep } from '../media/index.ts';
 import { backUp } from './backup.ts';
-import { baseCandidates } from './candidates.ts';
+import { offerBases } from './candidates.ts';
 import {
   type ChildMessage,
   isHostMessage,
@@ -103,7 +103,8 @@ async function runSession(start: StartMessage, run: SessionRun): Promise<ChildMe
 
 async function offer(start: StartMessage): Promise<ChildMessage> {
   const store = await openStore(start, { readOnly: true });
-  const offered = await baseCandidates(store, start.volume.volumeId, start.level);
+  const { offered, chain } = await offerBases(store, start.volume.volumeId, start.level);
+  await chain?.close();
   return { kind: 'offer', request: { consumer: store.id, level: start.level, ...offered } };
 }
 
