@@ -18,10 +18,11 @@ import {
   StoreError,
 } from '../blockset/index.ts';
 import { SessionStates, type SessionStep } from '../media/index.ts';
-import { Geometry, type SessionPlan } from '../volume/index.ts';
+import type { SessionPlan } from '../volume/index.ts';
 import { offerBases } from './candidates.ts';
 import { type LaneWorker, LocalLane } from './lane-worker.ts';
 import type { Codec, Level, SetOutcome } from './messages.ts';
+import { outcomeOf } from './outcome.ts';
 import { Saving, type SavingOptions } from './saving.ts';
 import type { SessionSource } from './source.ts';
 
@@ -30,7 +31,7 @@ export interface LaneStart {
   /** @param bytes what the session may have to read. */
   wish(bytes: number): LaneWish;
   /** All or none; called under the store's lock. */
-  begin(parts: readonly LaneParts[], isHomeWhole: boolean): Promise<readonly LaneWorker[]>;
+  begin(parts: readonly LaneParts[]): Promise<readonly LaneWorker[]>;
   /** Loops of the main pass for each lane. */
   readonly loopsPerLane: number;
 }
@@ -109,38 +110,14 @@ async function saveSet(
   states.beginMedium(1);
   states.transfer();
   try {
-    const saving = new Saving({
-      ...options,
-      plan,
-      geometry: new Geometry(plan.sizeBytes, source.volume.trackSizeBytes),
-      lanes,
-      lanesRead: source.isHomeWhole,
-      base,
-      loopsPerLane: start.loopsPerLane,
-    });
-    const { bytesRead, divertedCount, unchangedCount } = await saving.run();
-    const counters = await set.finish({ bytesRead, diverted: divertedCount, unchanged: unchangedCount });
+    const saving = new Saving({ ...options, plan, lanes, base, loopsPerLane: start.loopsPerLane });
+    const counters = await set.finish(await saving.run());
     await source.mayComplete();
     await set.seal();
     states.endMedium();
     await source.complete(set.id);
     states.closeMedium();
-    return {
-      set: set.id,
-      volume: source.volume.name,
-      level: plan.level,
-      reason: plan.reason,
-      point: plan.point,
-      base: plan.base,
-      tracks: counters.tracks,
-      bytesRead,
-      bytesStored: counters.bytesStored,
-      unchanged: unchangedCount,
-      aliases: counters.aliases,
-      lanes: lanes.length,
-      diverted: divertedCount,
-      freezeMs: plan.freezeMs,
-    };
+    return outcomeOf(source, plan, { set: set.id, counters, lanes: lanes.length });
   } catch (error) {
     if (states.state === 'write') {
       states.fail(messageOf(error));
@@ -172,7 +149,7 @@ function beginSet(
       ...(compressionLevel === undefined ? {} : { compressionLevel }),
     },
     start.wish(tracks.size * trackSizeBytes),
-    (parts) => start.begin(parts, source.isHomeWhole),
+    (parts) => start.begin(parts),
   );
 }
 

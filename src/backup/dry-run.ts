@@ -104,17 +104,11 @@ async function measure(
   { tracks, sizeBytes }: SessionPreview,
 ): Promise<{ readonly zeroTracks: number; readonly bytes: number }> {
   const geometry = new Geometry(sizeBytes, volume.geometry.trackSizeBytes);
-  const zeroes = new ZeroRuns(geometry, volume);
   let zeroTracks = 0;
   let bytes = 0;
-  for (const run of tracks.runs()) {
-    const end = run.first + run.count;
-    for (let first = run.first; first < end;) {
-      const { isZero, count } = await zeroes.at(first, end - first);
-      if (isZero) zeroTracks += count;
-      else bytes += geometry.lengthOf({ first, count });
-      first += count;
-    }
+  for await (const run of new ZeroRuns(geometry, volume).split(tracks)) {
+    if (run.isZero) zeroTracks += run.count;
+    else bytes += geometry.lengthOf(run);
   }
   return { zeroTracks, bytes };
 }

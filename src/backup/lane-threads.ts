@@ -36,9 +36,9 @@ export class LaneThreads implements LaneStart {
     return { count: Math.max(threads, 1 + directories.length), directories };
   }
 
-  async begin(parts: readonly LaneParts[], isHomeWhole: boolean): Promise<readonly LaneWorker[]> {
+  async begin(parts: readonly LaneParts[]): Promise<readonly LaneWorker[]> {
     const { program, source, homePath } = this.#options;
     if (parts.length === 1) return parts.map((part) => new LocalLane(part, source.home));
-    return ThreadLane.startAll(program, parts, isHomeWhole ? homePath : undefined);
+    return ThreadLane.startAll(program, parts, source.isHomeWhole ? homePath : undefined);
   }
 }

@@ -49,6 +49,19 @@ export interface LaneWorker extends LaneEnd {
   flush(): Promise<void>;
 }
 
+export function tracksOf({ first, count }: TrackRun): number[] {
+  return Array.from({ length: count }, (_, index) => first + index);
+}
+
+/** The content of tracks in a row, one by one; the last may be shorter. */
+export function partsOf(content: Buffer, trackSizeBytes: number): Buffer[] {
+  const parts: Buffer[] = [];
+  for (let at = 0; at < content.length; at += trackSizeBytes) {
+    parts.push(content.subarray(at, at + trackSizeBytes));
+  }
+  return parts;
+}
+
 interface Held {
   readonly tracks: readonly number[];
   readonly contents: readonly Buffer[];
@@ -84,13 +97,7 @@ export class LocalLane implements LaneWorker {
     const offsetBytes = first * trackSizeBytes;
     const content = this.#buffer(Math.min(count * trackSizeBytes, sizeBytes - offsetBytes));
     await this.#home.read(content, offsetBytes);
-    const tracks: number[] = [];
-    const contents: Buffer[] = [];
-    for (let index = 0; index < count; index += 1) {
-      tracks.push(first + index);
-      contents.push(content.subarray(index * trackSizeBytes, (index + 1) * trackSizeBytes));
-    }
-    return this.#take(tracks, contents, content);
+    return this.#take(tracksOf({ first, count }), partsOf(content, trackSizeBytes), content);
   }
 
   async hold(tracks: readonly number[], contents: readonly Buffer[]): Promise<HeldTracks> {

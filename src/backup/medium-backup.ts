@@ -16,24 +16,26 @@
  */
 
 import { type Clock, systemClock } from '../base/index.ts';
-import type { Compression } from '../blockset/index.ts';
+import { compressionOf } from '../blockset/index.ts';
 import { DirectSet, type DirectSetOptions, mediumName, type OpenOutput } from '../media/index.ts';
-import { Geometry, type SessionPlan } from '../volume/index.ts';
+import type { SessionPlan } from '../volume/index.ts';
 import { LocalLane } from './lane-worker.ts';
 import type { Codec, SetOutcome } from './messages.ts';
-import { Saving, type SavingOptions, type SavingResult } from './saving.ts';
+import { outcomeOf } from './outcome.ts';
+import { Saving, type SavingOptions } from './saving.ts';
 import type { HomeReader, SessionSource } from './source.ts';
 
 export interface MediumBackupOptions
   extends
     Pick<SavingOptions, 'signal' | 'onProgress' | 'runBytesMax' | 'drainBytesMax' | 'rate'>,
-    Pick<DirectSetOptions, 'openOutput' | 'label' | 'threshold' | 'onStep' | 'onFailure' | 'onMedium'> {
+    Pick<
+      DirectSetOptions,
+      'openOutput' | 'label' | 'mediumSizeBytes' | 'threshold' | 'onStep' | 'onFailure' | 'onMedium'
+    > {
   readonly source: SessionSource;
   readonly codec: Codec;
   /** Of zstd; the default of stores where left out. */
   readonly compressionLevel?: number | undefined;
-  /** Bytes of one medium; undefined where media say themselves when they are full. */
-  readonly mediumSizeBytes?: number | undefined;
   readonly clock?: Clock;
 }
 
@@ -57,7 +59,7 @@ export async function backUpToMedium(options: MediumBackupOptions): Promise<SetO
   try {
     const plan = await source.begin({ consumer: mediumConsumer(label), level: 'full', candidates: [] });
     const set = new DirectSet(newSetOf(options, plan), {
-      ...directOptions(options),
+      ...options,
       clock,
       openOutput: media.openOutput,
     });
@@ -79,29 +81,20 @@ async function saveSet(
 ): Promise<Omit<SetOutcome, 'durationMs'>> {
   const { source } = options;
   try {
-    const { volume } = source;
-    const saved = await new Saving({
+    const saving = new Saving({
       ...options,
       plan,
-      geometry: new Geometry(plan.sizeBytes, volume.trackSizeBytes),
       lanes: [new MediumLane(set, source.home)],
-      lanesRead: source.isHomeWhole,
       base: undefined,
       storesAliases: false,
-    }).run();
-    const { bytesRead, divertedCount: diverted, unchangedCount: unchanged } = saved;
-    const { tracks, bytesStored, aliases } = await set.finish({ bytesRead, diverted, unchanged });
+    });
+    const counters = await set.finish(await saving.run());
     await source.mayComplete();
-    const catalog = await set.seal();
+    const { media } = await set.seal();
     await source.complete(set.id);
     return {
-      ...outcomeOf(plan, saved),
-      set: set.id,
-      volume: volume.name,
-      tracks,
-      bytesStored,
-      aliases,
-      media: catalog.media.length,
+      ...outcomeOf(source, plan, { set: set.id, counters, lanes: 1 }),
+      media: media.length,
       label: options.label,
     };
   } catch (error) {
@@ -110,35 +103,13 @@ async function saveSet(
   }
 }
 
-function outcomeOf(
-  { level, reason, point, base, freezeMs }: SessionPlan,
-  { bytesRead, divertedCount, unchangedCount }: SavingResult,
-) {
-  const counts = { bytesRead, unchanged: unchangedCount, diverted: divertedCount };
-  return { level, reason, point, base, freezeMs, lanes: 1, ...counts };
-}
-
 function newSetOf(
-  { source, codec, compressionLevel: level }: MediumBackupOptions,
+  { source, codec, compressionLevel }: MediumBackupOptions,
   { point, sizeBytes }: SessionPlan,
 ) {
   const { volumeId, name: volumeName, trackSizeBytes } = source.volume;
-  const compression: Compression =
-    codec === 'zstd' ? { codec, ...(level === undefined ? {} : { level }) } : { codec };
+  const compression = compressionOf(codec, compressionLevel);
   return { volumeId, volumeName, point, sizeBytes, trackSizeBytes, compression };
-}
-
-function directOptions(options: MediumBackupOptions) {
-  const { label, signal, threshold, mediumSizeBytes, onStep, onFailure, onMedium } = options;
-  return {
-    label,
-    ...(signal === undefined ? {} : { signal }),
-    ...(threshold === undefined ? {} : { threshold }),
-    ...(mediumSizeBytes === undefined ? {} : { mediumSizeBytes }),
-    ...(onStep === undefined ? {} : { onStep }),
-    ...(onFailure === undefined ? {} : { onFailure }),
-    ...(onMedium === undefined ? {} : { onMedium }),
-  };
 }
 
 /** Opens the first medium now; `abandonUnused` gives it up where nobody came to ask for it. */

@@ -5,8 +5,8 @@
  *     main pass, some for each lane   take the next run of the plan; the lane reads it from the home,
  *                                     optimistically; confirm: which of these were hit? the others are saved
  *                                     by that question; the lane stores those
- *     drain                           take what was diverted, newest first; the least busy lane stores it; give
- *                                     its room back; until the end
+ *     drain                           take what was diverted, newest first; the lanes store it in turn; give its
+ *                                     room back; until the end
  *
  * A lane that is slow asks for fewer runs; every track lands in exactly one lane (seeds/2, text after Fig. 33).
  * While one loop of a lane waits for an answer, the lane works for the other.
@@ -18,14 +18,15 @@
  */
 
 import { allFinished, LIMITS, present } from '../base/index.ts';
+import type { SessionCounters } from '../blockset/index.ts';
 import { DIGEST_BYTES } from '../records/index.ts';
 import { type TrackRun, TrackSet } from '../tracks/index.ts';
-import type { DivertedTrack, Geometry, SessionPlan } from '../volume/index.ts';
-import type { HeldTracks, LaneWorker } from './lane-worker.ts';
+import { type DivertedTrack, Geometry, type SessionPlan } from '../volume/index.ts';
+import { type HeldTracks, type LaneWorker, partsOf, tracksOf } from './lane-worker.ts';
 import type { RateLimit } from './rate-limit.ts';
 import { SeenTracks } from './seen-tracks.ts';
 import type { SessionSource } from './source.ts';
-import { ZeroRuns } from './zero-runs.ts';
+import { type AlikeRun, ZeroRuns } from './zero-runs.ts';
 
 /** The effective content at the point the set builds on. */
 export interface BaseContent {
@@ -44,11 +45,8 @@ export interface SavingProgress {
 export interface SavingOptions {
   readonly source: SessionSource;
   readonly plan: SessionPlan;
-  readonly geometry: Geometry;
   /** At least one. */
   readonly lanes: readonly LaneWorker[];
-  /** Whether the lanes can read all of the home themselves; otherwise the source does. */
-  readonly lanesRead: boolean;
   /** Undefined for a full set. */
   readonly base: BaseContent | undefined;
   /** Whether tracks of equal content are stored once; they are where left out. */
@@ -62,16 +60,6 @@ export interface SavingOptions {
   readonly runBytesMax?: number;
   /** Bytes of diverted content taken at a time; LIMITS.sessionDrainBytesMax where left out. */
   readonly drainBytesMax?: number;
-}
-
-export interface SavingResult {
-  readonly bytesRead: number;
-  readonly divertedCount: number;
-  readonly unchangedCount: number;
-}
-
-interface PlannedRun extends TrackRun {
-  readonly isZero: boolean;
 }
 
 interface Reading {
@@ -90,10 +78,11 @@ interface Verdict {
 
 export class Saving {
   readonly #options: SavingOptions;
+  readonly #geometry: Geometry;
   readonly #baseTracks: TrackSet | undefined;
   readonly #seen: SeenTracks;
   readonly #drainCountMax: number;
-  readonly #runs: AsyncGenerator<PlannedRun>;
+  readonly #runs: AsyncGenerator<AlikeRun>;
   #bytesRead = 0;
   #tracksDone = 0;
   #divertedCount = 0;
@@ -104,16 +93,18 @@ export class Saving {
   #isStopped = false;
 
   constructor(options: SavingOptions) {
-    const { geometry, plan, base, drainBytesMax = LIMITS.sessionDrainBytesMax } = options;
+    const { source, plan, base, drainBytesMax = LIMITS.sessionDrainBytesMax } = options;
+    const { trackSizeBytes } = source.volume;
     this.#options = options;
+    this.#geometry = new Geometry(plan.sizeBytes, trackSizeBytes);
     this.#baseTracks = base?.tracks();
     this.#seen = new SeenTracks(options.storesAliases === false ? 0 : plan.tracks.size);
-    this.#drainCountMax = Math.max(1, Math.floor(drainBytesMax / geometry.trackSizeBytes));
+    this.#drainCountMax = Math.max(1, Math.floor(drainBytesMax / trackSizeBytes));
     this.#runs = this.#plannedRuns();
   }
 
   /** Saves every track of the plan; finishes when the container is empty and nothing is protected any more. */
-  async run(): Promise<SavingResult> {
+  async run(): Promise<SessionCounters> {
     const { lanes, loopsPerLane = 1 } = this.#options;
     const passes = lanes.flatMap((lane, number) =>
       Array.from({ length: loopsPerLane }, () => this.#stopping(() => this.#mainPass(lane, number))),
@@ -123,8 +114,8 @@ export class Saving {
     for (const lane of lanes) await lane.flush();
     return {
       bytesRead: this.#bytesRead,
-      divertedCount: this.#divertedCount,
-      unchangedCount: this.#unchangedCount,
+      diverted: this.#divertedCount,
+      unchanged: this.#unchangedCount,
     };
   }
 
@@ -176,18 +167,14 @@ export class Saving {
   }
 
   /** The plan's tracks in runs that are read in one go, or that are zero throughout. */
-  async *#plannedRuns(): AsyncGenerator<PlannedRun> {
-    const { geometry, plan, source, runBytesMax = LIMITS.sessionRunBytesMax } = this.#options;
+  async *#plannedRuns(): AsyncGenerator<AlikeRun> {
+    const geometry = this.#geometry;
+    const { plan, source, runBytesMax = LIMITS.sessionRunBytesMax } = this.#options;
     const countMax = Math.max(1, Math.floor(runBytesMax / geometry.trackSizeBytes));
-    const zeroes = new ZeroRuns(geometry, source.home);
-    for (const planned of plan.tracks.runs()) {
-      let first = planned.first;
-      const end = planned.first + planned.count;
-      while (first < end) {
-        const { isZero, count } = await zeroes.at(first, end - first);
-        const taken = isZero ? count : Math.min(count, countMax);
-        yield { first, count: taken, isZero };
-        first += taken;
+    for await (const { isZero, first, count } of new ZeroRuns(geometry, source.home).split(plan.tracks)) {
+      const step = isZero ? count : countMax;
+      for (let at = 0; at < count; at += step) {
+        yield { first: first + at, count: Math.min(step, count - at), isZero };
       }
     }
   }
@@ -198,25 +185,20 @@ export class Saving {
     const { first, count, isZero } = next.value;
     const run = { first, count };
     if (isZero) return { run, held: undefined };
-    await this.#options.rate?.take(this.#options.geometry.lengthOf(run));
+    await this.#options.rate?.take(this.#geometry.lengthOf(run));
     return { run, held: await this.#read(lane, run) };
   }
 
   async #read(lane: LaneWorker, run: TrackRun): Promise<HeldTracks> {
-    const { geometry, lanesRead } = this.#options;
-    this.#bytesRead += geometry.lengthOf(run);
-    if (lanesRead) return lane.read(run);
+    this.#bytesRead += this.#geometry.lengthOf(run);
+    if (this.#options.source.isHomeWhole) return lane.read(run);
     const content = await this.#readHome(run);
-    const parts = tracksOf(run).map((_, index) =>
-      content.subarray(index * geometry.trackSizeBytes, (index + 1) * geometry.trackSizeBytes),
-    );
-    return lane.hold(tracksOf(run), parts);
+    return lane.hold(tracksOf(run), partsOf(content, this.#geometry.trackSizeBytes));
   }
 
   async #readHome(run: TrackRun): Promise<Buffer> {
-    const { geometry, source } = this.#options;
-    const content = Buffer.allocUnsafe(geometry.lengthOf(run));
-    await source.home.read(content, geometry.offsetOf(run.first));
+    const content = Buffer.allocUnsafe(this.#geometry.lengthOf(run));
+    await this.#options.source.home.read(content, this.#geometry.offsetOf(run.first));
     return content;
   }
 
@@ -239,7 +221,7 @@ export class Saving {
   /** The home still holds the track's content: the writer waits until it is stored. */
   #readWaiting(track: number): Promise<Buffer> {
     const run = { first: track, count: 1 };
-    this.#bytesRead += this.#options.geometry.lengthOf(run);
+    this.#bytesRead += this.#geometry.lengthOf(run);
     return this.#readHome(run);
   }
 
@@ -315,8 +297,4 @@ export class Saving {
       bytesRead: this.#bytesRead,
     });
   }
-}
-
-function tracksOf({ first, count }: TrackRun): number[] {
-  return Array.from({ length: count }, (_, index) => first + index);
 }

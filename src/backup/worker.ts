@@ -121,7 +121,7 @@ function toMedium(
   return backUpToMedium({
     ...common,
     label: target.label,
-    mediumSizeBytes: target.sizeBytes,
+    ...(target.sizeBytes === undefined ? {} : { mediumSizeBytes: target.sizeBytes }),
     openOutput: openMedia(target, signal),
   });
 }

@@ -6,14 +6,14 @@
  */
 
 import { GIB } from '../base/index.ts';
+import type { TrackRun, TrackSet } from '../tracks/index.ts';
 import type { Geometry } from '../volume/index.ts';
 import type { HomeReader } from './source.ts';
 
 const WINDOW_BYTES = GIB;
 
-interface Part {
-  readonly first: number;
-  readonly count: number;
+/** Tracks in a row of which all are known to be zero, or none. */
+export interface AlikeRun extends TrackRun {
   readonly isZero: boolean;
 }
 
@@ -21,15 +21,27 @@ export class ZeroRuns {
   readonly #geometry: Geometry;
   readonly #home: HomeReader;
   /** What is known of the current window, ascending. */
-  #parts: Part[] = [];
+  #parts: AlikeRun[] = [];
 
   constructor(geometry: Geometry, home: HomeReader) {
     this.#geometry = geometry;
     this.#home = home;
   }
 
+  /** The tracks in runs that are alike, in their order. */
+  async *split(tracks: TrackSet): AsyncGenerator<AlikeRun> {
+    for (const run of tracks.runs()) {
+      const end = run.first + run.count;
+      for (let first = run.first; first < end;) {
+        const { isZero, count } = await this.#at(first, end - first);
+        yield { first, count, isZero };
+        first += count;
+      }
+    }
+  }
+
   /** How many tracks from `first` on, at most `countMax`, are alike. Called with ascending tracks. */
-  async at(first: number, countMax: number): Promise<{ readonly isZero: boolean; readonly count: number }> {
+  async #at(first: number, countMax: number): Promise<{ readonly isZero: boolean; readonly count: number }> {
     let part = this.#find(first);
     if (part === undefined) {
       await this.#load(first);
@@ -39,7 +51,7 @@ export class ZeroRuns {
     return { isZero: part.isZero, count: Math.min(countMax, part.first + part.count - first) };
   }
 
-  #find(track: number): Part | undefined {
+  #find(track: number): AlikeRun | undefined {
     while (this.#parts[0] !== undefined && this.#parts[0].first + this.#parts[0].count <= track)
       this.#parts.shift();
     const part = this.#parts[0];

@@ -24,6 +24,10 @@ const DEFAULT_LEVEL_PARAMETERS = [
   [zstd.CParameter.minMatch, 6],
 ] as const;
 
+export function compressionOf(codec: SetCodec, level: number | undefined): Compression {
+  return codec === 'zstd' && level !== undefined ? { codec, level } : { codec };
+}
+
 export class FrameCompressor {
   readonly #context = new zstd.CCtx();
   readonly #target = Buffer.allocUnsafeSlow(zstd.compressBound(LIMITS.frameBytesMax));

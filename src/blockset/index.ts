@@ -22,7 +22,7 @@ export { RAW_DATABASES, type RawDatabase, type RawRecord, RawSet, RawSetWriter }
 export { unpackFrame } from './frame-codec.ts';
 export { decodeCounters, decodeHeader, trackBytesOf, trackCountOf } from './set-format.ts';
 export type { SealedSet, SessionCounters, SetCodec, SetCounters, SetHeader, SetLevel } from './set-format.ts';
-export type { Compression, PackedFrame } from './frame-codec.ts';
+export { type Compression, compressionOf, type PackedFrame } from './frame-codec.ts';
 export type { FramePlan, StoredTrack } from './lane-reader.ts';
 export { type LaneCounts, type LaneEnd, type LaneFrame, type LaneParts, LaneWriter } from './lane-writer.ts';
 export { type LaneFile, SetAssembly } from './set-assembly.ts';

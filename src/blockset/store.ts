@@ -44,7 +44,7 @@ import { ChainView } from './chain-view.ts';
 import { asStoreErrorsLater, StoreError } from './errors.ts';
 import { isLeased } from './leases.ts';
 import { chainOf, pointsOf, previousPoint, selectSet, type StoredPoint, type StoredSet } from './lineage.ts';
-import type { Compression } from './frame-codec.ts';
+import { compressionOf } from './frame-codec.ts';
 import type { StoreKey } from './key-slots.ts';
 import { type LaneEnd, type LaneParts, LaneWriter } from './lane-writer.ts';
 import type { MasterKey } from './master-key.ts';
@@ -321,7 +321,7 @@ export class Store {
           lane,
           directories,
           partialPath,
-          compression: compressionOf(wanted),
+          compression: compressionOf(wanted.codec, wanted.compressionLevel),
           key: this.#master?.newSetKey(),
         })),
       );
@@ -377,9 +377,7 @@ export class Store {
    * @throws {StoreError} `read-only`.
    */
   takeSet(id: string): RawSetWriter {
-    if (this.#readOnly) {
-      throw new StoreError('read-only', `Store ${this.path} is open for reading only`, { path: this.path });
-    }
+    this.#assertWritable();
     return new RawSetWriter(join(this.path, 'sets'), id, this.#master);
   }
 
@@ -656,10 +654,6 @@ export class Store {
     if (!this.#readOnly) return;
     throw new StoreError('read-only', `Store ${this.path} is open for reading only`, { path: this.path });
   }
-}
-
-function compressionOf({ codec, compressionLevel: level }: NewSet): Compression {
-  return codec === 'zstd' ? { codec, ...(level === undefined ? {} : { level }) } : { codec };
 }
 
 /** What `read` gives, or, where what it reads is damaged, the other. */
