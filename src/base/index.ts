@@ -5,9 +5,11 @@ export { type Deferred, deferred } from './deferred.ts';
 export { BlockError, CorruptionError, type CorruptionPlace, messageOf, systemCode } from './errors.ts';
 export { LIMITS } from './limits.ts';
 export {
+  beginWriteBack,
   blockDeviceSize,
   bytesToPage,
   dropCache,
+  endWriteBack,
   getAttribute,
   hasSparseFiles,
   type LockMode,

@@ -164,8 +164,8 @@ export const LIMITS = {
   chainSetCountMax: 960,
   /** Tracks are stored together up to this size, so that LMDB's overflow pages cost next to nothing. */
   frameBytesMax: MIB,
-  /** Frames that a lane puts into its file in one go. Each commit writes pages beside them; more at once leave the cache. */
-  laneCommitBytesMax: MIB,
+  /** What a growing file in bulk is written back and dropped by; it may hold three times that in the page cache. */
+  writeBehindBytes: 16 * MIB,
   /** Tracks a session's worker reads, hashes and confirms in one go. */
   sessionRunBytesMax: MIB,
   /** Diverted content handed to the worker in one reply. */

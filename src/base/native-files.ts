@@ -28,6 +28,7 @@ const EAGAIN = 11;
 const EACCES = 13;
 const EXDEV = 18;
 const EINVAL = 22;
+const ESPIPE = 29;
 const ENOTTY = 25;
 const EOPNOTSUPP = 95;
 
@@ -46,6 +47,9 @@ const FALLOC_ZERO_RANGE = 0x10;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const ADVICE_DONT_NEED = 4;
+const SYNC_RANGE_WAIT_BEFORE = 1;
+const SYNC_RANGE_WRITE = 2;
+const SYNC_RANGE_WAIT_AFTER = 4;
 const BLKGETSIZE64 = 0x8008_1272;
 const FICLONERANGE = 0x4020_940d;
 /** `struct file_clone_range`: descriptor, offset and length of the source, offset in the target; 8 bytes each. */
@@ -310,6 +314,48 @@ export async function dropCache(descriptor: number): Promise<boolean> {
   );
   if (errno !== 0) throw new NativeError('posix_fadvise', errno, `on descriptor ${descriptor}`);
   return true;
+}
+
+/**
+ * Begins to write a range of the page cache to the disk (sync_file_range), and does not wait for it. Nothing is
+ * durable by that: it is no sync.
+ *
+ * @returns false where the filesystem or the system has no such call, or koffi is absent.
+ * @throws {NativeError} for every other failure.
+ */
+export function beginWriteBack(descriptor: number, offsetBytes: number, lengthBytes: number): boolean {
+  return syncFileRange(descriptor, offsetBytes, lengthBytes, SYNC_RANGE_WRITE);
+}
+
+/**
+ * Writes a range of the page cache to the disk, waits for that and drops it from the cache. What fails to be written
+ * is thrown here, and a later sync may no longer tell of it.
+ *
+ * @returns as `beginWriteBack`.
+ * @throws {NativeError} EIO, ENOSPC and others: what was written is lost.
+ */
+export function endWriteBack(descriptor: number, offsetBytes: number, lengthBytes: number): boolean {
+  const flags = SYNC_RANGE_WAIT_BEFORE | SYNC_RANGE_WRITE | SYNC_RANGE_WAIT_AFTER;
+  if (!syncFileRange(descriptor, offsetBytes, lengthBytes, flags)) return false;
+  // Whether the pages go is of no importance to what is in the file.
+  loadNative()?.posixFadvise?.(descriptor, offsetBytes, lengthBytes, ADVICE_DONT_NEED);
+  return true;
+}
+
+function syncFileRange(descriptor: number, offsetBytes: number, lengthBytes: number, flags: number): boolean {
+  assertDescriptor(descriptor);
+  assertBytes('Offset', offsetBytes, 0);
+  assertBytes('Length', lengthBytes, 1);
+  const native = loadNative();
+  if (native?.syncFileRange === undefined) return false;
+  for (;;) {
+    if (native.syncFileRange(descriptor, offsetBytes, lengthBytes, flags) === 0) return true;
+    const errno = native.errno();
+    if (errno === EINTR) continue;
+    if (errno === ENOSYS || errno === EINVAL || errno === ESPIPE) return false;
+    const what = `${offsetBytes}+${lengthBytes} on descriptor ${descriptor}`;
+    throw new NativeError('sync_file_range', errno, what);
+  }
 }
 
 /** Enough for every attribute of ours. */

@@ -57,6 +57,7 @@ export interface NativeBindings {
   readonly fallocate?: NativeFunction<[number, number, number, number]>;
   readonly lseek?: NativeFunction<[number, number, number]>;
   readonly posixFadvise?: NativeFunction<[number, number, number, number]>;
+  readonly syncFileRange?: NativeFunction<[number, number, number, number]>;
   readonly socket?: NativeFunction<[number, number, number]>;
   readonly setsockopt?: NativeFunction<[number, number, number, Buffer, number]>;
   readonly getsockopt?: NativeFunction<[number, number, number, Buffer, Buffer]>;
@@ -110,6 +111,9 @@ function bind(): NativeBindings {
       'intptr_t getxattr(const char *, const char *, void *, size_t)',
     ),
     posixFadvise: find<[number, number, number, number]>('int posix_fadvise(int, int64_t, int64_t, int)'),
+    syncFileRange: find<[number, number, number, number]>(
+      'int sync_file_range(int, int64_t, int64_t, unsigned int)',
+    ),
     socket: find<[number, number, number]>('int socket(int, int, int)'),
     setsockopt: find<[number, number, number, Buffer, number]>(
       'int setsockopt(int, int, int, const void *, uint32_t)',

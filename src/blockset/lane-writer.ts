@@ -6,7 +6,7 @@
  * it lives, so that opening the store elsewhere neither removes nor finishes what is still being written; the
  * kernel drops the lock with the process.
  *
- * Tracks gather in one frame buffer, and some frames in one transaction. What `flush` has committed is in the
+ * Tracks gather in one frame buffer, and a frame is one transaction. What `flush` has committed is in the
  * file's pages and the caller may forget its own copy, though only `settle` makes it durable.
  *
  * LMDB works synchronously here: lanes belong into threads of a child process.
@@ -17,10 +17,18 @@
 
 import { closeSync, openSync, rmSync } from 'node:fs';
 import { assert, LIMITS, tryLock } from '../base/index.ts';
-import { digest, type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
+import { CHECKSUM_BYTES, digest, type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { asStoreErrors, asStoreErrorsLater } from './errors.ts';
-import { type Compression, FrameCompressor, LEVEL_DEFAULT, type PackedFrame } from './frame-codec.ts';
+import {
+  type Compression,
+  FrameCompressor,
+  frameContent,
+  frameOf,
+  frameRoom,
+  LEVEL_DEFAULT,
+  type PackedFrame,
+} from './frame-codec.ts';
 import type { SetKey } from './master-key.ts';
 import { putObject, type StoredObject } from './ordering.ts';
 import {
@@ -29,6 +37,7 @@ import {
   encodeFormat,
   encodeFrameHeader,
   encodeJson,
+  FRAME_HEADER_BYTES,
   KEY_KEY,
   SEAL_KEY,
   type SetCodec,
@@ -101,14 +110,6 @@ export interface LaneEnd {
   abort(): Promise<void>;
 }
 
-interface PendingFrame {
-  readonly number: number;
-  readonly head: Buffer;
-  readonly payload: Buffer;
-  /** The frame buffer that the payload lies in, to be used again. */
-  readonly own: Buffer | undefined;
-}
-
 export class LaneWriter implements LaneEnd {
   readonly header: SetHeader;
   readonly #path: string;
@@ -123,11 +124,10 @@ export class LaneWriter implements LaneEnd {
   readonly #groups: TrackGroups;
   readonly #compressor: FrameCompressor | undefined;
   readonly #present = TrackSet.empty();
-  #frame: Buffer;
-  /** Frames that are packed and not in the file yet. */
-  readonly #pending: PendingFrame[] = [];
-  #pendingBytes = 0;
-  readonly #spare: Buffer[] = [];
+  /** Where tracks gather, with a frame's room around them. */
+  readonly #room: Buffer;
+  /** The tracks' part of it. */
+  readonly #frame: Buffer;
   readonly #takeFrame: ((frame: LaneFrame) => void) | undefined;
   /** The tracks in `#frame`, where the frame goes elsewhere. */
   #places: LaneFrame['places'][number][] = [];
@@ -164,7 +164,8 @@ export class LaneWriter implements LaneEnd {
       trackCount: trackCountOf(header),
       where: partialPath,
     });
-    this.#frame = Buffer.alloc(LIMITS.frameBytesMax - (LIMITS.frameBytesMax % trackSizeBytes));
+    this.#room = frameRoom(LIMITS.frameBytesMax - (LIMITS.frameBytesMax % trackSizeBytes));
+    this.#frame = frameContent(this.#room);
     this.#compressor =
       compression.codec === 'zstd' ? new FrameCompressor(compression.level ?? LEVEL_DEFAULT) : undefined;
   }
@@ -199,7 +200,7 @@ export class LaneWriter implements LaneEnd {
     content.copy(this.#frame, this.#filled);
     if (wanted < trackSizeBytes) this.#frame.fill(0, this.#filled + wanted, this.#filled + trackSizeBytes);
     this.#filled += trackSizeBytes;
-    if (this.#filled === this.#frame.length) this.#closeFrame();
+    if (this.#filled === this.#frame.length) this.flush();
   }
 
   /** Records that a track is zeroes; it takes no room, and hides what older sets hold for it. */
@@ -225,9 +226,10 @@ export class LaneWriter implements LaneEnd {
   addPacked(frame: PackedFrame): void {
     this.#assertOpen();
     assert(this.#takeFrame === undefined, 'A packed frame goes to the file');
-    this.#closeFrame();
+    this.flush();
     const first = this.#frameNumber;
-    this.#put(frame.codec, frame.trackCount, frame.payload);
+    this.#commit(() => this.#frames.append(u32Key(first), encodeFrameHeader(frame), frame.payload));
+    this.#countFrame(frame.trackCount, FRAME_HEADER_BYTES + frame.payload.length);
     const seen = new Set<number>();
     for (const { track, position, hash } of frame.places) {
       this.#groups.add(track, { frame: first, position, hash });
@@ -253,8 +255,8 @@ export class LaneWriter implements LaneEnd {
    */
   flush(): void {
     this.#assertOpen();
-    this.#packFrame();
-    this.#commitPending();
+    if (this.#filled > 0) this.#putFrame();
+    if (this.#groups.isCrowded) this.#commit(() => this.#groups.spill());
   }
 
   async finish(): Promise<LaneCounts> {
@@ -321,55 +323,41 @@ export class LaneWriter implements LaneEnd {
     this.#counts.tracks += 1;
   }
 
-  /** Ends the frame; what is packed is committed when it is enough. */
-  #closeFrame(): void {
-    this.#packFrame();
-    if (this.#pendingBytes >= LIMITS.laneCommitBytesMax || this.#groups.isCrowded) this.#commitPending();
-  }
-
-  #packFrame(): void {
-    if (this.#filled === 0) return;
-    const raw = this.#frame.subarray(0, this.#filled);
+  /** Packs what has gathered, with a frame's room around it: valid until the next track is added. */
+  #packFrame(): Buffer {
     const trackCount = this.#filled / this.header.trackSizeBytes;
+    const compressed = this.#compressor?.compress(this.#frame.subarray(0, this.#filled));
+    const frame = compressed ?? frameOf(this.#room, this.#filled);
     this.#filled = 0;
-    const compressed = this.#compressor?.compress(raw);
-    if (compressed !== undefined) {
-      this.#put('zstd', trackCount, Buffer.from(compressed));
-      return;
-    }
-    // The frame's own buffer waits for the commit; the next frame gets another.
-    const own = this.#frame;
-    this.#frame = this.#spare.pop() ?? Buffer.allocUnsafeSlow(own.length);
-    this.#put('none', trackCount, raw, own);
+    const codec: SetCodec = compressed === undefined ? 'none' : 'zstd';
+    encodeFrameHeader({ codec, trackCount, rawBytes: trackCount * this.header.trackSizeBytes }, frame);
+    return frame;
   }
 
-  /** Takes over a packed frame, and numbers those after it. */
-  #put(codec: SetCodec, trackCount: number, payload: Buffer, own?: Buffer): void {
-    const head = encodeFrameHeader({ codec, trackCount, rawBytes: trackCount * this.header.trackSizeBytes });
+  /** To the file, together with groups that wait, or to whoever takes frames. */
+  #putFrame(): void {
+    const key = u32Key(this.#frameNumber);
+    const trackCount = this.#filled / this.header.trackSizeBytes;
+    const frame = this.#packFrame();
+    const bytes = frame.length - CHECKSUM_BYTES;
     if (this.#takeFrame === undefined) {
-      this.#pending.push({ number: this.#frameNumber, head, payload, own });
-      this.#pendingBytes += payload.length;
+      this.#commit(() => {
+        this.#frames.appendInPlace(key, frame);
+        if (this.#groups.isCrowded) this.#groups.spill();
+      });
     } else {
-      const value = Buffer.concat([head, payload]);
-      this.#takeFrame({ key: u32Key(this.#frameNumber), value, places: this.#places });
+      this.#takeFrame({ key, value: Buffer.from(frame.subarray(0, bytes)), places: this.#places });
       this.#places = [];
-      if (own !== undefined) this.#spare.push(own);
     }
+    this.#countFrame(trackCount, bytes);
+  }
+
+  /** Numbers the tracks that come after a frame. */
+  #countFrame(trackCount: number, bytes: number): void {
     this.#counts.frames += 1;
-    this.#counts.bytesStored += head.length + payload.length;
+    this.#counts.bytesStored += bytes;
     this.#frameNumber += trackCount;
     assert(this.#frameNumber < ZERO_FRAME - 1, 'Arrival numbers are used up');
-  }
-
-  #commitPending(): void {
-    if (this.#pending.length === 0 && !this.#groups.isCrowded) return;
-    this.#commit(() => {
-      for (const { number, head, payload } of this.#pending)
-        this.#frames.append(u32Key(number), head, payload);
-      if (this.#groups.isCrowded) this.#groups.spill();
-    });
-    for (const { own } of this.#pending.splice(0)) if (own !== undefined) this.#spare.push(own);
-    this.#pendingBytes = 0;
   }
 
   #commit(body: () => void): void {

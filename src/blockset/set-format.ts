@@ -294,12 +294,16 @@ export interface FrameHeader {
   readonly rawBytes: number;
 }
 
-export function encodeFrameHeader(header: FrameHeader): Buffer {
-  const bytes = Buffer.alloc(FRAME_HEADER_BYTES);
-  bytes.writeUInt8(header.codec === 'zstd' ? 1 : 0, 0);
-  bytes.writeUInt32BE(header.trackCount, 4);
-  bytes.writeUInt32BE(header.rawBytes, 8);
-  return bytes;
+/** Into the first FRAME_HEADER_BYTES of `target`, which it returns. */
+export function encodeFrameHeader(
+  header: FrameHeader,
+  target: Buffer = Buffer.alloc(FRAME_HEADER_BYTES),
+): Buffer {
+  target.fill(0, 0, FRAME_HEADER_BYTES);
+  target.writeUInt8(header.codec === 'zstd' ? 1 : 0, 0);
+  target.writeUInt32BE(header.trackCount, 4);
+  target.writeUInt32BE(header.rawBytes, 8);
+  return target;
 }
 
 /** @throws {CorruptionError} where the header is not one. */

@@ -10,7 +10,7 @@ import fc from 'fast-check';
 import { randomBytes } from 'node:crypto';
 import t from 'tap';
 import { CorruptionError } from '../base/index.ts';
-import { openLmdb } from '../records/index.ts';
+import { CHECKSUM_BYTES, openLmdb } from '../records/index.ts';
 import { scratch } from './model.fixture.ts';
 import { CIPHER_OVERHEAD_BYTES, encryptedFile, ValueCipher } from './value-cipher.ts';
 
@@ -76,7 +76,7 @@ t.test('a file under the layer shows nothing, and exchanged values are damage', 
   layer.database('header');
   layer.transaction(() => {
     plain.append('a', Buffer.from('first '), Buffer.from('content'));
-    plain.append('b', Buffer.from('other content'));
+    plain.appendInPlace('b', Buffer.concat([Buffer.from('other content'), Buffer.alloc(CHECKSUM_BYTES)]));
     plain.put('c', Buffer.from('gone'));
     plain.remove('c');
     for (const key of ['format', 'seal', 'set']) layer.database('header').put(key, Buffer.from(`the ${key}`));

@@ -15,7 +15,13 @@
 
 import { createCipheriv, createDecipheriv, createHmac, randomBytes } from 'node:crypto';
 import { assert, CorruptionError, type SyncName } from '../base/index.ts';
-import type { LmdbDatabaseView, LmdbEntry, LmdbFile, LmdbRange } from '../records/index.ts';
+import {
+  CHECKSUM_BYTES,
+  type LmdbDatabaseView,
+  type LmdbEntry,
+  type LmdbFile,
+  type LmdbRange,
+} from '../records/index.ts';
 import { KEY_KEY, SEAL_KEY } from './set-format.ts';
 
 export const SECRET_BYTES = 32;
@@ -155,6 +161,10 @@ class EncryptedDatabase implements LmdbDatabaseView {
 
   append(key: Buffer | string, ...parts: readonly Buffer[]): void {
     this.#next.append(key, ...this.#encrypt(Buffer.from(key), parts));
+  }
+
+  appendInPlace(key: Buffer | string, valueWithRoom: Buffer): void {
+    this.append(key, valueWithRoom.subarray(0, -CHECKSUM_BYTES));
   }
 
   remove(key: Buffer | string): boolean {

@@ -94,7 +94,7 @@ export interface ListenAddress {
   readonly port: number;
 }
 
-/** The level of `--codec fast`: twice as fast as the default, for a quarter more room. */
+/** The level of `--codec fast`: twice as fast as the default, for a third more room. */
 const FAST_LEVEL = -5;
 
 /** `zstd`, `zstd:<level>`, `fast` or `none`. @throws {UsageError} */

@@ -28,6 +28,7 @@ import fc from 'fast-check';
 import t from 'tap';
 import { AssertionError, CorruptionError, MIB, observeSyncs, type SyncEvent } from '../base/index.ts';
 import { mountTmpfs } from '../sim/index.ts';
+import { CHECKSUM_BYTES } from './digest.ts';
 import { checkLmdbFile } from './lmdb-file.ts';
 import { LmdbError, openLmdb } from './lmdb.ts';
 
@@ -214,8 +215,12 @@ function runTests(): void {
     t.throws(() => rows.put('a', Buffer.from('1')), AssertionError, 'outside a transaction');
     t.equal(rows.get('a'), undefined);
     file.transaction(() => rows.append('b', Buffer.from('1')));
+    const room = Buffer.concat([Buffer.from('in place'), Buffer.alloc(CHECKSUM_BYTES)]);
+    file.transaction(() => rows.appendInPlace('c', room));
+    t.equal(rows.get('c')?.toString(), 'in place');
+    t.throws(() => file.transaction(() => rows.appendInPlace('d', Buffer.alloc(3))), AssertionError);
     t.throws(() => file.transaction(() => rows.append('a', Buffer.from('1'))), AssertionError);
-    t.equal(rows.count(), 1);
+    t.equal(rows.count(), 2);
     await file.close();
   });
 

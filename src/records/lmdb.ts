@@ -14,7 +14,8 @@
  * Two ways to commit. Without `bulk` LMDB itself syncs the pages before it writes the meta page, so that a
  * power cut at any moment leaves the last commit or the one before; a commit then waits for the disk. With
  * `bulk` a commit only reaches the page cache: fast, but after a power cut before the next `sync` the file
- * may be damaged as a whole. Bulk is for files that count for nothing until they are synced.
+ * may be damaged as a whole. Bulk is for files that count for nothing until they are synced; they are written back
+ * while they grow, and leave the page cache to others (`write-behind.ts`).
  *
  * LMDB keeps a file `<path>-lock` beside the data for its readers. It is removed at close where the caller
  * says that no other process writes (`ownLock`). On a read-only file system LMDB goes without. LMDB would
@@ -47,6 +48,7 @@ import {
 } from '../base/index.ts';
 import { checksum, CHECKSUM_BYTES } from './digest.ts';
 import { checkLmdbFile } from './lmdb-file.ts';
+import { WriteBehind } from './write-behind.ts';
 
 /** Codes: `missing` no file and not to be created; `no-space` the file system is full; `io` anything else that the system refused. */
 export interface LmdbErrorDetails {
@@ -97,6 +99,8 @@ export interface LmdbDatabaseView {
   put(key: Buffer | string, ...parts: readonly Buffer[]): void;
   /** As `put`, for a key above all others: about twice as fast and fills pages. */
   append(key: Buffer | string, ...parts: readonly Buffer[]): void;
+  /** As `append`, without copying first: the buffer's last CHECKSUM_BYTES are no part of the value and overwritten. */
+  appendInPlace(key: Buffer | string, valueWithRoom: Buffer): void;
   /** Removes the entry, if it is there; only inside `transaction`. @returns whether it was. */
   remove(key: Buffer | string): boolean;
   /** The entries in key order, each checked as by `get`. The database must not be written meanwhile. */
@@ -211,11 +215,14 @@ class OpenFile implements LmdbFile {
   /** Bytes that this transaction's values take in pages, about. */
   #pendingBytes = 0;
   #closed = false;
+  readonly #writeBehind: WriteBehind | undefined;
 
   constructor(path: string, root: RootDatabase<Buffer, Buffer>, options: LmdbOptions) {
     this.path = path;
     this.#root = root;
     this.#options = options;
+    const grows = options.bulk === true && options.readOnly !== true;
+    this.#writeBehind = grows ? new WriteBehind(path) : undefined;
   }
 
   database(name: string): LmdbDatabaseView {
@@ -274,6 +281,11 @@ class OpenFile implements LmdbFile {
       this.#inTransaction = false;
     }
     noteCommit(this.path);
+    try {
+      this.#writeBehind?.advance();
+    } catch (error) {
+      throw systemError(this.path, 'write', error);
+    }
   }
 
   #write(action: () => boolean, lengthBytes: number): boolean {
@@ -313,6 +325,7 @@ class OpenFile implements LmdbFile {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    this.#writeBehind?.close();
     await this.#root.close();
     if (this.#options.ownLock !== true) return;
     try {
@@ -374,7 +387,21 @@ class OpenDatabase implements LmdbDatabaseView {
 
   append(key: Buffer | string, ...parts: readonly Buffer[]): void {
     const wanted = keyOf(key);
-    const value = this.#frame(wanted, parts);
+    this.#append(wanted, this.#frame(wanted, parts));
+  }
+
+  appendInPlace(key: Buffer | string, valueWithRoom: Buffer): void {
+    const wanted = keyOf(key);
+    const end = valueWithRoom.length - CHECKSUM_BYTES;
+    assert(
+      end >= 0 && valueWithRoom.length <= LIMITS.databaseValueBytesMax,
+      'The value has no room or is too large',
+    );
+    checksum(wanted, valueWithRoom.subarray(0, end)).copy(valueWithRoom, end);
+    this.#append(wanted, valueWithRoom);
+  }
+
+  #append(wanted: Buffer, value: Buffer): void {
     const stored = this.#write(
       () => (this.#inner.putSync(wanted, value, { append: true }) as unknown) !== false,
       value.length,
