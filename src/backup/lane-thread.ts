@@ -6,7 +6,7 @@
  */
 
 import { type MessagePort, Worker } from 'node:worker_threads';
-import { allFinished, answerCalls, assert, ThreadCalls, unreachable } from '../base/index.ts';
+import { allFinished, answerCalls, assert, LIMITS, ThreadCalls, unreachable } from '../base/index.ts';
 import type { LaneCounts, LaneParts, SetCounters } from '../blockset/index.ts';
 import { type BlockDevice, openFileDevice } from '../device/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
@@ -19,7 +19,13 @@ export async function runLaneThread(port: MessagePort, { parts, homePath }: Lane
   let home: BlockDevice | undefined;
   await answerCalls(port, async () => {
     if (homePath !== undefined) {
-      home = await openFileDevice({ path: homePath, readOnly: true, syncName: 'home' });
+      home = await openFileDevice({
+        path: homePath,
+        readOnly: true,
+        syncName: 'home',
+        // The thread has nobody else to serve, and what it reads itself is in its processor's cache.
+        smallBytesMax: LIMITS.sessionRunBytesMax,
+      });
     }
     const lane = new LocalLane(parts, home ?? NO_HOME);
     return async (call: LaneCall) => {

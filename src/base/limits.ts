@@ -166,8 +166,8 @@ export const LIMITS = {
   frameBytesMax: MIB,
   /** What a growing file in bulk is written back and dropped by; it may hold three times that in the page cache. */
   writeBehindBytes: 16 * MIB,
-  /** Tracks a session's worker reads, hashes and confirms in one go. */
-  sessionRunBytesMax: MIB,
+  /** Tracks a session's lane reads, hashes and confirms in one go; each asks the session's processes once. */
+  sessionRunBytesMax: 2 * MIB,
   /** Diverted content handed to the worker in one reply. */
   sessionDrainBytesMax: MIB,
   /** A session that may read less than this has one lane; starting a thread takes as long as saving that much. */
