@@ -12,7 +12,7 @@ const { pathToFileURL } = require('node:url');
 // Reads and writes may fill part of the pool and still leave threads for syncs.
 process.env.UV_THREADPOOL_SIZE ??= '8';
 
-const main = join(__dirname, '../dist/cli/main.js');
+const main = join(__dirname, '../dist/program/main.js');
 if (existsSync(main)) {
   void import(pathToFileURL(main).href);
 } else {

@@ -1,4 +1,7 @@
-/** Where the programs of child processes lie: beside this file, compiled or not as this file is. */
+/**
+ * Where the programs of child processes lie: beside this file, compiled or not as this file is. The build puts each
+ * with what it needs into few files, whose names do not matter: a module at a time they take twice as long to load.
+ */
 
 import { extname } from 'node:path';
 import { fileURLToPath } from 'node:url';

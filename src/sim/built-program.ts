@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 
 /** @param name of the program among those of the command line, such as `lane-worker`. */
 export function builtProgram(name: string): string {
-  const built = fileURLToPath(new URL(`../../dist/cli/${name}.js`, import.meta.url));
+  const built = fileURLToPath(new URL(`../../dist/program/${name}.js`, import.meta.url));
   if (!existsSync(built)) return fileURLToPath(new URL(`../cli/${name}.ts`, import.meta.url));
   // Children inherit these, and would load the translator that they do not need.
   execArgv.length = 0;
