@@ -8,8 +8,8 @@
 
 import { DIGEST_BYTES } from '../records/index.ts';
 
-/** Places of the largest table, 20 MiB: the distinct contents of 32 GiB in tracks of 64 KiB. */
-const PLACES_MAX = 2 ** 19;
+/** Places of the largest table, 10 MiB: the distinct contents of 16 GiB in tracks of 64 KiB. */
+const PLACES_MAX = 2 ** 18;
 const PLACES_MIN = 2 ** 8;
 const WAYS = 4;
 
