@@ -9,7 +9,7 @@ import { assert, CorruptionError } from '../base/index.ts';
 import { DIGEST_BYTES, digestOf, type LmdbFile } from '../records/index.ts';
 import { StoreError } from './errors.ts';
 
-export const FORMAT_VERSION = 0;
+export const FORMAT_VERSION = 1;
 
 /** Tracks of one record of ordering metadata, and of one of hashes: 128 KiB of hashes. */
 export const GROUP_TRACKS = 4096;

@@ -111,7 +111,7 @@ function writeTests(): void {
     t.equal(await codeOf(() => Store.init(path)), 'not-empty');
     mkdirSync(`${directory}/other`);
     t.equal(await codeOf(() => Store.open(`${directory}/other`)), 'not-a-store');
-    writeFileSync(`${path}/store.json`, '{"cowbellStore":1}');
+    writeFileSync(`${path}/store.json`, '{"cowbellStore":2}');
     t.equal(await codeOf(() => Store.open(path)), 'newer-format');
   });
 

@@ -17,7 +17,7 @@ import { TrackSet } from '../tracks/index.ts';
 import { MediaError } from './errors.ts';
 import { countField, decodeText, encodeText, type JsonRecord, listField, textField } from './text-entry.ts';
 
-export const MEDIA_FORMAT = 0;
+export const MEDIA_FORMAT = 1;
 
 /** Letters, digits, `.`, `_` and `-`, up to 32: it is part of file names. */
 const LABEL = /^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$/;
