@@ -20,7 +20,29 @@ export interface MediumOptions {
   readonly overwrite: boolean | undefined;
 }
 
-const LABEL_DEFAULT = 'cowbell';
+/** The name of media where none is given. */
+export const LABEL_DEFAULT = 'cowbell';
+
+export const MEDIUM_SIZE = {
+  type: 'string',
+  requiresArg: true,
+  describe: 'What one medium takes; without it, until the medium says that it is full',
+} as const;
+
+/** What media are named and take. @throws {UsageError} */
+export function readMediumForm(options: Pick<MediumOptions, 'label' | 'mediumSize'>): {
+  readonly label: string;
+  readonly sizeBytes: number | undefined;
+} {
+  const label = single('--label', options.label) ?? LABEL_DEFAULT;
+  if (!isLabel(label)) {
+    throw new UsageError(
+      `--label is '${label}', wanted up to 32 letters, digits, dots, hyphens and underscores`,
+    );
+  }
+  const size = single('--medium-size', options.mediumSize);
+  return { label, sizeBytes: size === undefined ? undefined : readSize('--medium-size', size) };
+}
 
 export function addMediumOptions<T>(command: Argv<T>) {
   return command
@@ -29,11 +51,7 @@ export function addMediumOptions<T>(command: Argv<T>) {
       requiresArg: true,
       describe: `Name of the media where the store is a medium, ${LABEL_DEFAULT} unless told`,
     })
-    .option('medium-size', {
-      type: 'string',
-      requiresArg: true,
-      describe: 'What one medium takes; without it, until the medium says that it is full',
-    })
+    .option('medium-size', MEDIUM_SIZE)
     .option('load', LOAD)
     .option('overwrite', { type: 'boolean', describe: 'Replace files that are to become media' });
 }
@@ -50,19 +68,13 @@ export function readMedium(path: string, options: MediumOptions): { readonly med
     );
   }
   if (kind === 'nothing' && !isNamed && !path.endsWith('.tar') && !path.includes(NUMBER)) return {};
-  const label = single('--label', options.label) ?? LABEL_DEFAULT;
-  if (!isLabel(label)) {
-    throw new UsageError(
-      `--label is '${label}', wanted up to 32 letters, digits, dots, hyphens and underscores`,
-    );
-  }
-  const size = single('--medium-size', options.mediumSize);
+  const { label, sizeBytes } = readMediumForm(options);
   const load = single('--load', options.load);
   return {
     medium: {
       place: path,
       label,
-      ...(size === undefined ? {} : { sizeBytes: readSize('--medium-size', size) }),
+      ...(sizeBytes === undefined ? {} : { sizeBytes }),
       ...(load === undefined ? {} : { load }),
       ...(options.overwrite === true ? { overwrite: true } : {}),
     },

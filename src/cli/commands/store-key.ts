@@ -14,6 +14,7 @@ import {
   readStoreKey,
 } from '../key-options.ts';
 import { table } from '../output.ts';
+import { STORE } from '../store-options.ts';
 
 interface ListOptions extends GlobalOptions {
   readonly store: string;
@@ -24,8 +25,6 @@ interface ChangeOptions extends ListOptions, KeyOptions, NewKeyOptions {}
 interface RemoveOptions extends ListOptions, KeyOptions {
   readonly slot: number;
 }
-
-const STORE = { type: 'string', demandOption: true, describe: 'Directory of the store' } as const;
 
 export const addStoreKey: AddCommand = (parser, run) =>
   parser.command('key', 'List and change the keys that open an encrypted store', (command) =>

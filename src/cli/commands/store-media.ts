@@ -9,14 +9,13 @@ import {
   type ImportResult,
   importMedia,
   incompleteError,
-  isLabel,
   type OpenStore,
   recordMedia,
 } from '../../media/index.ts';
-import { absolutePath, readSize, several, single } from '../arguments.ts';
+import { absolutePath, several } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions, Run } from '../command.ts';
 import { UsageError } from '../exit.ts';
-import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
+import { addKeyOptions, storeKey } from '../key-options.ts';
 import {
   addMediaOptions,
   failureTeller,
@@ -26,12 +25,10 @@ import {
   readPlaces,
   STANDARD,
 } from '../media-places.ts';
+import { LABEL_DEFAULT, MEDIUM_SIZE, readMediumForm } from '../medium-options.ts';
+import { openStore, STORE, type StoreOptions } from '../store-options.ts';
 
-interface StoreOptions extends GlobalOptions, KeyOptions, MediaOptions {
-  readonly store: string;
-}
-
-interface ExportOptions extends StoreOptions {
+interface ExportOptions extends StoreOptions, MediaOptions {
   readonly set: readonly string[];
   readonly to: string | readonly string[];
   readonly chain: boolean;
@@ -40,7 +37,7 @@ interface ExportOptions extends StoreOptions {
   readonly overwrite: boolean;
 }
 
-interface ImportOptions extends StoreOptions {
+interface ImportOptions extends StoreOptions, MediaOptions {
   readonly from: string | readonly string[];
 }
 
@@ -53,7 +50,7 @@ function addExport(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
     'Write sets to sequential media: files, pipes or tapes, as tar archives',
     (command) =>
       addKeyOptions(addMediaOptions(command))
-        .positional('store', { type: 'string', demandOption: true, describe: 'Directory of the store' })
+        .positional('store', STORE)
         .positional('set', {
           type: 'string',
           array: true,
@@ -69,15 +66,11 @@ function addExport(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
         .option('chain', { type: 'boolean', default: false, describe: 'With all sets that they build on' })
         .option('label', {
           type: 'string',
-          default: 'cowbell',
+          default: LABEL_DEFAULT,
           requiresArg: true,
           describe: 'Name of the media',
         })
-        .option('medium-size', {
-          type: 'string',
-          requiresArg: true,
-          describe: 'What one medium takes; without it, until the medium says that it is full',
-        })
+        .option('medium-size', MEDIUM_SIZE)
         .option('overwrite', { type: 'boolean', default: false, describe: 'Replace files that exist' })
         .example('$0 store export /backup/store latest --chain --to /mnt/usb/backup.tar', '')
         .example('$0 store export /backup/store latest --to - | tar -tv', 'List what a medium holds')
@@ -92,7 +85,7 @@ function addImport(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
     'Take sets from sequential media into a store, which is made where there is none',
     (command) =>
       addKeyOptions(addMediaOptions(command))
-        .positional('store', { type: 'string', demandOption: true, describe: 'Directory of the store' })
+        .positional('store', STORE)
         .option('from', {
           type: 'string',
           requiresArg: true,
@@ -110,15 +103,8 @@ async function exportToMedia(context: CommandContext, options: ExportOptions): P
   const places = readPlaces('--to', several(options.to), directory);
   const isPiped = places.includes(STANDARD);
   if (isPiped && output.json) throw new UsageError('--to - and --json both want standard output, wanted one');
-  const label = single('--label', options.label) ?? '';
-  if (!isLabel(label)) {
-    throw new UsageError(
-      `--label is '${label}', wanted up to 32 letters, digits, dots, hyphens and underscores`,
-    );
-  }
-  const size = single('--medium-size', options.mediumSize);
-  const mediumSizeBytes = size === undefined ? undefined : readSize('--medium-size', size);
-  const store = await Store.open(path, { readOnly: true, ...(await storeKey(context, path, options)) });
+  const { label, sizeBytes: mediumSizeBytes } = readMediumForm(options);
+  const store = await openStore(context, options);
   const sets = await chosenSets(store, several(options.set), options.chain);
   const result = await exportSets(store, sets, {
     clock,
@@ -169,12 +155,12 @@ async function importFromMedia(context: CommandContext, options: ImportOptions):
   const path = absolutePath('The store', options.store, directory);
   const places = readPlaces('--from', several(options.from), directory);
   const title = `Importing into ${path}`;
-  const openStore: OpenStore = async (from) => {
+  const openTarget: OpenStore = async (from) => {
     const key = await storeKey(context, path, options);
     if (existsSync(path)) return await Store.open(path, key);
     return await Store.init(path, { clock, ...key, ...(from === undefined ? {} : { lost: from }) });
   };
-  const result = await importMedia(openStore, {
+  const result = await importMedia(openTarget, {
     clock,
     signal,
     openInput: inputsAt(context, places, options),
