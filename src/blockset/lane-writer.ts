@@ -15,9 +15,9 @@
  * complete only at the end, and is of no further use once `metadata` has been read.
  */
 
-import { closeSync, openSync, rmSync } from 'node:fs';
-import { assert, LIMITS, tryLock } from '../base/index.ts';
-import { CHECKSUM_BYTES, digest, type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
+import { closeSync, rmSync } from 'node:fs';
+import { assert, LIMITS } from '../base/index.ts';
+import { CHECKSUM_BYTES, digest, type LmdbDatabaseView, type LmdbFile } from '../records/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { asStoreErrors, asStoreErrorsLater } from './errors.ts';
 import {
@@ -30,6 +30,7 @@ import {
   type PackedFrame,
 } from './frame-codec.ts';
 import type { SetKey } from './master-key.ts';
+import { newLaneFile, type NewLaneFile } from './new-lane-file.ts';
 import { putObject, type StoredObject } from './ordering.ts';
 import {
   DATABASES,
@@ -40,6 +41,7 @@ import {
   FRAME_HEADER_BYTES,
   KEY_KEY,
   SEAL_KEY,
+  SEALED_DATABASES,
   type SetCodec,
   type SetCounters,
   type SetHeader,
@@ -84,12 +86,10 @@ export interface LaneFrame {
 
 /** A record of a lane that is no frame. */
 export interface LaneMetadata {
-  readonly database: 'header' | 'order' | 'hashes' | 'present';
+  readonly database: (typeof SEALED_DATABASES)[number];
   readonly key: Buffer;
   readonly value: Buffer;
 }
-
-const METADATA = [DATABASES.header, DATABASES.order, DATABASES.hashes, DATABASES.present] as const;
 
 /** The end of a lane, wherever it is written: here, or in a thread. Called in this order. */
 export interface LaneEnd {
@@ -288,7 +288,7 @@ export class LaneWriter implements LaneEnd {
   /** All records but frames and the seal, as stored; once the lane has settled. */
   *metadata(): Generator<LaneMetadata> {
     assert(this.#state === 'settled', `Lane ${this.#path} is ${this.#state}, wanted settled`);
-    for (const database of METADATA) {
+    for (const database of SEALED_DATABASES) {
       for (const { key, value } of this.#stored.database(database).range()) yield { database, key, value };
     }
   }
@@ -365,31 +365,16 @@ export class LaneWriter implements LaneEnd {
   }
 }
 
-/** Makes the file, locks it and puts what is known of the set from the start. */
-function beginFile(parts: LaneParts): { file: LmdbFile; lock: number } {
-  const { partialPath, header, lane, directories, key } = parts;
-  const lock = openSync(partialPath, 'wx', 0o600);
-  let file: LmdbFile | undefined;
-  try {
-    assert(tryLock(lock, 'exclusive'), `The new file ${partialPath} is locked`);
-    const opened = openLmdb(partialPath, { create: true, bulk: true, ownLock: true });
-    file = opened;
-    for (const name of Object.values(DATABASES)) opened.database(name);
+/** Makes the file with what is known of the set from the start. */
+function beginFile({ partialPath, header, lane, directories, key }: LaneParts): NewLaneFile {
+  return newLaneFile(partialPath, (file) => {
     const cipher = key === undefined ? undefined : new ValueCipher(key.secret);
-    const records = encryptedFile(opened, cipher).database(DATABASES.header);
-    opened.transaction(() => {
+    const records = encryptedFile(file, cipher).database(DATABASES.header);
+    file.transaction(() => {
       records.put('format', encodeFormat());
       if (key !== undefined) records.put(KEY_KEY, Buffer.from(key.record));
       records.put('set', encodeJson(header));
       records.put('lane', encodeJson({ lane, directories }));
     });
-    return { file: opened, lock };
-  } catch (error) {
-    // The file is of no use and nobody else knows it; LMDB's mapping of it goes with the process at the latest.
-    void file?.close();
-    rmSync(partialPath, { force: true });
-    rmSync(`${partialPath}-lock`, { force: true });
-    closeSync(lock);
-    throw error;
-  }
+  });
 }

@@ -15,14 +15,15 @@
  * Neither interprets tracks, and neither touches the catalog: opening the store enters what has become complete.
  */
 
-import { closeSync, openSync, renameSync, rmSync } from 'node:fs';
+import { closeSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { assert, CorruptionError, present, syncDirectory, tryLock } from '../base/index.ts';
+import { assert, CorruptionError, present, syncDirectory } from '../base/index.ts';
 import { type LmdbFile, openLmdb } from '../records/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { asStoreErrors, asStoreErrorsLater } from './errors.ts';
 import type { StoredSet } from './lineage.ts';
 import { fileCipher, type MasterKey } from './master-key.ts';
+import { newLaneFile, type NewLaneFile } from './new-lane-file.ts';
 import {
   DATABASES,
   decodeSeal,
@@ -141,10 +142,8 @@ function isSeal(record: RawRecord): boolean {
   return record.lane === 0 && record.database === 'header' && record.key.equals(Buffer.from(SEAL_KEY));
 }
 
-interface LaneFile {
+interface LaneFile extends NewLaneFile {
   readonly path: string;
-  readonly file: LmdbFile;
-  readonly lock: number;
   readonly frames: TrackSet;
 }
 
@@ -208,7 +207,11 @@ export class RawSetWriter {
     // Lane 0 is made first: a lane without it counts as left by a crash.
     if (number > 0) this.#lane(0);
     const path = join(this.#directory, laneFileName(this.id, number));
-    const lane = asStoreErrors(path, () => beginLane(path));
+    const lane = {
+      path,
+      ...asStoreErrors(path, () => newLaneFile(`${path}.partial`)),
+      frames: TrackSet.empty(),
+    };
     this.#lanes.set(number, lane);
     return lane;
   }
@@ -294,19 +297,4 @@ export class RawSetWriter {
 async function giveName(lane: LaneFile): Promise<void> {
   await lane.file.close();
   renameSync(`${lane.path}.partial`, lane.path);
-}
-
-function beginLane(path: string): LaneFile {
-  const partialPath = `${path}.partial`;
-  const lock = openSync(partialPath, 'wx', 0o600);
-  try {
-    assert(tryLock(lock, 'exclusive'), `The new file ${partialPath} is locked`);
-    const file = openLmdb(partialPath, { create: true, bulk: true, ownLock: true });
-    for (const name of RAW_DATABASES) file.database(name);
-    return { path, file, lock, frames: TrackSet.empty() };
-  } catch (error) {
-    rmSync(partialPath, { force: true });
-    closeSync(lock);
-    throw error;
-  }
 }

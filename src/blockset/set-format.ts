@@ -66,8 +66,8 @@ export const DATABASES = {
   present: 'present',
 } as const;
 
-/** The databases whose records the seal covers, in its order. */
-const SEALED_DATABASES = ['header', 'order', 'hashes', 'present'] as const;
+/** The databases whose records the seal covers, in its order: all but the frames. */
+export const SEALED_DATABASES = ['header', 'order', 'hashes', 'present'] as const;
 export const SEAL_KEY = 'seal';
 /** The file's own key, wrapped, where it is encrypted. */
 export const KEY_KEY = 'key';
