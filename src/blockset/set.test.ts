@@ -22,7 +22,7 @@ import {
   withoutSyncs,
   writeSetAt,
 } from './model.fixture.ts';
-import { FRAME_HEADER_BYTES, GROUP_TRACKS, type SetHeader, u32Key } from './set-format.ts';
+import { FORMAT_VERSION, FRAME_HEADER_BYTES, GROUP_TRACKS, type SetHeader, u32Key } from './set-format.ts';
 import { SetReader } from './set-reader.ts';
 import type { SetWriter } from './set-writer.ts';
 import type { NewSet } from './store.ts';
@@ -285,7 +285,7 @@ t.test('a missing frame and a wrong seal are refused', async (t) => {
 
   const later = openLmdb(path, { bulk: true });
   const header = later.database('header');
-  later.transaction(() => header.put('format', u32Key(1)));
+  later.transaction(() => header.put('format', u32Key(FORMAT_VERSION + 1)));
   await later.sync('set-data');
   await later.close();
   t.throws(() => SetReader.open(path), { code: 'newer-format' });
