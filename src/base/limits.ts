@@ -238,8 +238,8 @@ export const LIMITS = {
   keyFileBytesMin: 32,
   /** ... and is read into memory. */
   keyFileBytesMax: MIB,
-  /** The log of a store's sessions; twice that with the one before. */
-  sessionLogBytesMax: MIB,
+  /** A store's log of sessions, or of media; twice that with the one before. */
+  logBytesMax: MIB,
   setNameBytesMax: 255,
   remapRowCountMax: 1_000_000,
   /** A remap file of the most rows, written with generous white space; it is parsed in memory. */

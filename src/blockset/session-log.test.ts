@@ -61,7 +61,7 @@ t.test('the log is bounded, and keeps the newest', async (t) => {
   const kept = await readSessionLog(store);
   t.equal(kept.at(-1)?.session, 's29');
   t.ok(kept.length >= 10 && kept.length < 30);
-  t.ok(statSync(join(store, 'sessions.log')).size <= LIMITS.sessionLogBytesMax);
+  t.ok(statSync(join(store, 'sessions.log')).size <= LIMITS.logBytesMax);
 });
 
 t.test('an encrypted store tells no names', async (t) => {

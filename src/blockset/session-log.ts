@@ -5,15 +5,15 @@
  * It is written by the process that owns the volume, not by the child that works on the store, since a child that
  * was killed tells nothing. So it is a plain file that is only appended to, and nothing else of the store is
  * touched. It is for people: nothing depends on it, a line that was cut by a crash is passed over, and it is not
- * synced. At `LIMITS.sessionLogBytesMax` it becomes `sessions.log.1`, in the place of the one before.
+ * synced. At `LIMITS.logBytesMax` it becomes `sessions.log.1`, in the place of the one before.
  *
  * In an encrypted store it must tell nothing of the volume but its id: names and messages, which may hold paths,
  * are left out.
  */
 
-import { appendFile, readFile, rename, stat } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { LIMITS, systemCode } from '../base/index.ts';
+import { appendLogLine, systemCode } from '../base/index.ts';
 import { findMarker } from './store-marker.ts';
 
 export interface LoggedStep {
@@ -57,10 +57,7 @@ export async function logSession(store: string, session: LoggedSession): Promise
 
 /** Appends a session to the log in a directory that is no store, as it is. @throws as `logSession`. */
 export async function appendSession(directory: string, session: LoggedSession): Promise<void> {
-  const path = join(directory, NAME);
-  const line = `${JSON.stringify(session)}\n`;
-  if ((await sizeOf(path)) + line.length > LIMITS.sessionLogBytesMax) await rename(path, `${path}.1`);
-  await appendFile(path, line, { mode: 0o600 });
+  await appendLogLine(join(directory, NAME), JSON.stringify(session));
 }
 
 /** The sessions of a store, oldest first, as far as the log goes back. */
@@ -96,15 +93,6 @@ function isSession(value: unknown): value is LoggedSession {
     ['startedMs', 'endedMs'].every((name) => has(name, 'number')) &&
     Array.isArray(Reflect.get(value, 'steps'))
   );
-}
-
-async function sizeOf(path: string): Promise<number> {
-  try {
-    return (await stat(path)).size;
-  } catch (error) {
-    if (systemCode(error) === 'ENOENT') return 0;
-    throw error;
-  }
 }
 
 async function textOf(path: string): Promise<string> {

@@ -7,7 +7,7 @@ import { fstatSync, read, statSync, write } from 'node:fs';
 import { promisify } from 'node:util';
 import type { Argv } from 'yargs';
 import { LIMITS, systemCode } from '../base/index.ts';
-import { runHookProcess } from '../daemon/index.ts';
+import { hasSucceeded, runHookProcess } from '../daemon/index.ts';
 import {
   descriptorInput,
   descriptorOutput,
@@ -144,8 +144,8 @@ async function loadMedium(
     graceMs: LIMITS.hookGraceMs,
     signal,
   });
-  if (end.status === 0) return;
-  const how = end.status === null ? end.cause : `exit status ${end.status}`;
+  if (hasSucceeded(end)) return;
+  const how = end.cause === 'exit' ? `exit status ${end.status ?? end.signal}` : end.cause;
   const message = `Loading medium ${wanted.name} ended with ${how}: ${end.stderr.trim() || 'it said nothing'}`;
   throw new MediaError('no-medium', message, { missing: [wanted.medium] });
 }

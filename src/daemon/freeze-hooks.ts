@@ -19,7 +19,7 @@
 
 import { type Clock, LIMITS, randomId } from '../base/index.ts';
 import { DaemonError } from './errors.ts';
-import { type HookEnd, runHookProcess } from './hook-process.ts';
+import { hasSucceeded, type HookEnd, runHookProcess } from './hook-process.ts';
 
 export interface FreezeHooks {
   /** Commands for `/bin/sh -c`. */
@@ -98,7 +98,7 @@ async function runPreHook({ pre, timeoutMs }: FreezeHooks, context: IdentifiedCo
   if (pre === undefined) return;
   const end = await runHook('pre', pre, timeoutMs, context);
   if (end.cause === 'aborted') context.signal?.throwIfAborted();
-  if (isGood(end)) return;
+  if (hasSucceeded(end)) return;
   const { cause, status, signal, stderr } = end;
   throw new DaemonError('hook-failed', describeFailure('pre', pre, timeoutMs, end, context), {
     hook: 'pre',
@@ -119,7 +119,7 @@ async function runPostHook(
   if (post === undefined) return undefined;
   const { signal: _, ...rest } = context;
   const end = await runHook('post', post, timeoutMs, rest, isFrozen ? 'done' : 'failed');
-  if (isGood(end)) return undefined;
+  if (hasSucceeded(end)) return undefined;
   const failure = describeFailure('post', post, timeoutMs, end, context);
   const warning = `${failure}; what the pre-freeze hook froze may still be frozen`;
   context.warn(warning);
@@ -145,10 +145,6 @@ function runHook(
   };
   const graceMs = context.graceMs ?? LIMITS.hookGraceMs;
   return runHookProcess({ command, environment, timeoutMs, graceMs, signal });
-}
-
-function isGood({ cause, status }: HookEnd): boolean {
-  return cause === 'exit' && status === 0;
 }
 
 /** `Pre-freeze hook 'x' of vol failed with exit status 3: the last line it said`. */

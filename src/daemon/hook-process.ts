@@ -37,6 +37,11 @@ export interface HookEnd {
   readonly stderr: string;
 }
 
+/** Whether the command ended by itself and well: one that is ended at its limit may say so too. */
+export function hasSucceeded({ cause, status }: HookEnd): boolean {
+  return cause === 'exit' && status === 0;
+}
+
 /** How often a group that is to end is looked at: nobody tells when the last of its processes is gone. */
 const LOOK_MS = 10;
 /** How long what a failed command said may take to arrive after its end: a process it left may hold the pipe. */

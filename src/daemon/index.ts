@@ -26,5 +26,5 @@ export {
   RemoteError,
 } from './errors.ts';
 export type { FreezeHookReport, FreezeHooks } from './freeze-hooks.ts';
-export { type HookEnd, type HookProcessOptions, runHookProcess } from './hook-process.ts';
+export { hasSucceeded, type HookEnd, type HookProcessOptions, runHookProcess } from './hook-process.ts';
 export { type FurtherListener, Serving, type ServingOptions, type ServingTls } from './serving.ts';

@@ -1,6 +1,6 @@
 /**
- * What is left of a session when it has ended: a line in its store's log, or in the volume's for one to media, and word to the operator where a command
- * for that was given (seeds/2, Fig. 28: a log is written and the operator told).
+ * What is left of a session when it has ended: a line in its store's log, or in the volume's for one to media, and
+ * word to the operator where a command for that was given (seeds/2, Fig. 28: a log is written and the operator told).
  *
  * Neither changes what the session came to: what goes wrong here is a warning. Both happen in the process that owns
  * the volume, so also for a command that has gone away and a child that was killed.
@@ -10,7 +10,7 @@ import { LIMITS, messageOf, systemCode } from '../base/index.ts';
 import { appendSession, type LoggedSession, logSession } from '../blockset/index.ts';
 import type { BackupOutcome, BackupParams } from './backup-params.ts';
 import type { RequestEvents } from './control-server.ts';
-import { runHookProcess } from './hook-process.ts';
+import { hasSucceeded, runHookProcess } from './hook-process.ts';
 import type { SessionHandle } from './sessions.ts';
 import type { VolumeHost } from './volume-host.ts';
 
@@ -90,7 +90,7 @@ async function notify(
     timeoutMs: LIMITS.notifyTimeoutMs,
     graceMs: LIMITS.hookGraceMs,
   });
-  if (end.cause === 'exit' && end.status === 0) return;
+  if (hasSucceeded(end)) return;
   const how = end.cause === 'exit' ? `exit status ${end.status ?? end.signal}` : end.cause;
   host.warn(`Command that tells of the end of session ${line.session} failed (${how})`, events);
 }

@@ -40,7 +40,6 @@ interface Running {
   readonly handle: SessionHandle;
   readonly kind: string;
   readonly store: string | undefined;
-  readonly startedMs: number;
   readonly abort: AbortController;
   readonly ended: Promise<unknown>;
   progress: unknown;
@@ -93,7 +92,6 @@ export class SessionRegistry {
       kind,
       store,
       abort,
-      startedMs: this.#clock.now(),
       ended: result.then(
         () => undefined,
         () => undefined,
@@ -122,7 +120,7 @@ export class SessionRegistry {
       session: running.handle.id,
       kind: running.kind,
       store: running.store ?? null,
-      startedMs: running.startedMs,
+      startedMs: running.handle.startedMs,
       progress: running.progress ?? null,
       steps: running.handle.steps,
       cancelling: running.abort.signal.aborted,

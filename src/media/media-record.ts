@@ -2,16 +2,23 @@
  * What a store remembers of media: which of them hold which of its sets, and what went wrong with them.
  *
  *     media/<writing>.json   the catalog of one writing, as at the end of its latest medium
- *     media/log              a line of JSON for each failure, oldest first
+ *     media/log              a line of JSON for each failure, oldest first; media/log.1 is the one before it
  *
  * These files are no part of the store's catalog and are not lost with it. Each writing has a file of its own,
  * replaced as a whole, so that no two sessions write one file. They say what was written, not that it is still
  * there.
  */
 
-import { appendFile, mkdir, open, readdir, readFile, rename } from 'node:fs/promises';
+import { mkdir, open, readdir, readFile, rename } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CorruptionError, syncDirectory, syncFile, syncPath, systemCode } from '../base/index.ts';
+import {
+  appendLogLine,
+  CorruptionError,
+  syncDirectory,
+  syncFile,
+  syncPath,
+  systemCode,
+} from '../base/index.ts';
 import { mediumError } from './errors.ts';
 import { decodeCatalog, encodeCatalog, type MediaCatalog } from './medium-format.ts';
 
@@ -112,7 +119,7 @@ export async function logMedia(storePath: string, entry: MediaLogEntry): Promise
   const path = join(folder, LOG);
   try {
     await makeFolder(storePath, folder);
-    await appendFile(path, `${JSON.stringify(entry)}\n`, { mode: 0o600 });
+    await appendLogLine(path, JSON.stringify(entry));
     await syncPath('media-record', path);
     await syncDirectory('media-record', folder);
   } catch (error) {
