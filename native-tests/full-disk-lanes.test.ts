@@ -10,6 +10,7 @@
  */
 import { readdirSync } from 'node:fs';
 import t from 'tap';
+import { LIMITS } from '../src/base/index.ts';
 import { cowbell, must, mustCowbell } from './support/process.ts';
 import { backUp, serveVolume, statusOf, visibleSets } from './support/served.ts';
 import { SmallDisk } from './support/small-disk.ts';
@@ -17,7 +18,8 @@ import { requireTools } from './support/tools.ts';
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
-const DATA_MIB = 4;
+/** Two runs for each of two lanes, which they take in turn: every backup spreads the set the same way. */
+const DATA_MIB = (4 * LIMITS.sessionRunBytesMax) / MIB;
 
 /** Room that is left, of what a backup needs, on the store's disk and on the lane's. */
 const ROOMS: readonly ((needBytes: number) => number)[][] = [
