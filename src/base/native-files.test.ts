@@ -4,14 +4,25 @@
  * through two opens of one file, which exclude each other within one process too.
  */
 
-import { closeSync, fsyncSync, ftruncateSync, openSync, readSync, statSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  fsyncSync,
+  ftruncateSync,
+  openSync,
+  readFileSync,
+  readSync,
+  statSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { AssertionError } from './assert.ts';
 import {
+  beginWriteBack,
   blockDeviceSize,
   bytesToPage,
   dropCache,
+  endWriteBack,
   hasSparseFiles,
   NO_WAIT,
   punchHole,
@@ -126,6 +137,23 @@ t.test('a dropped page is not read at once', async (t) => {
   const count = readNoWait(descriptor, Buffer.alloc(65_536), 512 * 1024);
   // A cold read starts the reading; a filesystem in memory has no cold pages, and perhaps no such reads.
   t.ok(count === NO_WAIT.wouldWait || count === NO_WAIT.unsupported || count > 0);
+});
+
+t.test('writing back changes nothing in a file, and bad arguments are refused', (t) => {
+  const { path, descriptor } = openFresh(t);
+  writeSync(descriptor, Buffer.alloc(MIB, 3));
+  t.equal(beginWriteBack(descriptor, 0, MIB), true);
+  t.equal(endWriteBack(descriptor, 0, MIB), true);
+  t.ok(readFileSync(path).equals(Buffer.alloc(MIB, 3)));
+  t.throws(() => beginWriteBack(4000, 0, MIB), { code: 'EBADF' });
+  t.throws(() => endWriteBack(4000, 0, MIB), { code: 'EBADF' });
+  t.throws(() => beginWriteBack(descriptor, 0, 0), AssertionError, 'a length of 0 would mean to the end');
+  t.throws(() => beginWriteBack(descriptor, -1, 1), AssertionError);
+  forcePlainNode(true);
+  t.teardown(() => forcePlainNode(false));
+  t.equal(beginWriteBack(descriptor, 0, MIB), false);
+  t.equal(endWriteBack(descriptor, 0, MIB), false);
+  t.end();
 });
 
 t.test('punching frees space, zeroing keeps it, both read as zeroes and keep the size', async (t) => {
