@@ -6,7 +6,15 @@
  */
 
 import { type MessagePort, Worker } from 'node:worker_threads';
-import { allFinished, answerCalls, assert, LIMITS, ThreadCalls, unreachable } from '../base/index.ts';
+import {
+  allFinished,
+  answerCalls,
+  assert,
+  LIMITS,
+  present,
+  ThreadCalls,
+  unreachable,
+} from '../base/index.ts';
 import type { LaneCounts, LaneParts, SetCounters } from '../blockset/index.ts';
 import { type BlockDevice, openFileDevice } from '../device/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
@@ -83,7 +91,8 @@ export class ThreadLane implements LaneWorker {
   }
 
   /**
-   * Starts the lanes' threads, which begin their files; all or none.
+   * Starts the lanes' threads, which begin their files; all or none. Those in other directories come after lane 0,
+   * whose file says where they are: what a crash leaves of them could not be found otherwise.
    *
    * @param program the module that the threads run; it calls `runLaneThread`.
    */
@@ -92,19 +101,22 @@ export class ThreadLane implements LaneWorker {
     parts: readonly LaneParts[],
     homePath: string | undefined,
   ): Promise<readonly ThreadLane[]> {
-    const lanes: ThreadLane[] = [];
-    try {
-      await allFinished(
-        parts.map((part) => {
+    const lanes = new Map<number, ThreadLane>();
+    const start = (some: readonly LaneParts[]): Promise<unknown> =>
+      allFinished(
+        some.map((part) => {
           const workerData: LaneThreadData = { parts: part, homePath };
           const lane = new ThreadLane(new Worker(program, { workerData }));
-          lanes.push(lane);
+          lanes.set(part.lane, lane);
           return lane.#calls.ready;
         }),
       );
-      return lanes;
+    try {
+      await start(parts.filter(isBesideLane0));
+      await start(parts.filter((part) => !isBesideLane0(part)));
+      return parts.map(({ lane }) => present(lanes.get(lane), 'A lane was started'));
     } catch (error) {
-      await Promise.allSettled(lanes.toReversed().map((lane) => lane.abort()));
+      await Promise.allSettled([...lanes.values()].toReversed().map((lane) => lane.abort()));
       throw error;
     }
   }
@@ -163,6 +175,10 @@ export class ThreadLane implements LaneWorker {
   #call(name: LaneCallName, takes: unknown): Promise<unknown> {
     return this.#calls.call({ name, takes });
   }
+}
+
+function isBesideLane0({ lane, directories }: LaneParts): boolean {
+  return (directories[lane] ?? '') === '';
 }
 
 function heldOf({ ticket, hashes, zeroes }: WireHeld): HeldTracks {
