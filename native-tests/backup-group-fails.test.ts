@@ -46,7 +46,8 @@ t.test('all or none', async (t) => {
   await mustCowbell(['snapshot', 'delete', b, 'taken']);
 
   const begun = async (...words: readonly string[]): Promise<Running> => {
-    const running = startCowbell(['--json', ...backup, a, b, ...words]);
+    // Held back, so that it is still running when something happens to it.
+    const running = startCowbell(['--json', ...backup, a, b, '--rate', '20M', ...words]);
     await running.waitForLine(/"event":"progress"/);
     return running;
   };
