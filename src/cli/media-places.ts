@@ -7,7 +7,7 @@ import { fstatSync, read, statSync, write } from 'node:fs';
 import { promisify } from 'node:util';
 import type { Argv } from 'yargs';
 import { LIMITS, systemCode } from '../base/index.ts';
-import { hasSucceeded, runHookProcess } from '../daemon/index.ts';
+import { describeEnd, hasSucceeded, runHookProcess } from '../daemon/index.ts';
 import {
   descriptorInput,
   descriptorOutput,
@@ -145,8 +145,8 @@ async function loadMedium(
     signal,
   });
   if (hasSucceeded(end)) return;
-  const how = end.cause === 'exit' ? `exit status ${end.status ?? end.signal}` : end.cause;
-  const message = `Loading medium ${wanted.name} ended with ${how}: ${end.stderr.trim() || 'it said nothing'}`;
+  const said = end.stderr.trim() || 'it said nothing';
+  const message = `Loading medium ${wanted.name} ended with ${describeEnd(end)}: ${said}`;
   throw new MediaError('no-medium', message, { missing: [wanted.medium] });
 }
 
@@ -170,7 +170,7 @@ export function failureTeller(
       timeoutMs: LIMITS.hookTimeoutMsMax,
       graceMs: LIMITS.hookGraceMs,
     });
-    if (end.status !== 0) context.output.warn(`--notify ended with ${end.status ?? end.cause}`);
+    if (!hasSucceeded(end)) context.output.warn(`--notify ended with ${describeEnd(end)}`);
   };
 }
 

@@ -42,6 +42,11 @@ export function hasSucceeded({ cause, status }: HookEnd): boolean {
   return cause === 'exit' && status === 0;
 }
 
+/** How the command ended, in a few words for a sentence. */
+export function describeEnd({ cause, status, signal }: HookEnd): string {
+  return cause === 'exit' ? `exit status ${status ?? signal}` : cause;
+}
+
 /** How often a group that is to end is looked at: nobody tells when the last of its processes is gone. */
 const LOOK_MS = 10;
 /** How long what a failed command said may take to arrive after its end: a process it left may hold the pipe. */

@@ -26,5 +26,11 @@ export {
   RemoteError,
 } from './errors.ts';
 export type { FreezeHookReport, FreezeHooks } from './freeze-hooks.ts';
-export { hasSucceeded, type HookEnd, type HookProcessOptions, runHookProcess } from './hook-process.ts';
+export {
+  describeEnd,
+  hasSucceeded,
+  type HookEnd,
+  type HookProcessOptions,
+  runHookProcess,
+} from './hook-process.ts';
 export { type FurtherListener, Serving, type ServingOptions, type ServingTls } from './serving.ts';

@@ -10,7 +10,7 @@ import { LIMITS, messageOf, systemCode } from '../base/index.ts';
 import { appendSession, type LoggedSession, logSession } from '../blockset/index.ts';
 import type { BackupOutcome, BackupParams } from './backup-params.ts';
 import type { RequestEvents } from './control-server.ts';
-import { hasSucceeded, runHookProcess } from './hook-process.ts';
+import { describeEnd, hasSucceeded, runHookProcess } from './hook-process.ts';
 import type { SessionHandle } from './sessions.ts';
 import type { VolumeHost } from './volume-host.ts';
 
@@ -91,6 +91,5 @@ async function notify(
     graceMs: LIMITS.hookGraceMs,
   });
   if (hasSucceeded(end)) return;
-  const how = end.cause === 'exit' ? `exit status ${end.status ?? end.signal}` : end.cause;
-  host.warn(`Command that tells of the end of session ${line.session} failed (${how})`, events);
+  host.warn(`Command that tells of the end of session ${line.session} failed (${describeEnd(end)})`, events);
 }
