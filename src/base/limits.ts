@@ -164,7 +164,7 @@ export const LIMITS = {
   chainSetCountMax: 960,
   /** Tracks are stored together up to this size, so that LMDB's overflow pages cost next to nothing. */
   frameBytesMax: MIB,
-  /** What a growing file in bulk is written back and dropped by; it may hold three times that in the page cache. */
+  /** What a growing file in bulk is written back and dropped by; it may hold twice that in the page cache. */
   writeBehindBytes: 16 * MIB,
   /** Tracks a session's lane reads, hashes and confirms in one go; each asks the session's processes once. */
   sessionRunBytesMax: 2 * MIB,

@@ -57,7 +57,10 @@ export interface LmdbErrorDetails {
   readonly io: { readonly path: string };
 }
 
-/** The system refused an operation on a database file; nothing of the transaction was committed. */
+/**
+ * The system refused an operation on a database file. Nothing of the transaction was committed, unless the file is in
+ * bulk and the disk did not take what it was given before: then the file is of no use any more.
+ */
 export class LmdbError extends BlockError<LmdbErrorDetails> {}
 
 export interface LmdbOptions {
@@ -121,7 +124,7 @@ export interface LmdbFile {
   /**
    * Runs `body` and commits what it did, or nothing where it threw. Not nested.
    *
-   * @throws {LmdbError} `no-space` or `io` where the commit failed.
+   * @throws {LmdbError} `no-space` or `io` where the commit failed, or, in bulk, writing back what is before it.
    */
   transaction(body: () => void): void;
   /** Makes every commit so far durable. */

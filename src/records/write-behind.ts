@@ -1,8 +1,8 @@
 /**
  * Writes a growing file back while it grows, and takes its pages out of the page cache:
  *
- *     written back and dropped | being written back, one window or two | still gathering |
- *     0                        ended                                   begun             end of the file
+ *     written back and dropped | being written back, one window | still gathering |
+ *     0                        ended                            begun             end of the file
  *
  * Whoever fills gigabytes that nobody will read soon would otherwise push what others read out of memory, and leave
  * the disk with all of them at the final sync. Where memory is taken from a host by its first touch, as in virtual
