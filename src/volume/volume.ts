@@ -36,10 +36,10 @@ import { readThrough } from './read-through.ts';
 import type { BackupSession } from './session.ts';
 import { type SessionPreview, type SessionRequest, Sessions } from './sessions.ts';
 import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
-import { rollBack } from './rollback.ts';
+import { Rollbacks } from './rollbacks.ts';
 import { SnapshotDevice } from './snapshot-device.ts';
 import type { SnapshotInfo } from './snapshot-info.ts';
-import type { PreparedSnapshot, Snapshot } from './snapshot-member.ts';
+import type { PreparedSnapshot } from './snapshot-member.ts';
 import type { Snapshots } from './snapshots.ts';
 import type { CreatedSnapshot, VolumeStatus } from './volume-status.ts';
 import { WritePath } from './write-path.ts';
@@ -65,6 +65,7 @@ export class Volume implements BlockDevice {
   /** One freeze at a time. */
   readonly #freezeTurn = new Slots(1);
   readonly #sessions: Sessions;
+  readonly #rollbacks: Rollbacks;
   /** Snapshots whose point is on its way to the disk. */
   readonly #finishing = new Set<Promise<CreatedSnapshot>>();
   /** From its beginning no session begins any more. */
@@ -113,6 +114,7 @@ export class Volume implements BlockDevice {
       clock: this.#clock,
       startedClean: parts.startedClean,
     });
+    this.#rollbacks = new Rollbacks({ ...parts, snapshots, writePath: this.#writePath, volume: this });
     this.#sessions = new Sessions({
       ...parts,
       snapshots,
@@ -154,10 +156,11 @@ export class Volume implements BlockDevice {
       });
       volume = new Volume(parts, snapshots, options);
       if (options.readOnly === true) {
-        volume.#refuseUnfinished();
+        volume.#rollbacks.refuseUnfinished();
         return volume;
       }
-      await volume.#finishRollback();
+      // Poisoned, it writes nothing: the check that clears that finishes the rollback.
+      if (volume.#poison === undefined) await volume.#rollbacks.finish();
       snapshots.resume().catch((error: unknown) => options.onWarning?.(messageOf(error)));
       return volume;
     } catch (error) {
@@ -383,8 +386,7 @@ export class Volume implements BlockDevice {
       // No point is fixed meanwhile: it would have something of both.
       return await this.#freezeTurn.run(async () => {
         this.#refuseBeginning();
-        await this.#recordRollback(snapshot.number);
-        return this.#rollBackTo(snapshot, onProgress);
+        return this.#rollbacks.begin(snapshot, onProgress);
       });
     } finally {
       release();
@@ -393,67 +395,7 @@ export class Volume implements BlockDevice {
 
   /** The number of the snapshot that the volume is being rolled back to, or was in part. */
   get unfinishedRollback(): number | undefined {
-    return this.#state.rollback;
-  }
-
-  async #recordRollback(number: number): Promise<void> {
-    try {
-      await this.#state.saveRollback(number);
-    } catch (error) {
-      // The record may be there all the same: the next opening would undo what is written from now on.
-      await this.#state.saveRollback(undefined);
-      throw error;
-    }
-  }
-
-  /** The snapshot is held by the caller. */
-  async #rollBackTo(
-    snapshot: Snapshot,
-    onProgress: (done: number, total: number) => void = () => undefined,
-  ): Promise<number> {
-    await this.#writePath.voidTrims();
-    const written = await rollBack({
-      snapshots: this.#snapshots,
-      snapshot,
-      geometry: this.geometry,
-      tracks: this.#epochs.changedSince(snapshot.point),
-      write: (content, offsetBytes) => this.write(content, offsetBytes),
-      extents: (offsetBytes, lengthBytes) => this.extents(offsetBytes, lengthBytes),
-      writeZeroes: (offsetBytes, lengthBytes) =>
-        this.writeZeroes(offsetBytes, lengthBytes, { mayTrim: true }),
-      onProgress,
-    });
-    await this.flush();
-    await this.#state.saveRollback(undefined);
-    return written;
-  }
-
-  /** What a rollback was interrupted in is neither the one thing nor the other, and reading it only cannot finish it. */
-  #refuseUnfinished(): void {
-    if (this.#state.rollback === undefined) return;
-    const { name } = this.identity;
-    const message = `Volume ${name} was being rolled back when its process ended; open it for writing, which finishes that`;
-    throw new VolumeError('rollback-unfinished', message, this.#place);
-  }
-
-  /** A rollback that was interrupted is finished before anybody reads the volume. */
-  async #finishRollback(): Promise<void> {
-    const number = this.#state.rollback;
-    // Poisoned, it writes nothing: the check that clears that finishes the rollback.
-    if (number === undefined || this.#poison !== undefined) return;
-    const found = this.#snapshots.list().find((one) => one.number === number);
-    try {
-      if (found === undefined) throw new Error(`there is no snapshot number ${number}`);
-      const { snapshot, release } = this.#snapshots.hold(found.name, { isPinned: true });
-      try {
-        await this.#rollBackTo(snapshot);
-      } finally {
-        release();
-      }
-    } catch (error) {
-      const message = `Volume ${this.identity.name} was being rolled back, and that cannot be finished: ${messageOf(error)}`;
-      throw new VolumeError('rollback-unfinished', message, this.#place, { cause: error });
-    }
+    return this.#rollbacks.unfinished;
   }
 
   /**
@@ -498,7 +440,7 @@ export class Volume implements BlockDevice {
     await this.#state.saveChecked(this.#epochs);
     this.#poison = undefined;
     this.#suspects = TrackSet.empty();
-    await this.#finishRollback();
+    await this.#rollbacks.finish();
   }
 
   /**
