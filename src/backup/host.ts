@@ -176,7 +176,8 @@ class Host {
     this.#send({
       kind: 'start',
       volume: { volumeId, name, trackSizeBytes },
-      homePath: homePathOf(directory, home),
+      // What is not there yet only the volume itself can get.
+      homePath: volume.recovery === undefined ? homePathOf(directory, home) : undefined,
       storePath,
       ...(medium === undefined ? {} : { medium }),
       key,

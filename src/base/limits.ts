@@ -45,6 +45,15 @@ export const LIMITS = {
 
   /** How long a freeze may wait for the gate to empty before it reopens it and fails. */
   freezeWaitMsMax: 5_000,
+  /**
+   * A volume under recovery is filled in runs of this size at most: large enough for the disk and for a frame of a store
+   * to be unpacked once, small enough for somebody's read to come between.
+   */
+  fillRunBytesMax: MIB,
+  /** Runs of a fill under way at once; each has a buffer of its own. */
+  fillRunCountMax: 4,
+  /** After so many tracks in a row that cannot be read a fill gives up: it is not the tracks that are damaged. */
+  fillFailuresInARowMax: 64,
   /** Trims and zeroes are cut into pieces of this size, so that none holds a freeze for long. */
   zeroPieceBytesMax: 64 * MIB,
   /** Trims put off because a point still needs the blocks; more are forgotten, which a trim allows. */

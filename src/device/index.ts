@@ -27,3 +27,4 @@ export {
   type OpenOptions,
   parseDeviceAddress,
 } from './registry.ts';
+export { SharedFlush } from './shared-flush.ts';

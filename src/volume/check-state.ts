@@ -28,6 +28,7 @@ import { TrackSet } from '../tracks/index.ts';
 import type { Finding } from './check.ts';
 import { Geometry } from './geometry.ts';
 import { type FoundSegment, segmentName } from './intent-log.ts';
+import { isRecoveryKey } from './recovery-state.ts';
 import {
   FORMAT_VERSION,
   type OpenRecord,
@@ -256,6 +257,7 @@ export class StateExam {
       this.#found(`consumer ${nameOfKey(bytes)}`, 'the record is damaged', how);
       this.#change('consumers', bytes, undefined);
     }
+    this.#examineRecovery();
     if (this.#isDamaged('state', 'claims')) {
       const how = 'it is removed; a store whose last backup was cut short may need a full one next';
       this.#found('claims', 'the record is damaged', how);
@@ -280,6 +282,16 @@ export class StateExam {
   }
 
   /** Without its record nobody knows a snapshot's file, and older ones need what is in it. */
+  /** Without all of it nobody knows which of the home's tracks are there, and which would be replaced by older ones. */
+  #examineRecovery(): void {
+    const lost = this.#damagedIn('state').find(({ bytes }) => isRecoveryKey(bytes.toString()));
+    if (lost === undefined) return;
+    this.#isLost = true;
+    const where = `${basename(this.#path)} ${lost.bytes.toString()}`;
+    const what = 'the record of a recovery is damaged; which of its tracks are in the home is not known';
+    this.findings.push(damage(where, what, 'recover the volume again, from the beginning', false));
+  }
+
   #examineSnapshots(): void {
     const keys = this.#keys.get('snapshots') ?? [];
     const lost = keys.filter(({ bytes }) => !isSnapshot(this.#parsed('snapshots', bytes)));

@@ -25,8 +25,11 @@ import {
   tryLock,
 } from '../base/index.ts';
 import { createSparseFile, parseDeviceAddress } from '../device/index.ts';
+import { TrackSet } from '../tracks/index.ts';
+import type { RecoveryRecord } from './backup-side.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
+import type { RecoveryStart } from './recovery-state.ts';
 import { assertCanClone } from './snapshot-clone.ts';
 import type { FullPolicy, SnapshotKind } from './snapshot-info.ts';
 import { directoryIdentity, homeStamp, type StartPoint, VolumeState } from './state.ts';
@@ -34,6 +37,8 @@ import { directoryIdentity, homeStamp, type StartPoint, VolumeState } from './st
 export const STATE_FILE = 'state.mdb';
 const LOCK_FILE = 'lock';
 const HOME_FILE = 'home.raw';
+/** Begins the names of directories with what was left of a volume whose home was lost. */
+export const LOST_PREFIX = 'lost-';
 /** The extended attribute that a raw home carries, so that nothing takes it for a free file. */
 const HOME_ATTRIBUTE = 'user.cowbell.volume';
 
@@ -65,6 +70,19 @@ export interface CreateOptions {
   readonly clock?: Clock;
   /** Makes the volume a copy of what another one held. Its home must be a file that is not there yet. */
   readonly copyOf?: VolumeOrigin;
+  /** Makes the volume one whose home is yet to be filled; the home may be there already, whatever it holds. */
+  readonly recovery?: RecoveryOrigin;
+}
+
+/** What a volume is made from that begins with a recovery. */
+export interface RecoveryOrigin {
+  readonly record: RecoveryRecord;
+  /** Of the side's content: nothing counts as changed since. Everything always does where left out. */
+  readonly point?: { readonly point: string; readonly createdMs: number };
+  /** The tracks that are not zero there. */
+  readonly tracks: TrackSet;
+  /** Of the volume that was lost, to be it again; a new one where left out. */
+  readonly volumeId?: string;
 }
 
 /** Where the content of a volume comes from. */
@@ -85,7 +103,7 @@ export async function createVolume(path: string, options: CreateOptions): Promis
   const geometry = new Geometry(options.sizeBytes, options.trackSizeBytes);
   const isNew = await makeDirectory(directory);
   const home = options.home === undefined ? HOME_FILE : absoluteHome(options.home);
-  const volumeId = randomId();
+  const volumeId = options.recovery?.volumeId ?? randomId();
   const homePath = homePathOf(directory, home);
   const makesHome = homePath !== undefined && !(await exists(homePath));
   try {
@@ -93,7 +111,8 @@ export async function createVolume(path: string, options: CreateOptions): Promis
     if (makesHome) await createSparseFile(homePath, geometry.sizeBytes, 'home-create');
     if (options.snapshotBy === 'clone')
       await assertCanClone({ home, homePath, directory, sizeBytes: geometry.sizeBytes });
-    const start = makesHome ? await fillHome(homePath, options.copyOf) : undefined;
+    const filled = makesHome ? await fillHome(homePath, options.copyOf) : undefined;
+    const start = filled ?? (await startOf(options.recovery, homePath));
     const record = {
       volumeId,
       sizeBytes: geometry.sizeBytes,
@@ -104,7 +123,8 @@ export async function createVolume(path: string, options: CreateOptions): Promis
       ...(options.snapshotFull === undefined ? {} : { snapshotFull: options.snapshotFull }),
       ...(options.snapshotBy === undefined ? {} : { snapshotBy: options.snapshotBy }),
     };
-    await VolumeState.create(join(directory, STATE_FILE), record, start);
+    const recovery = options.recovery && recoveryStart(options.recovery, geometry.trackCount, makesHome);
+    await VolumeState.create(join(directory, STATE_FILE), record, start, recovery);
     if (homePath !== undefined) setAttribute(homePath, HOME_ATTRIBUTE, volumeId);
     if (makesHome) await syncDirectory('volume-directory', dirname(homePath));
     await syncDirectory('volume-directory', directory);
@@ -123,6 +143,25 @@ async function fillHome(homePath: string, origin: VolumeOrigin | undefined): Pro
   const { point, createdMs, fill } = origin;
   await fill(homePath);
   return { point, createdMs, stamp: await homeStamp(homePath) };
+}
+
+/** A home that was made just now is zeroes throughout, and so needs only what is none. */
+function recoveryStart(
+  { record, tracks }: RecoveryOrigin,
+  trackCount: number,
+  isZero: boolean,
+): RecoveryStart {
+  const current = isZero ? TrackSet.all(trackCount).difference(tracks) : TrackSet.empty();
+  return { record, current, trackCount };
+}
+
+async function startOf(
+  recovery: RecoveryOrigin | undefined,
+  homePath: string | undefined,
+): Promise<StartPoint | undefined> {
+  if (recovery?.point === undefined) return undefined;
+  const stamp = homePath === undefined ? undefined : await homeStamp(homePath);
+  return { ...recovery.point, stamp };
 }
 
 function unusableHome(home: string, homePath: string | undefined): VolumeError {
@@ -265,7 +304,7 @@ async function makeDirectory(directory: string): Promise<boolean> {
   } catch (error) {
     if (systemCode(error) !== 'EEXIST') throw error;
   }
-  if (!(await stat(directory)).isDirectory() || (await readdir(directory)).length > 0) {
+  if (!(await stat(directory)).isDirectory() || !(await readdir(directory)).every(isLeftOver)) {
     throw new VolumeError(
       'exists',
       `Cannot create volume ${directory}: it exists and is not an empty directory`,
@@ -275,6 +314,11 @@ async function makeDirectory(directory: string): Promise<boolean> {
     );
   }
   return false;
+}
+
+/** What may lie in a directory that is to become a volume: what a lost one has left there. */
+function isLeftOver(name: string): boolean {
+  return name === LOCK_FILE || name.endsWith('.sock') || name.startsWith(LOST_PREFIX);
 }
 
 async function exists(path: string): Promise<boolean> {

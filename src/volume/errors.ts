@@ -49,6 +49,10 @@ export interface VolumeErrorDetails {
   'snapshot-in-use': { readonly name: string };
   /** A rollback was interrupted, and opening the volume could not finish it. */
   'rollback-unfinished': { readonly directory: string };
+  /** The volume is being recovered, and what that needs cannot be opened. */
+  'side-unavailable': { readonly directory: string; readonly side: string };
+  /** Not while the volume is being recovered. */
+  recovering: { readonly directory: string; readonly missingTracks: number };
   'too-many-snapshots': { readonly count: number };
   closed: { readonly directory: string };
 }

@@ -1,4 +1,5 @@
 export { type ContainerArea, DeviceArea, MemoryArea } from '../container/index.ts';
+export type { BackupSide, RecoveryRecord, SidePlace } from './backup-side.ts';
 export { checkVolume, type CheckOptions, type CheckResult, type Finding } from './check.ts';
 export { cloneSnapshot, type ClonedVolume, type CloneOptions } from './clone.ts';
 export {
@@ -20,6 +21,9 @@ export {
   type SessionStatus,
   type SetLevel,
 } from './session.ts';
+export { FillingDevice, type FillingDeviceOptions } from './filling-device.ts';
+export { MirroredDevice, type MirroredDeviceOptions } from './mirrored-device.ts';
+export type { FillOptions, Recovery, RecoveryStatus } from './recovery.ts';
 export type { OpenVolumeOptions } from './opening.ts';
 export type { BaseCandidate } from './base-choice.ts';
 export type { SessionPreview, SessionRequest } from './sessions.ts';

@@ -4,14 +4,16 @@
  */
 
 import type { FileHandle } from 'node:fs/promises';
-import { type Clock, LIMITS, randomId, type Timer } from '../base/index.ts';
+import { type Clock, LIMITS, messageOf, randomId, type Timer } from '../base/index.ts';
 import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
+import type { BackupSide, RecoveryRecord } from './backup-side.ts';
 import { homePathOf, identityOf, type VolumeIdentity } from './directory.ts';
 import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
 import { findSegments, IntentLog, type IntentPlace, removeSegments } from './intent-log.ts';
+import { Recovery } from './recovery.ts';
 import { Snapshots, type SnapshotsOptions } from './snapshots.ts';
 import { directoryIdentity, homeStamp, type LoadedEpochs, type VolumeState } from './state.ts';
 
@@ -32,6 +34,8 @@ export interface OpenVolumeOptions {
   readonly freezeWaitMsMax?: number;
   /** What measures that; the system's timer where left out. */
   readonly timer?: Timer;
+  /** Opens what a volume under recovery is filled from; without it, such a volume is not opened. */
+  readonly openSide?: (record: RecoveryRecord) => Promise<BackupSide>;
   /** Tracks of one region of the intent log; LIMITS.intentRegionTracks where left out. */
   readonly intentRegionTracks?: number;
 }
@@ -47,6 +51,8 @@ export interface OpenParts {
   readonly identity: VolumeIdentity;
   readonly geometry: Geometry;
   readonly startedClean: boolean;
+  /** Of a volume whose home is being filled; `home` is its device then. */
+  readonly recovery: Recovery | undefined;
   /** Why the home may not hold what it did at the last stop; undefined where it does. */
   readonly homeDamage: string | undefined;
 }
@@ -66,8 +72,11 @@ export async function openParts(
   if (!readOnly) await settleIdentity(directory, state, options.moved ?? false);
   const identity = identityOf(directory, state);
   const geometry = new Geometry(identity.sizeBytes, identity.trackSizeBytes);
-  const home = await openHome(identity, readOnly, options);
+  const opened = await openHome(identity, readOnly, options);
+  let recovery: Recovery | undefined;
   try {
+    recovery = await openRecovery(opened, { identity, geometry, state }, options);
+    const home = recovery?.device ?? opened;
     const intentPlace = intentPlaceOf(identity, geometry, options);
     const loaded = state.load(geometry.trackCount, await findSegments(intentPlace));
     const { history, isClean } = loaded;
@@ -75,6 +84,8 @@ export async function openParts(
     if (isClean && !isUntouched) history.markAll();
     const intents = readOnly ? undefined : await beginWriting(intentPlace, state, loaded);
     const startedClean = isClean && isUntouched;
+    // What was written last may be on one of the two only.
+    if (!isClean && !readOnly) await recovery?.reconcile(history.openTracks());
     const homeDamage = isUntouched ? undefined : 'its home was changed while no process served the volume';
     return {
       lock,
@@ -86,10 +97,12 @@ export async function openParts(
       identity,
       geometry,
       startedClean,
+      recovery,
       homeDamage,
     };
   } catch (error) {
-    await home.close();
+    await opened.close();
+    await recovery?.closeSide();
     throw error;
   }
 }
@@ -175,6 +188,64 @@ async function openHome(
     `Home ${identity.home} of volume ${identity.name} has ${home.sizeBytes} bytes, wanted ${identity.sizeBytes}`,
     { home: identity.home },
   );
+}
+
+/** @throws {VolumeError} `side-unavailable` */
+async function openRecovery(
+  home: BlockDevice,
+  parts: Pick<OpenParts, 'identity' | 'geometry' | 'state'>,
+  options: OpenVolumeOptions,
+): Promise<Recovery | undefined> {
+  const { identity, geometry, state } = parts;
+  const { record } = state.recovery;
+  if (record === undefined) return undefined;
+  const side = await openSide(record, identity, options);
+  try {
+    if (side.device.sizeBytes < geometry.sizeBytes)
+      throw sideUnavailable(
+        identity,
+        record,
+        `it has ${side.device.sizeBytes} bytes, wanted ${geometry.sizeBytes}`,
+      );
+    const { onWarning } = options;
+    return new Recovery({
+      home,
+      geometry,
+      side,
+      state: state.recovery,
+      record,
+      name: identity.name,
+      onWarning,
+    });
+  } catch (error) {
+    await side.close();
+    throw error;
+  }
+}
+
+async function openSide(
+  record: RecoveryRecord,
+  identity: VolumeIdentity,
+  options: OpenVolumeOptions,
+): Promise<BackupSide> {
+  if (options.openSide === undefined)
+    throw sideUnavailable(identity, record, 'this command does not reach it; serve the volume');
+  try {
+    return await options.openSide(record);
+  } catch (error) {
+    throw sideUnavailable(identity, record, messageOf(error), error);
+  }
+}
+
+function sideUnavailable(
+  { name, directory }: VolumeIdentity,
+  { side }: RecoveryRecord,
+  why: string,
+  cause?: unknown,
+): VolumeError {
+  const place = side.kind === 'store' ? `set ${side.set} of ${side.storePath}` : side.uri;
+  const message = `Volume ${name} is being recovered from ${place}, which cannot be used: ${why}`;
+  return new VolumeError('side-unavailable', message, { directory, side: place }, { cause });
 }
 
 /** Whether the home looks as it did at the clean stop. A home that cannot be watched is believed. */

@@ -1,7 +1,6 @@
 /**
  * EXAMPLES R1, recovery on two channels: the steps of the snapshot, 4 (T1) to 7, and variant a, on a volume that is
- * the backup side. The recovery itself (the home's side, steps 1 and 8, the other variants) needs the overwrite map
- * and belongs to a later issue.
+ * the backup side. The home's side, and the other variants, are in `r1-recovery.test.ts`.
  *
  * Goal: what the backup side holds, what is marked since its last point, what changed between T0 and T1, and what is
  * kept for T1 are after each step what the example's table says.

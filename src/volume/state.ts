@@ -13,6 +13,7 @@ import { type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index
 import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 import { type ClosedEpoch, EpochHistory, type Fold, type FoldedPoint } from './epoch-history.ts';
 import type { FoundSegment } from './intent-log.ts';
+import { RecoveryState, type RecoveryStart } from './recovery-state.ts';
 
 export const FORMAT_VERSION = 0;
 
@@ -140,6 +141,8 @@ export class VolumeState {
   readonly #epochs: LmdbDatabaseView;
   readonly #consumers: LmdbDatabaseView;
   readonly #snapshots: LmdbDatabaseView;
+  /** Of a volume whose home is being filled. */
+  readonly recovery: RecoveryState;
   #record: VolumeRecord;
 
   private constructor(file: LmdbFile, record: VolumeRecord) {
@@ -149,6 +152,7 @@ export class VolumeState {
     this.#epochs = file.database('epochs');
     this.#consumers = file.database('consumers');
     this.#snapshots = file.database('snapshots');
+    this.recovery = new RecoveryState(file);
     this.#record = record;
   }
 
@@ -160,11 +164,13 @@ export class VolumeState {
    * Makes the file; the directory is synced by the caller.
    *
    * @param start the first boundary, where there is one: nothing has changed since.
+   * @param recovery where the home is yet to be filled.
    */
   static async create(
     path: string,
     fields: Omit<VolumeRecord, 'formatVersion'>,
     start?: StartPoint,
+    recovery?: RecoveryStart,
   ): Promise<void> {
     const record: VolumeRecord = { formatVersion: FORMAT_VERSION, ...fields };
     const file = openLmdb(path, { create: true, ownLock: true });
@@ -176,6 +182,7 @@ export class VolumeState {
       file.transaction(() => {
         state.#put('volume', record);
         if (start !== undefined) state.#putStart(start);
+        if (recovery !== undefined) state.recovery.put(recovery);
         state.#put('open', open);
         state.#state.put('open-tracks', TrackSet.empty().serialize());
       });

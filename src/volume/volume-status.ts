@@ -1,6 +1,7 @@
 /** What a volume tells of itself. */
 
 import type { VolumeIdentity } from './directory.ts';
+import type { RecoveryStatus } from './recovery.ts';
 import type { SessionStatus } from './session.ts';
 import type { SnapshotInfo } from './snapshot-info.ts';
 import type { Consumer, PoisonRecord } from './state.ts';
@@ -25,6 +26,8 @@ export interface VolumeStatus extends VolumeIdentity {
   readonly poisoned: PoisonRecord | undefined;
   /** Tracks written since the last good flush of a volume that was poisoned then; see `check`. */
   readonly suspectTracks: number;
+  /** Where the home is being filled: from where, and how far that is. */
+  readonly recovery: RecoveryStatus | undefined;
   readonly writesWaiting: number;
   readonly trimsForgotten: number;
   /** The backup sessions that run. */

@@ -36,6 +36,7 @@ import { readThrough } from './read-through.ts';
 import type { BackupSession } from './session.ts';
 import { type SessionPreview, type SessionRequest, Sessions } from './sessions.ts';
 import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
+import type { Recovery } from './recovery.ts';
 import { Rollbacks } from './rollbacks.ts';
 import { SnapshotDevice } from './snapshot-device.ts';
 import type { SnapshotInfo } from './snapshot-info.ts';
@@ -66,6 +67,13 @@ export class Volume implements BlockDevice {
   readonly #freezeTurn = new Slots(1);
   readonly #sessions: Sessions;
   readonly #rollbacks: Rollbacks;
+  /** Where the home is being filled. */
+  #recovery: Recovery | undefined;
+  /** That is over, and may go on mirroring. */
+  #ended: Recovery | undefined;
+  /** Fills under way end with it. */
+  readonly #stopFilling = new AbortController();
+  readonly #fills = new Set<Promise<void>>();
   /** Snapshots whose point is on its way to the disk. */
   readonly #finishing = new Set<Promise<CreatedSnapshot>>();
   /** From its beginning no session begins any more. */
@@ -101,6 +109,12 @@ export class Volume implements BlockDevice {
       intents: parts.intents,
       refuse: () => this.#refuse(),
       onHomeFailed: (error) => this.#poisonBy(error),
+      filling: parts.recovery?.filling,
+    });
+    this.#recovery = parts.recovery;
+    parts.recovery?.attach({
+      onHomeFailed: (error) => this.#writePath.failed(error),
+      mayWrite: () => !readOnly && this.#poison === undefined,
     });
     // First: a copy that is durable is made before a container's slot is taken.
     this.#writePath.protect(snapshots);
@@ -167,6 +181,7 @@ export class Volume implements BlockDevice {
       await snapshots?.close();
       await parts.intents?.close();
       await parts.home.close();
+      await parts.recovery?.closeSide();
       throw error;
     }
   }
@@ -248,6 +263,7 @@ export class Volume implements BlockDevice {
       startedClean: this.startedClean,
       poisoned: this.#poison,
       suspectTracks: this.#suspects.size,
+      recovery: this.#recovery?.status(),
       writesWaiting: this.#writePath.waitingCount,
       trimsForgotten: this.#writePath.forgottenTrimCount,
       sessions: this.#sessions.running.map((session) => session.status()),
@@ -282,6 +298,53 @@ export class Volume implements BlockDevice {
     return this.#freezePart(this.#sessions.prepare(request));
   }
 
+  // --- Recovery ---
+
+  /** What the volume is being filled from; undefined where everything is in its home. */
+  get recovery(): Recovery | undefined {
+    return this.#recovery;
+  }
+
+  /**
+   * Brings in everything that is missing, and ends the recovery when nothing is any more. Several may run at once.
+   *
+   * @param body fills; its own where left out. It ends early when the signal fires.
+   * @throws what filling throws; the recovery goes on, and this may be called again.
+   */
+  async fill(body: (recovery: Recovery, signal: AbortSignal) => Promise<void>): Promise<void> {
+    const recovery = this.#recovery;
+    if (recovery === undefined) return;
+    this.#refuseBeginning();
+    const { signal } = this.#stopFilling;
+    const filling = body(recovery, signal).then(() => this.#endRecovery(recovery, signal));
+    this.#fills.add(filling);
+    try {
+      await filling;
+    } finally {
+      this.#fills.delete(filling);
+    }
+  }
+
+  async #endRecovery(recovery: Recovery, signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    if (!recovery.isComplete || this.#recovery === undefined) return;
+    this.#refuse();
+    await this.#writePath.flush();
+    await recovery.end();
+    this.#recovery = undefined;
+    this.#ended = recovery;
+    // A mirror is written for as long as the volume is open.
+    if (!recovery.isMirrored) await recovery.closeSide();
+  }
+
+  /** @throws {VolumeError} `recovering` */
+  #refuseRecovering(what: string): void {
+    if (this.#recovery === undefined) return;
+    const missingTracks = this.#recovery.filling.missingCount;
+    const message = `Volume ${this.identity.name} is being recovered, ${missingTracks} tracks are missing, and ${what} before that is over`;
+    throw new VolumeError('recovering', message, { ...this.#place, missingTracks });
+  }
+
   // --- Snapshots ---
 
   /**
@@ -303,6 +366,7 @@ export class Volume implements BlockDevice {
     const made = (): PreparedSnapshot => present(prepared, 'A snapshot was not prepared');
     return this.#freezePart({
       prepare: async () => {
+        if (this.identity.snapshotBy === 'clone') this.#refuseRecovering('cannot be cloned');
         prepared = await this.#snapshots.prepare(name, this.#clock.now());
       },
       whileClosed: () => this.#snapshots.takeClone(made()),
@@ -409,6 +473,7 @@ export class Volume implements BlockDevice {
   async grow(sizeBytes: number): Promise<void> {
     await this.#freezeTurn.run(async () => {
       this.#refuseBeginning();
+      this.#refuseRecovering('cannot grow');
       await growTo(sizeBytes, {
         identity: this.#identity,
         geometry: this.geometry,
@@ -457,11 +522,12 @@ export class Volume implements BlockDevice {
   }
 
   async #close(): Promise<void> {
+    const reason = new VolumeError('closed', `Volume ${this.identity.name} is being closed`, this.#place);
+    this.#stopFilling.abort(reason);
+    await Promise.allSettled(this.#fills);
     // A freeze that is under way ends first; the next one is refused.
     await this.#freezeTurn.run(async () => undefined);
-    await this.#sessions.end(
-      new VolumeError('closed', `Volume ${this.identity.name} is being closed`, this.#place),
-    );
+    await this.#sessions.end(reason);
     await Promise.allSettled(this.#finishing);
     await this.#writePath.whenIdle();
     await this.#points.whenRecorded();
@@ -481,6 +547,7 @@ export class Volume implements BlockDevice {
       await this.#writePath.intents?.close();
       await this.#points.close();
       await this.#home.close();
+      await (this.#recovery ?? this.#ended)?.closeSide();
       await this.#state.close();
       await this.#lock.close();
     }

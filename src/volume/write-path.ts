@@ -21,6 +21,7 @@ import type { TrackRun, TrackSet } from '../tracks/index.ts';
 import { DeferredTrims } from './deferred-trims.ts';
 import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
+import type { FillingDevice } from './filling-device.ts';
 import { Gate } from './gate.ts';
 import type { Geometry } from './geometry.ts';
 import type { IntentLog } from './intent-log.ts';
@@ -42,6 +43,8 @@ export interface WritePathOptions {
   readonly refuse: () => void;
   /** A write or flush of the home failed. */
   readonly onHomeFailed: (error: unknown) => void;
+  /** What a change may have to wait for before it passes the gate: a home that is being filled. */
+  readonly filling?: Pick<FillingDevice, 'isReadyFor' | 'makeReadyFor'> | undefined;
 }
 
 /** What keeps the old content of tracks: a session, or the snapshots. */
@@ -195,6 +198,7 @@ export class WritePath {
     if (change.kind !== 'write' && lengthBytes > LIMITS.zeroPieceBytesMax) return false;
     if (this.#order.size > 0 && this.#order.conflicts(offsetBytes, offsetBytes + lengthBytes)) return false;
     if (!this.isLogged(run)) return false;
+    if (this.#options.filling?.isReadyFor(offsetBytes, lengthBytes) === false) return false;
     return this.#protectors.size === 0 || this.#hit(run) === undefined;
   }
 
@@ -204,7 +208,7 @@ export class WritePath {
     try {
       await this.#intents.cover(run);
     } catch (error) {
-      throw this.#failed(error);
+      throw this.failed(error);
     }
   }
 
@@ -250,7 +254,7 @@ export class WritePath {
       done = this.#perform(change, offsetBytes, lengthBytes);
     } catch (error) {
       this.gate.leave();
-      throw this.#failed(error);
+      throw this.failed(error);
     }
     if (done === undefined) {
       this.gate.leave();
@@ -263,7 +267,7 @@ export class WritePath {
     try {
       await done;
     } catch (error) {
-      throw this.#failed(error);
+      throw this.failed(error);
     } finally {
       this.gate.leave();
     }
@@ -278,7 +282,8 @@ export class WritePath {
     return home.writeZeroes(offsetBytes, lengthBytes, fast ? { mayTrim, fast } : { mayTrim });
   }
 
-  #failed(error: unknown): unknown {
+  /** Judges what writing the home threw. @returns it. */
+  failed(error: unknown): unknown {
     const code = systemCode(error);
     if (code !== 'no-space' && code !== 'ENOSPC' && code !== 'not-fast') this.#options.onHomeFailed(error);
     return error;
@@ -366,6 +371,8 @@ export class WritePath {
           return;
         }
         if (hit !== undefined) await hit.protector.save(hit.track, onWaiting);
+        else if (this.#options.filling?.isReadyFor(offsetBytes, end - offsetBytes) === false)
+          await this.#options.filling.makeReadyFor(offsetBytes, end - offsetBytes);
         else if (this.isLogged(run)) break;
         else await this.#log(run);
       }
