@@ -28,7 +28,7 @@ import { TrackSet } from '../tracks/index.ts';
 import type { Finding } from './check.ts';
 import { Geometry } from './geometry.ts';
 import { type FoundSegment, segmentName } from './intent-log.ts';
-import { isRecoveryKey } from './recovery-state.ts';
+import { hasWholeRecovery, isRecoveryKey } from './recovery-state.ts';
 import {
   FORMAT_VERSION,
   type OpenRecord,
@@ -264,7 +264,7 @@ export class StateExam {
       this.#change('state', 'claims', undefined);
     }
     for (const { bytes } of this.#damagedIn('state')) {
-      if (KNOWN_RECORDS.has(bytes.toString('latin1'))) continue;
+      if (KNOWN_RECORDS.has(bytes.toString('latin1')) || isRecoveryKey(bytes.toString('latin1'))) continue;
       // What it was is not known where its key is damaged, too.
       const hasSnapshots = (this.#keys.get('snapshots')?.length ?? 0) > 0;
       if (bytes.toString('latin1') === 'rollback' || hasSnapshots) {
@@ -281,17 +281,23 @@ export class StateExam {
     }
   }
 
-  /** Without its record nobody knows a snapshot's file, and older ones need what is in it. */
   /** Without all of it nobody knows which of the home's tracks are there, and which would be replaced by older ones. */
   #examineRecovery(): void {
-    const lost = this.#damagedIn('state').find(({ bytes }) => isRecoveryKey(bytes.toString()));
-    if (lost === undefined) return;
+    const sound = (this.#keys.get('state') ?? []).filter(({ isSound }) => isSound);
+    if (
+      hasWholeRecovery(
+        sound.map(({ bytes }) => bytes.toString('latin1')),
+        this.#trackCount,
+      )
+    )
+      return;
     this.#isLost = true;
-    const where = `${basename(this.#path)} ${lost.bytes.toString()}`;
+    const where = `${basename(this.#path)} recovery`;
     const what = 'the record of a recovery is damaged; which of its tracks are in the home is not known';
     this.findings.push(damage(where, what, 'recover the volume again, from the beginning', false));
   }
 
+  /** Without its record nobody knows a snapshot's file, and older ones need what is in it. */
   #examineSnapshots(): void {
     const keys = this.#keys.get('snapshots') ?? [];
     const lost = keys.filter(({ bytes }) => !isSnapshot(this.#parsed('snapshots', bytes)));

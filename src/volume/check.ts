@@ -46,6 +46,8 @@ export interface Finding {
 
 export interface CheckOptions {
   readonly registry: OpenVolumeOptions['registry'];
+  /** Of a volume under recovery, which is not opened without it. */
+  readonly openSide?: OpenVolumeOptions['openSide'];
   readonly clock?: Clock;
   /** The directory was moved, not copied: it keeps its id and its points. */
   readonly moved?: boolean;
@@ -329,6 +331,7 @@ class Check {
     let volume: Volume;
     try {
       volume = await Volume.open(this.#directory, {
+        ...(this.#options.openSide === undefined ? {} : { openSide: this.#options.openSide }),
         registry,
         activity: 'volume check',
         ...(clock === undefined ? {} : { clock }),

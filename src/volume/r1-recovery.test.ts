@@ -18,7 +18,8 @@ import { SeededRandom } from '../base/index.ts';
 import { DeviceError, FaultyDevice, MemoryDevice } from '../device/index.ts';
 import { labelOf, labelled, makeTestVolume, TEST_TRACK_BYTES, type TestVolume } from '../sim/index.ts';
 import { TrackSet } from '../tracks/index.ts';
-import type { Volume } from './index.ts';
+import { openLmdb } from '../records/index.ts';
+import { checkVolume, type Volume } from './index.ts';
 import { labelsInSnapshot } from './kept.fixture.ts';
 import { labelsOn, makeRecovering, type Recovering, unclosed } from './recovering.fixture.ts';
 
@@ -406,5 +407,24 @@ t.test('R1 f: the power goes at every operation of home and side', async (t) => 
     t.same(await sideLabels(example), words('1b 2 3c 4c 5 6b'));
     await recovering.volume.close();
     await backup.volume.close();
+  }
+});
+
+t.test('A state with parts of a recovery only is refused, and found by a check', async (t) => {
+  for (const key of ['recovery', 'overwrite-map 0']) {
+    const { recovering } = await lost(t);
+    await recovering.volume.close();
+    const file = openLmdb(join(recovering.directory, 'state.mdb'), { ownLock: true });
+    const state = file.database('state');
+    file.transaction(() => {
+      state.remove(key);
+    });
+    await file.sync('volume-state');
+    await file.close();
+    await t.rejects(recovering.open(), { name: 'CorruptionError', message: /State of a recovery/ }, key);
+    const { findings } = await checkVolume(recovering.directory, {
+      registry: { open: async () => unclosed(recovering.home) },
+    });
+    t.match(findings, [{ where: /recovery/ }]);
   }
 });

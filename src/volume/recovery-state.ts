@@ -5,6 +5,7 @@
  * The map is saved at every flush, so only the pieces that have changed are.
  */
 
+import { CorruptionError } from '../base/index.ts';
 import type { LmdbDatabaseView, LmdbFile } from '../records/index.ts';
 import { type TrackRun, TrackSet } from '../tracks/index.ts';
 import type { RecoveryRecord } from './backup-side.ts';
@@ -39,6 +40,16 @@ export function isRecoveryKey(key: string): boolean {
   return key === RECORD_KEY || key.startsWith(MAP_PREFIX);
 }
 
+/** Whether the records of a state file have all of a recovery, or none of it. */
+export function hasWholeRecovery(keys: readonly string[], trackCount: number): boolean {
+  const found = keys.filter(isRecoveryKey);
+  return found.length === 0 || (found.includes(RECORD_KEY) && found.length === 1 + pieceCountOf(trackCount));
+}
+
+function pieceCountOf(trackCount: number): number {
+  return Math.ceil(trackCount / PIECE_TRACKS);
+}
+
 export class RecoveryState {
   readonly #file: LmdbFile;
   readonly #state: LmdbDatabaseView;
@@ -51,24 +62,32 @@ export class RecoveryState {
   /** Undefined where the volume is not under recovery. @throws {CorruptionError} */
   get record(): RecoveryRecord | undefined {
     const bytes = this.#state.get(RECORD_KEY);
-    return bytes === undefined ? undefined : JSON.parse(bytes.toString());
+    if (bytes !== undefined) return JSON.parse(bytes.toString());
+    // They go together: without its record, what is missing would pass for what is there.
+    if (this.#state.get(keyOf(0)) !== undefined) throw this.#damaged('its record');
+    return undefined;
   }
 
   /** The tracks whose current content is in the home, durably. @throws {CorruptionError} */
   current(trackCount: number): TrackSet {
-    const pieces: TrackSet[] = [];
-    for (let piece = 0; piece * PIECE_TRACKS < trackCount; piece += 1) {
+    const where = `${this.#file.path} overwrite map`;
+    const pieces = Array.from({ length: pieceCountOf(trackCount) }, (_, piece) => {
       const bytes = this.#state.get(keyOf(piece));
-      if (bytes !== undefined)
-        pieces.push(TrackSet.deserialize(bytes, `${this.#file.path} overwrite map`, trackCount));
-    }
+      if (bytes === undefined) throw this.#damaged(`piece ${piece} of the overwrite map`);
+      return TrackSet.deserialize(bytes, where, trackCount);
+    });
     return TrackSet.union(pieces);
+  }
+
+  #damaged(what: string): CorruptionError {
+    const where = this.#file.path;
+    return new CorruptionError(`State of a recovery in ${where} is damaged: ${what} is missing`, { where });
   }
 
   /** Inside a transaction of the caller's. */
   put({ record, current, trackCount }: RecoveryStart): void {
     this.#state.put(RECORD_KEY, json(record));
-    for (let piece = 0; piece * PIECE_TRACKS < trackCount; piece += 1) {
+    for (let piece = 0; piece < pieceCountOf(trackCount); piece += 1) {
       const tracks = current.intersection(TrackSet.ofRun(tracksOfMapPiece(piece, trackCount)));
       this.#state.put(keyOf(piece), tracks.serialize());
     }
@@ -95,7 +114,7 @@ export class RecoveryState {
   async end(trackCount: number): Promise<void> {
     await this.#commit(() => {
       this.#state.remove(RECORD_KEY);
-      for (let piece = 0; piece * PIECE_TRACKS < trackCount; piece += 1) this.#state.remove(keyOf(piece));
+      for (let piece = 0; piece < pieceCountOf(trackCount); piece += 1) this.#state.remove(keyOf(piece));
     });
   }
 
