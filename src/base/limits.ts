@@ -259,6 +259,12 @@ export const LIMITS = {
   restoreWriterCountMax: 64,
   /** A restore zeroes in pieces of this size, so that cancelling and progress are not held up. */
   restoreZeroBytesMax: 32 * MIB,
+  /** Unpacked frames that are kept of a set that is read as a device. */
+  chainCacheBytesMax: 64 * MIB,
+  /** What is read ahead of a stream on such a device: some frames for each thread. */
+  chainReadAheadBytes: 6 * MIB,
+  /** Frames that are being read for such a device at once; each is unpacked in memory. */
+  chainLoadCountMax: 8,
 
   /** Steps of a session on media that are kept for its status: 128 media. */
   mediaStepCountMax: 512,

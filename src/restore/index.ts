@@ -1,3 +1,4 @@
+export { ChainDevice, type ChainDeviceOptions } from './chain-device.ts';
 export {
   isRestoreError,
   RestoreCorruptionError,
