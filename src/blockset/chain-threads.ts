@@ -89,6 +89,8 @@ export interface ThreadedChainOptions {
   readonly program: string;
   readonly storePath: string;
   readonly key?: StoreKey | undefined;
+  /** False leaves the chain the caller's, who closes it after this; also where starting fails. */
+  readonly takesChain?: boolean;
 }
 
 /** A chain as `ChainView` is one, for who reads all or much of it. */
@@ -97,31 +99,33 @@ export class ThreadedChain {
   readonly sizeBytes: number;
   readonly trackSizeBytes: number;
   readonly #chain: ChainView;
+  readonly #takesChain: boolean;
   readonly #threads: readonly ThreadCalls[];
   readonly #ahead = new Map<ChainPlanEntry, Promise<unknown>>();
 
-  private constructor(chain: ChainView, threads: readonly ThreadCalls[]) {
+  private constructor(chain: ChainView, threads: readonly ThreadCalls[], takesChain: boolean) {
     this.header = chain.header;
     this.sizeBytes = chain.sizeBytes;
     this.trackSizeBytes = chain.trackSizeBytes;
     this.#chain = chain;
+    this.#takesChain = takesChain;
     this.#threads = threads;
   }
 
   /**
-   * Starts the threads. The chain is the result's from now on, also where this fails.
+   * Starts the threads. The chain is the result's from now on, also where this fails, unless the options say otherwise.
    *
    * @throws {StoreError} `missing-base` or `unknown-set` where a set of the chain has gone meanwhile.
    */
   static async start(chain: ChainView, options: ThreadedChainOptions): Promise<ThreadedChain> {
-    const { program, storePath, key } = options;
+    const { program, storePath, key, takesChain = true } = options;
     const workerData: ChainThreadData = { storePath, key, set: chain.header.id, sets: chain.sets };
     const count = Math.min(availableParallelism(), LIMITS.laneThreadCountMax);
     const threads = Array.from(
       { length: count },
       () => new ThreadCalls(new Worker(program, { workerData }), 'A reader of the store'),
     );
-    const started = new ThreadedChain(chain, threads);
+    const started = new ThreadedChain(chain, threads, takesChain);
     try {
       await allFinished(threads.map((thread) => thread.ready));
       return started;
@@ -175,7 +179,7 @@ export class ThreadedChain {
         await thread.ended();
       }),
     );
-    await this.#chain.close();
+    if (this.#takesChain) await this.#chain.close();
   }
 
   #read(entry: ChainPlanEntry): Promise<unknown> {

@@ -18,6 +18,10 @@ export function chainReaderPath(): string {
   return pathOf('chain-reader');
 }
 
+export function storeReaderPath(): string {
+  return pathOf('store-reader');
+}
+
 export function supervisorPath(): string {
   return pathOf('attach-supervisor');
 }

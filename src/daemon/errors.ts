@@ -54,6 +54,13 @@ export interface DaemonErrorDetails {
   };
   /** More control connections, or more requests of one connection, than the limit. */
   'too-many': { readonly limit: number };
+  /** The process that reads a set of a store has died: nothing can be read of the set any more. */
+  'reader-died': {
+    readonly store: string;
+    readonly set: string;
+    readonly exitCode: number | null;
+    readonly signal: string | null;
+  };
   /** What the other side of the control socket said is no reply of this protocol. */
   'bad-reply': { readonly reason: string };
 }

@@ -34,3 +34,10 @@ export {
   runHookProcess,
 } from './hook-process.ts';
 export { type FurtherListener, Serving, type ServingOptions, type ServingTls } from './serving.ts';
+export {
+  openStoreReader,
+  type StoreReader,
+  type StoreReaderOptions,
+  type StoreReaderSet,
+} from './store-reader.ts';
+export { runStoreReader, type StoreReaderChannel } from './store-reader-child.ts';

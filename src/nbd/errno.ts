@@ -35,6 +35,7 @@ const VALUE_BY_CODE: ReadonlyMap<string, number> = new Map([
   ['poisoned', NBD_ERROR.EIO],
   ['io', NBD_ERROR.EIO],
   ['connection-lost', NBD_ERROR.EIO],
+  ['reader-died', NBD_ERROR.EIO],
   ['invalid-request', NBD_ERROR.EINVAL],
   ['out-of-memory', NBD_ERROR.ENOMEM],
   ['not-supported', NBD_ERROR.EINVAL],
