@@ -6,6 +6,7 @@ export {
   type RestoreErrorCode,
   type RestoreErrorDetails,
 } from './errors.ts';
+export { openOverlay, OverlayDevice, type OverlayOptions } from './overlay-device.ts';
 export {
   planRestore,
   type RestorePlan,
