@@ -9,4 +9,5 @@ export type { Codec, Level, MediumTarget, SetOutcome, WriteStyle } from './messa
 export { backUpToMedium, type MediumBackupOptions, mediumConsumer } from './medium-backup.ts';
 export type { SavingProgress } from './saving.ts';
 export type { BeginRequest, HomeReader, SessionSource, SourceVolume } from './source.ts';
+export { RateLimit } from './rate-limit.ts';
 export { runWorker, type WorkerChannel, type WorkerOptions } from './worker.ts';

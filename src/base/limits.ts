@@ -54,6 +54,10 @@ export const LIMITS = {
   fillRunCountMax: 4,
   /** After so many tracks in a row that cannot be read a fill gives up: it is not the tracks that are damaged. */
   fillFailuresInARowMax: 64,
+  /** A fill that failed is tried again after this long at first ... */
+  fillRetryMsMin: 1_000,
+  /** ... and never more rarely than this. */
+  fillRetryMsMax: 60_000,
   /** Trims and zeroes are cut into pieces of this size, so that none holds a freeze for long. */
   zeroPieceBytesMax: 64 * MIB,
   /** Trims put off because a point still needs the blocks; more are forgotten, which a trim allows. */

@@ -6,7 +6,8 @@
  */
 
 import type { DryRun, SavingProgress } from '../backup/index.ts';
-import { allFinished, type Clock, present } from '../base/index.ts';
+import { allFinished, type Clock, present, systemClock } from '../base/index.ts';
+import { openBackupSide } from './backup-side.ts';
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import { ControlClient, type RequestListener } from './control-client.ts';
 import type { SnapshotChanges, SnapshotClone } from './control-protocol.ts';
@@ -49,6 +50,8 @@ export interface ReachOptions {
   readonly warn?: (sentence: string) => void;
   /** Needed for backups. */
   readonly workerPath?: string;
+  /** The program of the process that reads a store: without it a volume is not opened that is being recovered from one. */
+  readonly readerPath?: string;
 }
 
 /** @throws whatever connecting, or `Volume.open`, does: `in-use` when another command has the volume. */
@@ -114,8 +117,11 @@ async function openHere(
     const message = `Volume ${directory} is served and ${first} is not: they cannot freeze together, wanted both served by one process or none served`;
     throw new DaemonError('not-served-together', message, { directories: [first, directory] });
   }
+  const registry = createDeviceRegistry();
+  const { clock, readerPath } = options;
   return VolumeHost.open(directory, {
-    registry: createDeviceRegistry(),
+    registry,
+    openSide: (record) => openBackupSide(record, { registry, clock, readerPath }),
     activity: options.activity,
     readOnly: options.readOnly ?? false,
     clock: options.clock,
@@ -158,9 +164,15 @@ export async function cancelSession(
  */
 export function checkVolume(
   directory: string,
-  options: Omit<CheckOptions, 'registry'>,
+  options: Omit<CheckOptions, 'registry' | 'openSide'> & { readonly readerPath?: string },
 ): Promise<CheckResult> {
-  return checkOffline(directory, { ...options, registry: createDeviceRegistry() });
+  const registry = createDeviceRegistry();
+  const { clock = systemClock, readerPath } = options;
+  return checkOffline(directory, {
+    ...options,
+    registry,
+    openSide: (record) => openBackupSide(record, { registry, clock, readerPath }),
+  });
 }
 
 class OnlineAccess implements VolumeAccess {

@@ -54,6 +54,12 @@ export interface DaemonErrorDetails {
   };
   /** More control connections, or more requests of one connection, than the limit. */
   'too-many': { readonly limit: number };
+  /** A volume that is to be recovered has its home. */
+  'not-lost': { readonly directory: string };
+  /** A recovery that has begun goes on from what it began with. */
+  'other-recovery': { readonly directory: string };
+  /** A range of a volume that cannot be recovered by itself. */
+  'bad-range': Readonly<Record<string, never>>;
   /** The process that reads a set of a store has died: nothing can be read of the set any more. */
   'reader-died': {
     readonly store: string;

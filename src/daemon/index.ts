@@ -19,6 +19,12 @@ export {
 } from './backup-params.ts';
 export { createDeviceRegistry } from './devices.ts';
 export {
+  type ByteRange,
+  type PreparedRecovery,
+  prepareRecovery,
+  type RecoverOptions,
+} from './prepare-recovery.ts';
+export {
   DaemonError,
   type DaemonErrorCode,
   type DaemonErrorDetails,

@@ -28,12 +28,14 @@ import {
   type NbdLog,
   NbdServer,
 } from '../nbd/index.ts';
-import { readVolumeIdentity } from '../volume/index.ts';
+import { type BackupSide, readVolumeIdentity, type RecoveryRecord } from '../volume/index.ts';
+import { openBackupSide } from './backup-side.ts';
 import { CONTROL_SOCKET_NAME } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
 import { VolumeExports } from './exports.ts';
+import { type FillProgress, RecoveryFill } from './recovery-fill.ts';
 import { openSocketPath, removeDeadSocket, removeStaleSocket, type SocketPath } from './socket-path.ts';
 import { VolumeHost } from './volume-host.ts';
 
@@ -65,8 +67,23 @@ export interface ServingOptions {
   readonly readOnly: boolean;
   readonly clock: Clock;
   readonly workerPath: string;
+  /** The program of the process that reads a store, for volumes under recovery. */
+  readonly readerPath?: string;
+  /** What is known better of volumes under recovery than their records tell. */
+  readonly recovery?: ServingRecovery | undefined;
   /** Is told what no client can be told, a sentence each. */
   readonly warn: (sentence: string) => void;
+}
+
+/** How volumes under recovery are filled. */
+export interface ServingRecovery {
+  /** Opens the backup side; as the volume's record says, where left out. */
+  readonly openSide?: (record: RecoveryRecord) => Promise<BackupSide>;
+  /** Ranges of bytes that are brought in before the rest. */
+  readonly first?: readonly { readonly offsetBytes: number; readonly lengthBytes: number }[];
+  readonly rateBytesPerSecond?: number | undefined;
+  readonly onProgress?: (volume: string, progress: FillProgress) => void;
+  readonly onRecovered?: (volume: string) => void;
 }
 
 export class Serving {
@@ -77,6 +94,7 @@ export class Serving {
   readonly #controls: ControlServer[] = [];
   readonly #places: SocketPath[] = [];
   readonly #uris: string[] = [];
+  readonly #fills: RecoveryFill[] = [];
   readonly #options: ServingOptions;
   #stopped: Promise<void> | undefined;
 
@@ -104,6 +122,7 @@ export class Serving {
       await serving.#listenDefaults(tls && { ...tls, policy: 'optional' });
       await serving.#listenFurther(tls);
       await serving.#answerControl();
+      serving.#fill();
     } catch (error) {
       await serving.stop();
       throw error;
@@ -123,6 +142,7 @@ export class Serving {
   }
 
   async #stop(): Promise<void> {
+    await Promise.all(this.#fills.map((fill) => fill.stop()));
     const sessionsEnded = this.#hosts.map((host) => host.stopSessions());
     await Promise.all([...sessionsEnded, this.#server.close()]);
     await Promise.all(this.#controls.map((control) => control.close()));
@@ -132,8 +152,10 @@ export class Serving {
   }
 
   async #openVolumes(): Promise<void> {
-    const { readOnly, clock, workerPath, warn } = this.#options;
+    const { readOnly, clock, workerPath, readerPath, recovery, warn } = this.#options;
     const registry = createDeviceRegistry();
+    const openSide = (record: RecoveryRecord): Promise<BackupSide> =>
+      recovery?.openSide?.(record) ?? openBackupSide(record, { registry, clock, readerPath, warn });
     for (const directory of this.#options.volumes) {
       const activity = 'serving';
       const host = await VolumeHost.open(directory, {
@@ -143,6 +165,7 @@ export class Serving {
         clock,
         workerPath,
         warn,
+        openSide,
         exports: this.#exports,
         peers: this.#peers,
       });
@@ -198,6 +221,29 @@ export class Serving {
 
   get #names(): readonly string[] {
     return this.#hosts.map((host) => host.volume.identity.name);
+  }
+
+  /** Behind the clients, who are let in by now. */
+  #fill(): void {
+    const { clock, warn, recovery = {}, readOnly } = this.#options;
+    const { first = [], rateBytesPerSecond, onProgress, onRecovered } = recovery;
+    for (const { volume } of this.#hosts) {
+      const { name } = volume.identity;
+      if (volume.recovery === undefined || readOnly) continue;
+      this.#fills.push(
+        new RecoveryFill({
+          volume,
+          clock,
+          warn,
+          first: first.map(({ offsetBytes, lengthBytes }) =>
+            volume.geometry.tracksOf(offsetBytes, lengthBytes),
+          ),
+          rateBytesPerSecond,
+          onProgress: (progress) => onProgress?.(name, progress),
+          onRecovered: () => onRecovered?.(name),
+        }),
+      );
+    }
   }
 
   async #answerControl(): Promise<void> {

@@ -6,7 +6,13 @@
 import { type Clock, LIMITS, present } from '../base/index.ts';
 import type { DryRun } from '../backup/index.ts';
 import type { DeviceRegistry } from '../device/index.ts';
-import { type ClonedVolume, cloneSnapshot, createSnapshots, Volume } from '../volume/index.ts';
+import {
+  type ClonedVolume,
+  cloneSnapshot,
+  createSnapshots,
+  type OpenVolumeOptions,
+  Volume,
+} from '../volume/index.ts';
 import { backUpTogether, type Member, planTogether } from './backup-together.ts';
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import type { SnapshotChanges, SnapshotClone } from './control-protocol.ts';
@@ -25,6 +31,8 @@ export interface HostOptions {
   readonly clock: Clock;
   /** The program of a session's child process; an owner without one runs no backups. */
   readonly workerPath: string;
+  /** Opens what a volume under recovery is filled from; an owner without it opens no such volume. */
+  readonly openSide?: OpenVolumeOptions['openSide'];
   /** Is told what the owner's operator must know, whoever asked for it and still listens; a sentence each. */
   readonly warn?: (sentence: string) => void;
   /** Where clients reach the volume and its snapshots; nowhere, where left out. */
@@ -69,13 +77,14 @@ export class VolumeHost implements ControlHandlers {
 
   /** Takes the volume's lock and opens it. Errors are those of `Volume.open`. */
   static async open(directory: string, options: HostOptions): Promise<VolumeHost> {
-    const { registry, readOnly, clock, activity, warn, exports } = options;
+    const { registry, readOnly, clock, activity, warn, exports, openSide } = options;
     const opened: { volume?: Volume } = {};
     const volume = await Volume.open(directory, {
       registry,
       readOnly,
       clock,
       activity,
+      ...(openSide === undefined ? {} : { openSide }),
       onWarning: (sentence) => warn?.(sentence),
       onSnapshotDropped: (name) => {
         // While the volume is being opened nothing of it is exported.

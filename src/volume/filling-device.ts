@@ -30,6 +30,7 @@ import {
 import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 import type { Geometry } from './geometry.ts';
 import { mapPieceOf, type MapPieces, tracksOfMapPiece } from './recovery-state.ts';
+import { isZero } from './snapshot-store.ts';
 
 export interface FillingDeviceOptions {
   /** What is filled; the volume's content begins at its first byte. */
@@ -347,14 +348,4 @@ function within(extents: readonly DeviceExtent[], from: number, to: number): Dev
     const end = Math.min(to, extent.offsetBytes + extent.lengthBytes);
     return start < end ? [{ ...extent, offsetBytes: start, lengthBytes: end - start }] : [];
   });
-}
-
-const ZEROES = Buffer.alloc(LIMITS.trackSizeBytesMax);
-
-function isZero(content: Buffer): boolean {
-  for (let at = 0; at < content.length; at += ZEROES.length) {
-    const part = content.subarray(at, at + ZEROES.length);
-    if (part.compare(ZEROES, 0, part.length) !== 0) return false;
-  }
-  return true;
 }

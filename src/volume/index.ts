@@ -1,10 +1,18 @@
 export { type ContainerArea, DeviceArea, MemoryArea } from '../container/index.ts';
 export type { BackupSide, RecoveryRecord, SidePlace } from './backup-side.ts';
+export {
+  lookForRecovery,
+  loseTracks,
+  moveRecovery,
+  putLostAside,
+  type RecoveryLook,
+} from './begin-recovery.ts';
 export { checkVolume, type CheckOptions, type CheckResult, type Finding } from './check.ts';
 export { cloneSnapshot, type ClonedVolume, type CloneOptions } from './clone.ts';
 export {
   createVolume,
   type CreateOptions,
+  type RecoveryOrigin,
   homePathOf,
   isVolumeHome,
   readVolumeIdentity,

@@ -150,11 +150,14 @@ export class Recovery {
    */
   async fillAll(options: FillOptions = {}): Promise<void> {
     const failures = new FillFailures();
-    for (const run of options.first ?? []) await this.#fillRuns([run], options, failures);
-    const { side } = this.#options;
-    const missing = this.filling.missing();
-    if (side.order === undefined) await this.#fillRuns(missing.runs(), options, failures);
-    else for await (const runs of side.order(missing)) await this.#fillRuns(runs, options, failures);
+    const running = new Set<Promise<void>>();
+    try {
+      for await (const runs of this.#fillOrder(options.first ?? []))
+        await this.#startRuns(runs, { options, failures, running });
+    } finally {
+      await Promise.allSettled(running);
+    }
+    await allFinished([...running]);
     failures.throwFirst();
   }
 
@@ -176,27 +179,45 @@ export class Recovery {
     return this.#closing;
   }
 
-  async #fillRuns(runs: Iterable<TrackRun>, options: FillOptions, failures: FillFailures): Promise<void> {
+  async *#fillOrder(first: readonly TrackRun[]): AsyncGenerator<Iterable<TrackRun>, void, undefined> {
+    yield first;
+    const { side } = this.#options;
+    const missing = this.filling.missing();
+    if (side.order === undefined) yield missing.runs();
+    else yield* side.order(missing);
+  }
+
+  /** Starts what of the runs is missing; what is under way then goes on beside what comes after. */
+  async #startRuns(
+    runs: Iterable<TrackRun>,
+    {
+      options,
+      failures,
+      running,
+    }: {
+      readonly options: FillOptions;
+      readonly failures: FillFailures;
+      readonly running: Set<Promise<void>>;
+    },
+  ): Promise<void> {
     const { signal, take, onProgress } = options;
     const { geometry } = this.#options;
     const runTracks = Math.max(1, Math.floor(LIMITS.fillRunBytesMax / geometry.trackSizeBytes));
-    const running = new Set<Promise<void>>();
-    try {
-      for (const whole of runs) {
-        for (const run of this.filling.missingIn(whole).runs(runTracks)) {
-          signal?.throwIfAborted();
-          await this.filling.whenUnasked();
-          await take?.(geometry.lengthOf(run));
-          const filled = this.#fillRun(run, failures).finally(() => {
-            running.delete(filled);
-            onProgress?.(this.filling.missingCount);
-          });
-          running.add(filled);
-          if (running.size >= LIMITS.fillRunCountMax) await Promise.race(running);
-        }
+    for (const whole of runs) {
+      for (const run of this.filling.missingIn(whole).runs(runTracks)) {
+        signal?.throwIfAborted();
+        await this.filling.whenUnasked();
+        await take?.(geometry.lengthOf(run));
+        const filled = this.#fillRun(run, failures).then(() => {
+          running.delete(filled);
+          onProgress?.(this.filling.missingCount);
+        });
+        // It is looked at later.
+        filled.catch(() => undefined);
+        running.add(filled);
+        // One that has failed stays, and ends the fill here.
+        if (running.size >= LIMITS.fillRunCountMax) await Promise.race(running);
       }
-    } finally {
-      await allFinished([...running]);
     }
   }
 

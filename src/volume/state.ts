@@ -375,6 +375,21 @@ export class VolumeState {
     });
   }
 
+  /** A recovery of part of the home begins, and its tracks count as changed: in one commit. */
+  async saveLost(start: RecoveryStart, lost: TrackSet): Promise<void> {
+    const open = this.#open;
+    const bytes = this.#state.get('open-tracks');
+    const isKnown = open?.isClean === true && bytes !== undefined;
+    const tracks = isKnown ? TrackSet.union([TrackSet.deserialize(bytes, this.#file.path), lost]) : lost;
+    const epoch = open?.number ?? 0;
+    await this.#commit(() => {
+      this.recovery.put(start);
+      if (isKnown) this.#state.put('open-tracks', tracks.serialize());
+      // After an unclean stop this is what the next opening adds to what it finds in the intent log.
+      else this.#put('grown', [...this.#grown, ...Array.from(lost.runs(), (run) => ({ epoch, ...run }))]);
+    });
+  }
+
   /**
    * Records another size, and which tracks count as changed by it, whatever happens before the epoch's own record. Where
    * this fails and `record` has the new size, it is not known which of the two a later opening will find.

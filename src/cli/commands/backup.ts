@@ -19,7 +19,7 @@ import { addKeyOptions, type KeyOptions, namesKey, storeKey } from '../key-optio
 import { addMediumOptions, type MediumOptions, readMedium, refuseWithMedium } from '../medium-options.ts';
 import type { Output } from '../output.ts';
 import { addStyleOptions, readStyle, type StyleOptions } from '../style-options.ts';
-import { workerPath } from '../worker-path.ts';
+import { storeReaderPath, workerPath } from '../worker-path.ts';
 
 interface Options
   extends GlobalOptions, FreezeOptions, KeyOptions, StyleOptions, ContainerOptions, MediumOptions {
@@ -164,7 +164,13 @@ async function planAll(
 ): Promise<void> {
   const params = paramsOf(members, common);
   const volumes = members.map(({ volume }) => volume);
-  const reach = { activity: 'backup --dry-run', readOnly: true, clock, workerPath: workerPath() };
+  const reach = {
+    activity: 'backup --dry-run',
+    readOnly: true,
+    clock,
+    workerPath: workerPath(),
+    readerPath: storeReaderPath(),
+  };
   const access = await reachVolumes(volumes, reach);
   try {
     for (const plan of await access.backupPlan(params)) {
@@ -194,7 +200,13 @@ async function backUpAll(
     output.endProgress();
     output.warn(sentence);
   };
-  const access = await reachVolumes(volumes, { activity: 'backup', clock, warn, workerPath: workerPath() });
+  const access = await reachVolumes(volumes, {
+    activity: 'backup',
+    clock,
+    warn,
+    workerPath: workerPath(),
+    readerPath: storeReaderPath(),
+  });
   // Ctrl-C cancels this command's own session, wherever it runs; one that has just not begun is met when it tells its id.
   let session: string | undefined;
   const cancel = (): void => {

@@ -3,7 +3,7 @@
 import { type FurtherListener, Serving, type ServingTls } from '../../daemon/index.ts';
 import { absolutePath, readListen, readRestriction, several } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
-import { workerPath } from '../worker-path.ts';
+import { storeReaderPath, workerPath } from '../worker-path.ts';
 
 interface Options extends GlobalOptions {
   readonly volume: readonly string[];
@@ -82,6 +82,7 @@ async function serve(context: CommandContext, options: Options): Promise<void> {
     readOnly: options.readOnly,
     clock: context.clock,
     workerPath: workerPath(),
+    readerPath: storeReaderPath(),
     warn: (sentence) => output.warn(sentence),
   });
   try {

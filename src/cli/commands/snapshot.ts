@@ -8,6 +8,7 @@ import type { AddCommand, CommandContext, GlobalOptions, Run } from '../command.
 import { UsageError } from '../exit.ts';
 import { addFreezeOptions, type FreezeOptions, readFreezeHooks } from '../freeze-options.ts';
 import { describe } from '../output.ts';
+import { storeReaderPath } from '../worker-path.ts';
 
 interface CreateOptions extends GlobalOptions, FreezeOptions {
   readonly name: string;
@@ -140,7 +141,8 @@ async function create(context: CommandContext, options: CreateOptions): Promise<
   const { name } = options;
   const others = volumes.slice(1);
   const warn = (sentence: string): void => output.warn(sentence);
-  const access = await reachVolumes(volumes, { activity: 'snapshot', clock, warn });
+  const readerPath = storeReaderPath();
+  const access = await reachVolumes(volumes, { activity: 'snapshot', clock, warn, readerPath });
   try {
     const params = {
       name,
@@ -273,7 +275,13 @@ async function withVolume(
   const { clock, output } = context;
   const directory = absolutePath('The volume', volume, context.directory);
   const warn = (sentence: string): void => output.warn(sentence);
-  const access = await reachVolume(directory, { activity: 'snapshot', readOnly, clock, warn });
+  const access = await reachVolume(directory, {
+    activity: 'snapshot',
+    readOnly,
+    clock,
+    warn,
+    readerPath: storeReaderPath(),
+  });
   try {
     await body(access);
   } finally {

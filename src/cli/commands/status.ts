@@ -4,6 +4,7 @@ import { reachVolume } from '../../daemon/index.ts';
 import { absolutePath } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { describe } from '../output.ts';
+import { storeReaderPath } from '../worker-path.ts';
 
 interface Options extends GlobalOptions {
   readonly volume: string;
@@ -23,7 +24,12 @@ export const addStatus: AddCommand = (parser, run) =>
 
 async function status(context: CommandContext, options: Options): Promise<void> {
   const directory = absolutePath('The volume', options.volume, context.directory);
-  const access = await reachVolume(directory, { activity: 'status', readOnly: true, clock: context.clock });
+  const access = await reachVolume(directory, {
+    activity: 'status',
+    readOnly: true,
+    clock: context.clock,
+    readerPath: storeReaderPath(),
+  });
   try {
     const result = { served: access.online, ...(await access.status()) };
     context.output.report({ event: 'status', ...result }, ...describe(result));

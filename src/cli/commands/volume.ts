@@ -18,6 +18,7 @@ import { absolutePath, absolutePlace, readSize, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions, Run } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { describe } from '../output.ts';
+import { storeReaderPath } from '../worker-path.ts';
 
 interface VolumeOptions extends GlobalOptions {
   readonly volume: string;
@@ -187,7 +188,11 @@ async function show(context: CommandContext, options: VolumeOptions): Promise<vo
 async function grow(context: CommandContext, options: GrowOptions): Promise<void> {
   const directory = absolutePath('The volume', options.volume, context.directory);
   const sizeBytes = readSize('--size', single('--size', options.size) ?? '');
-  const access = await reachVolume(directory, { activity: 'volume grow', clock: context.clock });
+  const access = await reachVolume(directory, {
+    activity: 'volume grow',
+    clock: context.clock,
+    readerPath: storeReaderPath(),
+  });
   try {
     const outcome = await access.grow(sizeBytes);
     const { volume, sizeBytesBefore } = outcome;
@@ -210,6 +215,7 @@ async function check(context: CommandContext, options: CheckOptions): Promise<vo
     clock,
     moved,
     dryRun,
+    readerPath: storeReaderPath(),
     onFinding: (finding) =>
       output.report({ event: 'finding', volume: directory, ...finding }, lineOf(finding)),
     onProgress: (done, total) => {

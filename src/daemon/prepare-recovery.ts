@@ -1,0 +1,292 @@
+/**
+ * From what `recover` was asked for to a volume that can be served: the backup side is opened and looked at, and the
+ * volume is made, put in the place of the lost one, marked in part, or found to be under recovery already.
+ *
+ * Nothing of the volume is changed before the side is open.
+ */
+
+import { type Clock, KIB } from '../base/index.ts';
+import type { StoreKey } from '../blockset/index.ts';
+import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
+import { TrackSet } from '../tracks/index.ts';
+import {
+  type BackupSide,
+  createVolume,
+  Geometry,
+  lookForRecovery,
+  loseTracks,
+  moveRecovery,
+  putLostAside,
+  type RecoveryLook,
+  type RecoveryRecord,
+  type SidePlace,
+  VolumeError,
+} from '../volume/index.ts';
+import { openBackupSide } from './backup-side.ts';
+import { DaemonError } from './errors.ts';
+import { openStoreReader, type StoreReader } from './store-reader.ts';
+
+/** What one question for extents is about. */
+const EXTENTS_STEP_BYTES = 1024 * 1024 * KIB;
+const TRACK_BYTES_DEFAULT = 64 * KIB;
+
+export interface ByteRange {
+  readonly offsetBytes: number;
+  readonly lengthBytes: number;
+}
+
+export interface RecoverOptions {
+  /** A store's directory with one of its sets, or a device that is kept: absolute. */
+  readonly from: { readonly storePath: string; readonly set: string } | { readonly uri: string };
+  readonly key?: StoreKey | undefined;
+  /** The volume's directory, absolute. */
+  readonly directory: string;
+  /** Where a volume that is made has its home; where the lost one had it, or in its directory, where left out. */
+  readonly home?: string | undefined;
+  /** Path or URI of a device that gets every change too. */
+  readonly mirror?: string | undefined;
+  /** Only these are lost, of a volume that is there; whole tracks. */
+  readonly ranges?: readonly ByteRange[] | undefined;
+  /** The volume is to be another one than that which the set is of. */
+  readonly isCopy?: boolean;
+  /** Of a side that has no tracks of its own. */
+  readonly trackSizeBytes?: number | undefined;
+  readonly registry: DeviceRegistry;
+  readonly clock: Clock;
+  readonly readerPath: string;
+  readonly warn: (sentence: string) => void;
+  readonly signal?: AbortSignal;
+}
+
+export interface PreparedRecovery {
+  /** `resumed`: it was under recovery already. */
+  readonly how: 'created' | 'replaced' | 'in-part' | 'resumed';
+  /** What was left of the lost volume. */
+  readonly putAside?: string;
+  readonly volume: string;
+  /** The id of the set that it is filled from. */
+  readonly set: string | undefined;
+  readonly sizeBytes: number;
+  /** For the serving process: gives the side that is open already, once. */
+  readonly openSide: (record: RecoveryRecord) => Promise<BackupSide>;
+  /** For whoever does not get to serving it. */
+  readonly close: () => Promise<void>;
+}
+
+/** What is known of the side. */
+interface SideFacts {
+  readonly place: SidePlace;
+  readonly sizeBytes: number;
+  readonly trackSizeBytes: number;
+  /** Of a set. */
+  readonly point?: { readonly point: string; readonly createdMs: number };
+  readonly volumeId?: string;
+  /** The tracks that are not zero. */
+  readonly tracks: () => Promise<TrackSet>;
+}
+
+/**
+ * Prepares the recovery; durable when it resolves.
+ *
+ * @throws {DaemonError} `not-lost`, `other-recovery`, `bad-range`; {VolumeError} `in-use`, `exists`, `has-snapshots`;
+ *   what opening the side throws.
+ */
+export async function prepareRecovery(options: RecoverOptions): Promise<PreparedRecovery> {
+  const reader = 'uri' in options.from ? undefined : await openReader(options, options.from);
+  const device = 'uri' in options.from ? await openDevice(options, options.from.uri) : undefined;
+  const close = async (): Promise<void> => {
+    await device?.close();
+    await reader?.close();
+  };
+  try {
+    const facts = factsOf(options, reader, device);
+    const record = recordOf(options, facts);
+    const prepared = await prepareVolume(options, facts, record);
+    // A device is opened anew: perhaps for writing.
+    await device?.close();
+    return { ...prepared, openSide: sideOpener(options, reader), close: async () => reader?.close() };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+function openReader(
+  { key, readerPath: program, signal }: RecoverOptions,
+  from: { readonly storePath: string; readonly set: string },
+): Promise<StoreReader> {
+  return openStoreReader({
+    ...from,
+    program,
+    ...(key === undefined ? {} : { key }),
+    ...(signal === undefined ? {} : { signal }),
+  });
+}
+
+function openDevice({ registry }: RecoverOptions, uri: string): Promise<BlockDevice> {
+  return registry.open(uri, { readOnly: true, syncName: 'home', lock: 'shared' });
+}
+
+function sideOpener(
+  options: RecoverOptions,
+  reader: StoreReader | undefined,
+): (record: RecoveryRecord) => Promise<BackupSide> {
+  const { registry, clock, readerPath, key, warn } = options;
+  let unused = reader;
+  return (record) => {
+    const opened = unused;
+    unused = undefined;
+    return openBackupSide(record, { registry, clock, readerPath, key, warn, reader: opened });
+  };
+}
+
+function factsOf(
+  options: RecoverOptions,
+  reader: StoreReader | undefined,
+  device: BlockDevice | undefined,
+): SideFacts {
+  if (reader !== undefined && !('uri' in options.from)) {
+    const { set, volumeId, point, createdMs, sizeBytes, trackSizeBytes } = reader.set;
+    const place: SidePlace = { kind: 'store', storePath: options.from.storePath, set };
+    const tracks = async (): Promise<TrackSet> => reader.tracks;
+    return { place, sizeBytes, trackSizeBytes, volumeId, point: { point, createdMs }, tracks };
+  }
+  const { trackSizeBytes = TRACK_BYTES_DEFAULT } = options;
+  const uri = 'uri' in options.from ? options.from.uri : '';
+  const sizeBytes = device?.sizeBytes ?? 0;
+  const tracks = async (): Promise<TrackSet> =>
+    device === undefined ? TrackSet.empty() : dataTracks(device, new Geometry(sizeBytes, trackSizeBytes));
+  return { place: { kind: 'device', uri }, sizeBytes, trackSizeBytes, tracks };
+}
+
+/** The tracks of a device that are not known to be zeroes. */
+async function dataTracks(device: BlockDevice, geometry: Geometry): Promise<TrackSet> {
+  const { sizeBytes, trackCount } = geometry;
+  if (!device.capabilities.extents) return TrackSet.all(trackCount);
+  const tracks = TrackSet.empty();
+  for (let at = 0; at < sizeBytes; at += EXTENTS_STEP_BYTES) {
+    for (const extent of await device.extents(at, Math.min(EXTENTS_STEP_BYTES, sizeBytes - at)))
+      if (!extent.zero) tracks.addRun(geometry.tracksOf(extent.offsetBytes, extent.lengthBytes));
+  }
+  return tracks;
+}
+
+function recordOf({ mirror, clock }: RecoverOptions, { place, point }: SideFacts): RecoveryRecord {
+  return {
+    side: place,
+    startedMs: clock.now(),
+    ...(point === undefined ? {} : { point: point.point }),
+    ...(mirror === undefined ? {} : { mirror }),
+  };
+}
+
+type Prepared = Omit<PreparedRecovery, 'openSide' | 'close'>;
+
+async function prepareVolume(
+  options: RecoverOptions,
+  facts: SideFacts,
+  record: RecoveryRecord,
+): Promise<Prepared> {
+  const { directory, ranges } = options;
+  const set = facts.place.kind === 'store' ? facts.place.set : undefined;
+  const found = await lookForRecovery(directory);
+  if (found?.record !== undefined) {
+    const { identity } = found;
+    await resume(identity.directory, found.record, record);
+    return { how: 'resumed', volume: identity.name, set, sizeBytes: identity.sizeBytes };
+  }
+  if (ranges !== undefined && ranges.length > 0) {
+    const { identity } = await loseRanges(options, facts, record, found);
+    return { how: 'in-part', volume: identity.name, set, sizeBytes: identity.sizeBytes };
+  }
+  if (found !== undefined && !found.isHomeLost) throw notLost(found);
+  const putAside = found === undefined ? undefined : await putLostAside(found.identity);
+  const home = options.home ?? lostHome(found);
+  const { isCopy = false } = options;
+  const { volumeId, point, sizeBytes, trackSizeBytes } = facts;
+  const identity = await createVolume(directory, {
+    sizeBytes,
+    trackSizeBytes,
+    clock: options.clock,
+    ...(home === undefined ? {} : { home }),
+    recovery: {
+      record,
+      tracks: await facts.tracks(),
+      ...(point === undefined ? {} : { point }),
+      ...(volumeId === undefined || isCopy ? {} : { volumeId }),
+    },
+  });
+  const how = putAside === undefined ? 'created' : 'replaced';
+  return { how, volume: identity.name, set, sizeBytes, ...(putAside === undefined ? {} : { putAside }) };
+}
+
+/** The home that the lost volume had, where it did not lie in its directory. */
+function lostHome(found: RecoveryLook | undefined): string | undefined {
+  if (found === undefined) return undefined;
+  const { home, directory } = found.identity;
+  return home.startsWith(`${directory}/`) ? undefined : home;
+}
+
+async function resume(directory: string, before: RecoveryRecord, wanted: RecoveryRecord): Promise<void> {
+  const isSame = before.point === wanted.point && before.side.kind === wanted.side.kind;
+  if (!isSame) {
+    const what = before.point === undefined ? describePlace(before.side) : `point ${before.point}`;
+    const message = `Volume ${directory} is being recovered from ${what}, and goes on from nothing else; serve it, or give what holds that`;
+    throw new DaemonError('other-recovery', message, { directory });
+  }
+  // A mirror that was lost is no equal, and one that comes new is none yet.
+  const { mirror, mirrorLost, startedMs } = before;
+  await moveRecovery(directory, {
+    side: wanted.side,
+    startedMs,
+    ...(before.point === undefined ? {} : { point: before.point }),
+    ...(mirror === undefined ? {} : { mirror }),
+    ...(mirrorLost === undefined ? {} : { mirrorLost }),
+  });
+}
+
+function describePlace(place: SidePlace): string {
+  return place.kind === 'store' ? `set ${place.set} of ${place.storePath}` : place.uri;
+}
+
+async function loseRanges(
+  { directory, ranges = [] }: RecoverOptions,
+  facts: SideFacts,
+  record: RecoveryRecord,
+  found: RecoveryLook | undefined,
+): Promise<RecoveryLook> {
+  if (found === undefined) {
+    const message = `Directory ${directory} holds no volume of which a range could be recovered`;
+    throw new VolumeError('not-a-volume', message, { directory });
+  }
+  const { sizeBytes, trackSizeBytes, volumeId, name } = found.identity;
+  if (facts.volumeId !== undefined && facts.volumeId !== volumeId)
+    throw badRange(`The set is of another volume than ${name}, whose other ranges would not go with it`);
+  if (facts.sizeBytes < sizeBytes)
+    throw badRange(`The backup side has ${facts.sizeBytes} bytes, wanted the ${sizeBytes} of ${name}`);
+  const geometry = new Geometry(sizeBytes, trackSizeBytes);
+  const lost = TrackSet.empty();
+  for (const { offsetBytes, lengthBytes } of ranges) {
+    const end = offsetBytes + lengthBytes;
+    const isWhole = offsetBytes % trackSizeBytes === 0 && (end % trackSizeBytes === 0 || end === sizeBytes);
+    if (!isWhole || end > sizeBytes) {
+      const range = `Range ${offsetBytes}+${lengthBytes}`;
+      throw badRange(
+        `${range} is not whole tracks of ${name}, wanted multiples of ${trackSizeBytes} bytes below ${sizeBytes}`,
+      );
+    }
+    lost.addRun(geometry.tracksOf(offsetBytes, lengthBytes));
+  }
+  await loseTracks(directory, record, lost);
+  return found;
+}
+
+function badRange(message: string): DaemonError {
+  return new DaemonError('bad-range', message, {});
+}
+
+function notLost({ identity }: RecoveryLook): DaemonError {
+  const { directory, home } = identity;
+  const message = `Volume ${directory} has its home ${home}, and nothing says that it is lost; name the damaged range with --range, or remove the home`;
+  return new DaemonError('not-lost', message, { directory });
+}
