@@ -47,3 +47,4 @@ export {
   type StoreReaderSet,
 } from './store-reader.ts';
 export { runStoreReader, type StoreReaderChannel } from './store-reader-child.ts';
+export { type ServedSet, StoreServing, type StoreServingOptions } from './store-serving.ts';

@@ -260,7 +260,12 @@ export class Serving {
   };
 }
 
-async function loadTls({ tls, warn, clock }: ServingOptions): Promise<NbdListenerTls | undefined> {
+/** @throws {NbdTlsError} where the files of TLS cannot be used. */
+export async function loadTls({
+  tls,
+  warn,
+  clock,
+}: Pick<ServingOptions, 'tls' | 'warn' | 'clock'>): Promise<NbdListenerTls | undefined> {
   if (tls === undefined) return undefined;
   const { directory, policy, verifyPeer } = tls;
   const credentials = await loadTlsServerCredentials(directory, { verifyPeer, clock });
@@ -284,7 +289,7 @@ async function distinctNames(directories: readonly string[]): Promise<readonly s
 }
 
 /** A listener that is restricted to a name nobody has would serve nothing, and nobody would be told. */
-function assertKnownExports(listeners: readonly FurtherListener[], names: readonly string[]): void {
+export function assertKnownExports(listeners: readonly FurtherListener[], names: readonly string[]): void {
   const unknown = listeners.flatMap(({ exports = [] }) => exports).find((name) => !names.includes(name));
   if (unknown === undefined) return;
   const message = `Cannot serve only '${unknown}' on a socket: no volume of that name is served, wanted ${names.join(', ')}`;

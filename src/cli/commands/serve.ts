@@ -1,12 +1,20 @@
-/** `cowbell serve`: the serving process, until Ctrl-C or SIGTERM. */
+/** `cowbell serve`: the serving process, of volumes or of sets of a store, until Ctrl-C or SIGTERM. */
 
-import { type FurtherListener, Serving, type ServingTls } from '../../daemon/index.ts';
-import { absolutePath, readListen, readRestriction, several } from '../arguments.ts';
+import { tmpdir } from 'node:os';
+import type { Argv } from 'yargs';
+import { type FurtherListener, Serving, type ServingTls, StoreServing } from '../../daemon/index.ts';
+import { absolutePath, readListen, readRestriction, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
+import { UsageError } from '../exit.ts';
+import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import { storeReaderPath, workerPath } from '../worker-path.ts';
 
-interface Options extends GlobalOptions {
-  readonly volume: readonly string[];
+interface Options extends GlobalOptions, KeyOptions {
+  readonly volume: readonly string[] | undefined;
+  readonly store: string | readonly string[] | undefined;
+  readonly set: readonly string[] | undefined;
+  readonly writable: boolean;
+  readonly overlayDir: string | undefined;
   readonly socket: readonly string[] | undefined;
   readonly listen: readonly string[] | undefined;
   readonly tls: string | undefined;
@@ -17,14 +25,13 @@ interface Options extends GlobalOptions {
 
 export const addServe: AddCommand = (parser, run) =>
   parser.command(
-    'serve <volume..>',
-    'Serve volumes over NBD until Ctrl-C or SIGTERM',
+    'serve [volume..]',
+    'Serve volumes, or points in time from a store, over NBD until Ctrl-C or SIGTERM',
     (command) =>
-      command
+      addStoreOptions(command)
         .positional('volume', {
           type: 'string',
           array: true,
-          demandOption: true,
           describe:
             'Directories of volumes; each gets <volume>/nbd.sock, and its base name is the export name',
         })
@@ -32,14 +39,14 @@ export const addServe: AddCommand = (parser, run) =>
           type: 'string',
           array: true,
           requiresArg: true,
-          describe: 'Also listen on the Unix socket <path>, for all volumes, or <path>=<name>,... for some',
+          describe: 'Listen on the Unix socket <path> too, for all exports, or <path>=<name>,... for some',
         })
         .option('listen', {
           type: 'string',
           array: true,
           requiresArg: true,
           describe:
-            'Also listen on <host:port>, for all volumes, or <host:port>=<name>,... for some; without encryption unless --tls is given; port 0 picks one',
+            'Listen on <host:port> too, for all exports, or <host:port>=<name>,... for some; without encryption unless --tls is given; port 0 picks one',
         })
         .option('tls', {
           type: 'string',
@@ -63,21 +70,133 @@ export const addServe: AddCommand = (parser, run) =>
         .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809', 'Two volumes over TCP too')
         .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809=a', 'Only the first over TCP')
         .example('$0 serve /srv/vol --listen 0.0.0.0:10809 --tls /etc/pki/cowbell', 'Over TCP with TLS')
+        .example(
+          '$0 serve --store /backup/store --set latest:vol --socket /run/then.sock',
+          'The newest set of vol, at once',
+        )
+        .example(
+          '$0 serve --store /backup/store --set 01K3 --writable --socket /run/try.sock',
+          'To try something on it; the store does not change',
+        )
         .epilogue(
           'Sockets handed over by systemd (socket activation) are served like those of --socket and --listen.',
         ),
     (options) => run<Options>(options, serve),
   );
 
+/** Options that make of it a server of a store's sets. */
+function addStoreOptions<T>(command: Argv<T>) {
+  return addKeyOptions(command)
+    .option('store', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Serve sets of the store in this directory instead of volumes, read-only',
+    })
+    .option('set', {
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe:
+        'With --store: a set id or unique prefix, latest, or latest:<volume>; may be given again. The export is named as the volume, or <volume>@<set id> where two would have one name',
+    })
+    .option('writable', {
+      type: 'boolean',
+      default: false,
+      describe: 'With --store: let clients write, to a temporary file that is thrown away at the end',
+    })
+    .option('overlay-dir', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'With --writable: directory of that file; default the one for temporary files',
+    });
+}
+
 async function serve(context: CommandContext, options: Options): Promise<void> {
+  const store = single('--store', options.store);
+  assertTogether(options, store);
+  return store === undefined
+    ? await serveVolumes(context, options)
+    : await serveSets(context, options, store);
+}
+
+/** @throws {UsageError} where options are given that do not go together. */
+function assertTogether(options: Options, store: string | undefined): void {
+  const volumes = several(options.volume);
+  const sets = several(options.set);
+  if (store === undefined) {
+    const stray = [
+      ['--set', sets.length > 0],
+      ['--writable', options.writable],
+      ['--overlay-dir', options.overlayDir !== undefined],
+      ['--key-file', options.keyFile !== undefined],
+      ['--passphrase-file', options.passphraseFile !== undefined],
+    ].find(([, isGiven]) => isGiven);
+    if (stray !== undefined) throw new UsageError(`${stray[0]} is given without --store, wanted both`);
+    if (volumes.length > 0) return;
+    throw new UsageError('No volume is given, wanted at least one, or --store <store> --set <set>');
+  }
+  const [volume] = volumes;
+  if (volume !== undefined) {
+    const message = `Volume ${volume} and --store ${store} are both given; serve them from two processes`;
+    throw new UsageError(message);
+  }
+  if (sets.length === 0) {
+    throw new UsageError(`No set of store ${store} is given, wanted --set <set>, such as --set latest`);
+  }
+  if (options.readOnly && options.writable) {
+    throw new UsageError('--read-only and --writable are both given, wanted one of them');
+  }
+  if (options.overlayDir !== undefined && !options.writable) {
+    throw new UsageError('--overlay-dir is given without --writable, wanted both');
+  }
+}
+
+async function serveSets(context: CommandContext, options: Options, store: string): Promise<void> {
+  const { output, signal, directory } = context;
+  const listeners = listenersOf(context, options);
+  if (listeners.length === 0) {
+    const message = 'Nobody could reach the sets, wanted --socket <path> or --listen <host:port>';
+    throw new UsageError(message);
+  }
+  const storePath = absolutePath('--store', store, directory);
+  const overlayDir = single('--overlay-dir', options.overlayDir);
+  const overlay = overlayDir === undefined ? tmpdir() : absolutePath('--overlay-dir', overlayDir, directory);
+  const serving = await StoreServing.start({
+    storePath,
+    sets: several(options.set),
+    ...(await storeKey(context, storePath, options)),
+    listeners,
+    tls: tlsOf(options, directory),
+    ...(options.writable ? { overlay: { directory: overlay } } : {}),
+    program: storeReaderPath(),
+    clock: context.clock,
+    warn: (sentence) => output.warn(sentence),
+    signal,
+  });
+  try {
+    for (const { uri, set } of serving.reached) {
+      const { set: id, volumeName: volume, volumeId, point, createdMs } = set;
+      output.report({ event: 'ready', uri, set: id, volume, volumeId, point, createdMs }, `ready ${uri}`);
+    }
+    await aborted(signal);
+  } finally {
+    await serving.stop();
+  }
+}
+
+function listenersOf(context: CommandContext, options: Options): readonly FurtherListener[] {
+  return [
+    ...several(options.socket).map((text) => socketListener(text, context.directory)),
+    ...several(options.listen).map(tcpListener),
+    ...context.takeHandedSockets(),
+  ];
+}
+
+async function serveVolumes(context: CommandContext, options: Options): Promise<void> {
   const { output, signal, directory } = context;
   const serving = await Serving.start({
-    volumes: options.volume.map((volume) => absolutePath('The volume', volume, directory)),
-    listeners: [
-      ...several(options.socket).map((text) => socketListener(text, directory)),
-      ...several(options.listen).map(tcpListener),
-      ...context.takeHandedSockets(),
-    ],
+    volumes: several(options.volume).map((volume) => absolutePath('The volume', volume, directory)),
+    listeners: listenersOf(context, options),
     tls: tlsOf(options, directory),
     readOnly: options.readOnly,
     clock: context.clock,
