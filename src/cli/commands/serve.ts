@@ -2,24 +2,20 @@
 
 import { tmpdir } from 'node:os';
 import type { Argv } from 'yargs';
-import { type FurtherListener, Serving, type ServingTls, StoreServing } from '../../daemon/index.ts';
-import { absolutePath, readListen, readRestriction, several, single } from '../arguments.ts';
+import { Serving, StoreServing } from '../../daemon/index.ts';
+import { absolutePath, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
+import { aborted, addListenOptions, listenersOf, type ListenOptions, tlsOf } from '../listen-options.ts';
 import { storeReaderPath, workerPath } from '../worker-path.ts';
 
-interface Options extends GlobalOptions, KeyOptions {
+interface Options extends GlobalOptions, KeyOptions, ListenOptions {
   readonly volume: readonly string[] | undefined;
   readonly store: string | readonly string[] | undefined;
   readonly set: readonly string[] | undefined;
   readonly writable: boolean;
   readonly overlayDir: string | undefined;
-  readonly socket: readonly string[] | undefined;
-  readonly listen: readonly string[] | undefined;
-  readonly tls: string | undefined;
-  readonly tlsMode: ServingTls['policy'] | undefined;
-  readonly tlsVerifyPeer: 'yes' | 'no' | undefined;
   readonly readOnly: boolean;
 }
 
@@ -28,43 +24,13 @@ export const addServe: AddCommand = (parser, run) =>
     'serve [volume..]',
     'Serve volumes, or points in time from a store, over NBD until Ctrl-C or SIGTERM',
     (command) =>
-      addStoreOptions(command)
+      addListenOptions(addStoreOptions(command))
         .positional('volume', {
           type: 'string',
           array: true,
           describe:
             'Directories of volumes; each gets <volume>/nbd.sock, and its base name is the export name',
         })
-        .option('socket', {
-          type: 'string',
-          array: true,
-          requiresArg: true,
-          describe: 'Listen on the Unix socket <path> too, for all exports, or <path>=<name>,... for some',
-        })
-        .option('listen', {
-          type: 'string',
-          array: true,
-          requiresArg: true,
-          describe:
-            'Listen on <host:port> too, for all exports, or <host:port>=<name>,... for some; without encryption unless --tls is given; port 0 picks one',
-        })
-        .option('tls', {
-          type: 'string',
-          requiresArg: true,
-          describe:
-            'Encrypt the sockets of --socket and --listen with the certificates and keys in this directory',
-        })
-        .option('tls-mode', {
-          choices: ['required', 'optional'] as const,
-          requiresArg: true,
-          describe: 'Whether clients without TLS are refused there; default required',
-        })
-        .option('tls-verify-peer', {
-          choices: ['yes', 'no'] as const,
-          requiresArg: true,
-          describe: 'Whether clients must show a certificate signed by ca-cert.pem; default yes',
-        })
-        .implies({ 'tls-mode': 'tls', 'tls-verify-peer': 'tls' })
         .option('read-only', { type: 'boolean', default: false, describe: 'Refuse writes' })
         .example('$0 serve /srv/vol', 'Only on /srv/vol/nbd.sock')
         .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809', 'Two volumes over TCP too')
@@ -184,14 +150,6 @@ async function serveSets(context: CommandContext, options: Options, store: strin
   }
 }
 
-function listenersOf(context: CommandContext, options: Options): readonly FurtherListener[] {
-  return [
-    ...several(options.socket).map((text) => socketListener(text, context.directory)),
-    ...several(options.listen).map(tcpListener),
-    ...context.takeHandedSockets(),
-  ];
-}
-
 async function serveVolumes(context: CommandContext, options: Options): Promise<void> {
   const { output, signal, directory } = context;
   const serving = await Serving.start({
@@ -210,30 +168,4 @@ async function serveVolumes(context: CommandContext, options: Options): Promise<
   } finally {
     await serving.stop();
   }
-}
-
-function tlsOf(options: Options, directory: string): ServingTls | undefined {
-  if (options.tls === undefined) return undefined;
-  return {
-    directory: absolutePath('--tls', options.tls, directory),
-    policy: options.tlsMode ?? 'required',
-    verifyPeer: options.tlsVerifyPeer !== 'no',
-  };
-}
-
-function socketListener(text: string, directory: string): FurtherListener {
-  const { place, exports } = readRestriction('--socket', text);
-  return { place: { kind: 'unix', path: absolutePath('--socket', place, directory) }, exports };
-}
-
-function tcpListener(text: string): FurtherListener {
-  const { place, exports } = readRestriction('--listen', text);
-  return { place: { kind: 'tcp', ...readListen(place) }, exports };
-}
-
-function aborted(signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    if (signal.aborted) resolve();
-    else signal.addEventListener('abort', () => resolve(), { once: true });
-  });
 }
