@@ -269,6 +269,12 @@ export const LIMITS = {
   chainReadAheadBytes: 6 * MIB,
   /** Frames that are being read for such a device at once; each is unpacked in memory. */
   chainLoadCountMax: 8,
+  /** Read back of a target at once, each in memory; no less than a track. */
+  restoreReadBytesMax: MIB,
+  /** Written between two notes of how far a restore has come: a second or two of a disk, to be written anew. */
+  restoreCheckpointBytes: 256 * MIB,
+  /** The progress file of a restore, parsed in memory: a bit for each of 2^30 tracks, as text. */
+  progressFileBytesMax: 256 * MIB,
 
   /** Steps of a session on media that are kept for its status: 128 media. */
   mediaStepCountMax: 512,

@@ -140,6 +140,11 @@ export class ThreadedChain {
     return this.#chain.tracks();
   }
 
+  /** See `ChainView.hashOf`. */
+  hashOf(track: number): Buffer | undefined {
+    return this.#chain.hashOf(track);
+  }
+
   /** See `ChainView.readPlan`. Of one plan at a time, frames are read ahead. */
   *readPlan(tracks: TrackSet): Generator<ChainPlanEntry> {
     const plan = this.#chain.readPlan(tracks);

@@ -29,6 +29,10 @@ export interface RestoreErrorDetails {
   'target-in-use': { readonly target: string; readonly path: string; readonly by: string };
   /** The target is nothing that can be restored to, such as a directory, or cannot be opened. */
   'bad-target': { readonly target: string; readonly path: string; readonly reason: string };
+  /** A progress file cannot be used: it is not one, or is of another set, table or target. Nothing was written. */
+  'bad-progress-file': { readonly file: string; readonly reason: string };
+  /** A target is not as an earlier run has left it. Nothing was written. */
+  'target-changed': { readonly target: string; readonly reason: string };
   /** A write, zero or flush of a target failed while the restore ran. */
   'target-failed': { readonly target: string; readonly incompleteTargets: readonly string[] };
   /** The restore was cancelled. */

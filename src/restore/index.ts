@@ -7,10 +7,13 @@ export {
   type RestoreErrorDetails,
 } from './errors.ts';
 export { openOverlay, OverlayDevice, type OverlayOptions } from './overlay-device.ts';
+export type { TableLayout, TargetLayout, VolumeLayout } from './layout.ts';
+export type { PlanSummary, TargetSummary } from './plan-summary.ts';
 export {
   planRestore,
   type RestorePlan,
   type RestoreTarget,
+  type TargetShare,
   type TrackPiece,
   type ZeroRange,
 } from './planner.ts';
@@ -36,13 +39,20 @@ export {
   type SourceRange,
   type TargetRoom,
 } from './remap-table.ts';
-export { restore } from './restore.ts';
-export type { ReadPlanEntry, RestoredTrack, RestoreSource } from './restore-source.ts';
 export {
-  openTargets,
-  OpenTargets,
-  type OpenTargetsOptions,
-  type TargetLayout,
-  type TargetRequest,
-} from './targets.ts';
-export { type RestoreOptions, type RestoreProgress, type RestoreResult, writeRestore } from './writer.ts';
+  type PlannedRestore,
+  planOnly,
+  restore,
+  type ResumeOptions,
+  type WholeRestoreOptions,
+  wholeVolume,
+} from './restore.ts';
+export type { ReadPlanEntry, RestoredTrack, RestoreSource } from './restore-source.ts';
+export { openTargets, OpenTargets, type OpenTargetsOptions, type TargetRequest } from './targets.ts';
+export {
+  type RestoreCheckpoint,
+  type RestoreOptions,
+  type RestoreProgress,
+  type RestoreResult,
+  writeRestore,
+} from './writer.ts';

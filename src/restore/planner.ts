@@ -13,7 +13,7 @@ import { present } from '../base/index.ts';
 import type { BlockDevice } from '../device/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { RestoreError } from './errors.ts';
-import type { RemapRow, RemapTable } from './remap-table.ts';
+import type { RemapRow, RemapTable, SourceRange } from './remap-table.ts';
 import type { ReadPlanEntry, RestoreSource } from './restore-source.ts';
 
 /** A device that a remap table names. */
@@ -24,6 +24,12 @@ export interface RestoreTarget {
   readonly knownZero: boolean;
   /** The directory in which the target was created, to be made durable with it. */
   readonly createdIn?: string;
+  /** As it was asked for. */
+  readonly uri?: string;
+  /** Tells the file or device from another one that later has its name, as far as can be seen. */
+  readonly identity?: string;
+  /** Drops what of the target is cached on this machine and durable; false where that cannot be done. */
+  readonly dropCache?: () => Promise<boolean>;
 }
 
 /** Bytes of one track and where they go. */
@@ -41,6 +47,20 @@ export interface ZeroRange {
   readonly lengthBytes: number;
 }
 
+/** What comes to one target. */
+export interface TargetShare {
+  readonly target: RestoreTarget;
+  /** The end of its last row: the smallest size that fits. */
+  readonly wantedBytes: number;
+  /** Bytes of data that go there. */
+  readonly writeBytes: number;
+  readonly zeroBytes: number;
+  /** Bytes that are zero on both sides. */
+  readonly skippedBytes: number;
+  /** Bytes that are lost in the source, and left alone. */
+  readonly lostBytes: number;
+}
+
 export interface RestorePlan {
   /** The targets that the table names, each once. */
   readonly targets: readonly RestoreTarget[];
@@ -52,10 +72,16 @@ export interface RestorePlan {
   readonly zeroBytes: number;
   /** Mapped bytes that are zero in the source and on the target already. */
   readonly skippedBytes: number;
+  /** Mapped tracks of which the source knows that it does not have them: they are not touched. */
+  readonly lost: TrackSet;
+  /** The same by target, in order of the table. */
+  readonly shares: readonly TargetShare[];
   /** The pieces of a track, ascending; none for a track that is not mapped. */
   piecesOf(track: number): readonly TrackPiece[];
   /** What `zeroBytes` counts, in source order, adjacent ranges of one target joined. */
   zeroRanges(): Iterable<ZeroRange>;
+  /** The mapped bytes of these tracks as ranges of the volume, ascending, adjacent ones joined. */
+  rangesOf(tracks: TrackSet): SourceRange[];
 }
 
 /**
@@ -71,27 +97,71 @@ export function planRestore<Entry extends ReadPlanEntry>(
   checkSource(source, table);
   const byName = new Map(targets.map((target) => [target.name, target]));
   const used = checkTargets(table, byName);
-  const mapped = mappedTracks(table, source.trackSizeBytes);
+  const { trackSizeBytes } = source;
+  const mapped = mappedTracks(table, trackSizeBytes);
   const stored = source.tracks();
-  const zeroTracks = mapped.difference(stored);
+  const lost = mapped.intersection(source.lost?.() ?? TrackSet.empty());
+  const zeroTracks = mapped.difference(stored).difference(lost);
   const zeroes = (): Generator<ZeroRange> => zeroRangesOf({ source, table, zeroTracks, byName });
-  let zeroBytes = 0;
-  let skippedBytes = 0;
-  for (const range of zeroes()) {
-    if (range.target.knownZero) skippedBytes += range.lengthBytes;
-    else zeroBytes += range.lengthBytes;
-  }
+  const shares = sharesOf(used, table, { zeroes: zeroes(), lost: rowsOf(table, lost, trackSizeBytes) });
+  const sum = (of: (share: TargetShare) => number): number =>
+    shares.reduce((bytes, share) => bytes + of(share), 0);
   return {
     targets: used,
     tracks: mapped.intersection(stored),
-    dataBytes: table.mappedBytes - zeroBytes - skippedBytes,
-    zeroBytes,
-    skippedBytes,
-    piecesOf: (track) => piecesOf({ track, trackSizeBytes: source.trackSizeBytes, table, byName }),
+    dataBytes: sum(({ writeBytes }) => writeBytes),
+    zeroBytes: sum(({ zeroBytes }) => zeroBytes),
+    skippedBytes: sum(({ skippedBytes }) => skippedBytes),
+    lost,
+    shares,
+    piecesOf: (track) => piecesOf({ track, trackSizeBytes, table, byName }),
     *zeroRanges() {
       for (const range of zeroes()) if (!range.target.knownZero) yield range;
     },
+    rangesOf: (tracks) => joined(rowsOf(table, tracks, trackSizeBytes)),
   };
+}
+
+function sharesOf(
+  used: readonly RestoreTarget[],
+  table: RemapTable,
+  parts: { readonly zeroes: Iterable<ZeroRange>; readonly lost: Iterable<RemapRow> },
+): TargetShare[] {
+  const counts = new Map(used.map(({ name }) => [name, { zeroed: 0, lost: 0 }]));
+  const countOf = (name: string) => present(counts.get(name), `Target ${name} was not checked`);
+  for (const { target, lengthBytes } of parts.zeroes) countOf(target.name).zeroed += lengthBytes;
+  for (const { target, lengthBytes } of parts.lost) countOf(target).lost += lengthBytes;
+  const rooms = table.roomNeeded();
+  return used.map((target) => {
+    const { zeroed, lost } = countOf(target.name);
+    const { mappedBytes, endBytes } = present(rooms.get(target.name), 'A target that is used has room');
+    return {
+      target,
+      wantedBytes: endBytes,
+      writeBytes: mappedBytes - zeroed - lost,
+      zeroBytes: target.knownZero ? 0 : zeroed,
+      skippedBytes: target.knownZero ? zeroed : 0,
+      lostBytes: lost,
+    };
+  });
+}
+
+/** The rows of these tracks, ascending. */
+function* rowsOf(table: RemapTable, tracks: TrackSet, trackSizeBytes: number): Generator<RemapRow> {
+  for (const { first, count } of tracks.runs()) {
+    yield* table.rowsIn({ offsetBytes: first * trackSizeBytes, lengthBytes: count * trackSizeBytes });
+  }
+}
+
+function joined(rows: Iterable<RemapRow>): SourceRange[] {
+  const ranges: { offsetBytes: number; lengthBytes: number }[] = [];
+  for (const { sourceOffsetBytes, lengthBytes } of rows) {
+    const last = ranges.at(-1);
+    if (last !== undefined && last.offsetBytes + last.lengthBytes === sourceOffsetBytes) {
+      last.lengthBytes += lengthBytes;
+    } else ranges.push({ offsetBytes: sourceOffsetBytes, lengthBytes });
+  }
+  return ranges;
 }
 
 /** Refuses rows that go beyond the volume. */

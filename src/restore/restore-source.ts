@@ -19,6 +19,8 @@ export interface RestoredTrack {
 /** Tracks that lie together in the store and are read in one go. */
 export interface ReadPlanEntry {
   readonly tracks: readonly number[];
+  /** The id of the set that they are in, where that is known. */
+  readonly set?: string;
 }
 
 export interface RestoreSource<Entry extends ReadPlanEntry = ReadPlanEntry> {
@@ -26,6 +28,13 @@ export interface RestoreSource<Entry extends ReadPlanEntry = ReadPlanEntry> {
   readonly trackSizeBytes: number;
   /** The tracks whose effective content is not known to be zero. Every other track of the volume is zero. */
   tracks(): TrackSet;
+  /** The tracks that are known not to be had, none of them among `tracks`; none when absent. They count as missing. */
+  lost?(): TrackSet;
+  /**
+   * The BLAKE3 of a track as the set has it; undefined for a track of zeroes. Absent where the source is read once,
+   * from its beginning to its end, so that `readPlan` can be called once only and tells nothing before it is read.
+   */
+  hashOf?(track: number): Buffer | undefined;
   /** Where the tracks are stored, each once, in storage order. */
   readPlan(tracks: TrackSet): Iterable<Entry>;
   /**

@@ -35,7 +35,7 @@ t.test('onto a new file: equal, sparse, its data and name durable', async (t) =>
   const result = await restore(source(), [{ name: 'disk', uri: path }], options).finally(() =>
     observeSyncs(undefined),
   );
-  t.same(result, { tracks: 2, bytesWritten: 2 * TRACK, bytesZeroed: 0, bytesSkipped: 998 * TRACK });
+  t.match(result, { tracks: 2, bytesWritten: 2 * TRACK, bytesZeroed: 0, bytesSkipped: 998 * TRACK });
   t.ok(readFileSync(path).equals(source().content));
   t.ok(statSync(path).blocks * 512 < 100 * TRACK, 'sparse');
   t.same(

@@ -10,8 +10,9 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { tryLock, tryLockRange } from '../base/index.ts';
 import { DeviceRegistry, MemoryDevice } from '../device/index.ts';
+import type { TargetLayout } from './layout.ts';
 import { RemapTable } from './remap-table.ts';
-import { openTargets, type OpenTargetsOptions, type TargetLayout, type TargetRequest } from './targets.ts';
+import { openTargets, type OpenTargetsOptions, type TargetRequest } from './targets.ts';
 
 const TRACK = 4096;
 

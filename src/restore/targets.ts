@@ -20,7 +20,7 @@
 import type { Stats } from 'node:fs';
 import { type FileHandle, open, realpath, stat, unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { LIMITS, messageOf, systemCode, tryLock } from '../base/index.ts';
+import { dropCache, LIMITS, messageOf, systemCode, tryLock } from '../base/index.ts';
 import {
   type BlockDevice,
   createSparseFile,
@@ -30,8 +30,10 @@ import {
   parseDeviceAddress,
 } from '../device/index.ts';
 import { RestoreError } from './errors.ts';
+import { settleLayout, type SettledLayout, type TargetLayout, wholeBlocks } from './layout.ts';
+import { PlannedFile } from './planned-file.ts';
 import type { RestoreTarget } from './planner.ts';
-import { RemapTable } from './remap-table.ts';
+import type { RemapTable } from './remap-table.ts';
 import { blockDeviceUse, deviceNumber, fileUse, KERNEL_TABLES, type KernelTables } from './target-use.ts';
 
 /** A target as it was asked for. */
@@ -43,25 +45,31 @@ export interface TargetRequest {
   readonly sizeBytes?: number;
 }
 
-/** What shall go to the targets: rows of a table, or the volume over all targets in sequence. */
-export type TargetLayout = { readonly table: RemapTable } | { readonly sequenceBytes: number };
-
 export interface OpenTargetsOptions {
   readonly registry: Pick<DeviceRegistry, 'open'>;
   /** Whether a file is the home of a volume, which is never overwritten from outside. */
   readonly isVolumeHome: (path: string) => Promise<boolean>;
   readonly kernelTables?: KernelTables;
+  /** Files that are missing are not made: something of their size stands for each. */
+  readonly isDryRun?: boolean;
 }
 
 /** Opened targets with the table that goes onto them. */
 export class OpenTargets {
   readonly targets: readonly RestoreTarget[];
   readonly table: RemapTable;
+  /** Bytes of the volume, all zero, for which the targets have no room. */
+  readonly leftOutBytes: number;
   readonly #resources: Resources;
 
-  constructor(targets: readonly RestoreTarget[], table: RemapTable, resources: Resources) {
+  constructor(
+    targets: readonly RestoreTarget[],
+    layout: { readonly table: RemapTable; readonly leftOutBytes: number },
+    resources: Resources,
+  ) {
     this.targets = targets;
-    this.table = table;
+    this.table = layout.table;
+    this.leftOutBytes = layout.leftOutBytes;
     this.#resources = resources;
   }
 
@@ -79,44 +87,68 @@ export class OpenTargets {
 /**
  * Opens all targets, or none.
  *
- * @throws {RestoreError} `target-in-use`, `bad-target`, or `target-too-small` where targets in sequence do
- *   not hold the volume; files created until then are removed.
+ * @throws {RestoreError} `target-in-use`, `bad-target`, `target-too-small` where targets in sequence do not hold
+ *   what they shall, `bad-table` or `outside-source` for ranges; files created until then are removed.
  */
 export async function openTargets(
   requests: readonly TargetRequest[],
   layout: TargetLayout,
   options: OpenTargetsOptions,
 ): Promise<OpenTargets> {
+  const settled = settleLayout(layout);
   const inspected = await inspectAll(requests);
   const resources = new Resources();
   try {
-    const devices = new Map<string, BlockDevice>();
+    const opened = new Map<string, RestoreTarget>();
     for (const place of inspected) {
       if (place.kind === 'missing') continue;
-      if (place.kind !== 'remote') await claim(place, options, resources);
-      devices.set(place.name, await openDevice(place, options, resources));
+      const handle = place.kind === 'remote' ? undefined : await claim(place, options, resources);
+      const device = await openDevice(place, options, resources);
+      opened.set(place.name, await openedTarget(place, device, handle));
     }
-    const { sizes, table } = layOut(inspected, devices, layout);
+    const { sizes, ...layedOut } = layOut(inspected, opened, settled);
     for (const place of inspected) {
       if (place.kind !== 'missing') continue;
       const sizeBytes = sizes.get(place.name) ?? 0;
       // Nothing goes there and no size was asked for: a file of no bytes would serve nobody.
       if (sizeBytes === 0) continue;
-      await create(place, sizeBytes, resources);
-      devices.set(place.name, await openDevice(place, options, resources));
+      opened.set(place.name, await newTarget(place, sizeBytes, options, resources));
     }
-    const targets = inspected.flatMap((place): RestoreTarget[] => {
-      const device = devices.get(place.name);
-      if (device === undefined) return [];
-      const { name } = place;
-      if (place.kind !== 'missing') return [{ name, device, knownZero: false }];
-      return [{ name, device, knownZero: true, createdIn: dirname(place.path) }];
-    });
-    return new OpenTargets(targets, table, resources);
+    const targets = inspected.flatMap(({ name }) => opened.get(name) ?? []);
+    return new OpenTargets(targets, layedOut, resources);
   } catch (error) {
     await resources.discard();
     throw error;
   }
+}
+
+/** @param handle of the claim, on the same file; undefined for what is not on this machine. */
+async function openedTarget(
+  { name, uri }: Named,
+  device: BlockDevice,
+  handle: FileHandle | undefined,
+): Promise<RestoreTarget> {
+  const target = { name, uri, device, knownZero: false };
+  if (handle === undefined) return { ...target, identity: uri };
+  const stats = await handle.stat();
+  const identity = stats.isFile() ? `file ${stats.ino}` : `device ${deviceNumber(stats.rdev)}`;
+  return { ...target, identity, dropCache: () => dropCache(handle.fd) };
+}
+
+async function newTarget(
+  place: Extract<Place, { readonly kind: 'missing' }>,
+  sizeBytes: number,
+  options: OpenTargetsOptions,
+  resources: Resources,
+): Promise<RestoreTarget> {
+  const { name, uri, path } = place;
+  const fresh = { knownZero: true, createdIn: dirname(path) };
+  if (options.isDryRun === true) {
+    return { name, uri, device: new PlannedFile(path, sizeBytes), ...fresh };
+  }
+  const handle = await create(place, sizeBytes, resources);
+  const device = await openDevice(place, options, resources);
+  return { ...(await openedTarget(place, device, handle)), ...fresh };
 }
 
 interface Named {
@@ -256,7 +288,7 @@ async function claim(
   place: Extract<Place, { readonly stats: Stats }>,
   options: OpenTargetsOptions,
   resources: Resources,
-): Promise<void> {
+): Promise<FileHandle> {
   const tables = options.kernelTables ?? KERNEL_TABLES;
   const by =
     place.kind === 'block'
@@ -264,7 +296,7 @@ async function claim(
       : await fileUse(place.stats, tables);
   if (by !== undefined) throw inUse(place, by);
   if (await options.isVolumeHome(place.path)) throw inUse(place, 'the home of a volume');
-  await lockFile(place, place.path, resources);
+  return await lockFile(place, place.path, resources);
 }
 
 /** Takes the flock; the lock on the bytes comes with the device. */
@@ -272,10 +304,11 @@ async function lockFile(
   place: Exclude<Place, { readonly kind: 'remote' }>,
   path: string,
   resources: Resources,
-): Promise<void> {
+): Promise<FileHandle> {
+  let handle: FileHandle;
   let free: boolean;
   try {
-    const handle = await open(path, 'r');
+    handle = await open(path, 'r');
     resources.addClaim(handle);
     const isPiece = place.kind !== 'missing' && place.piece !== undefined;
     free = tryLock(handle.fd, isPiece ? 'shared' : 'exclusive');
@@ -283,6 +316,7 @@ async function lockFile(
     throw badTarget(place, `cannot be locked: ${messageOf(error)}`, error);
   }
   if (!free) throw inUse(place, 'another process, which holds its lock');
+  return handle;
 }
 
 async function openDevice(
@@ -310,36 +344,38 @@ async function openDevice(
 /** Decides the size of each file to create, and what goes where. */
 function layOut(
   places: readonly Place[],
-  devices: ReadonlyMap<string, BlockDevice>,
-  layout: TargetLayout,
-): { readonly sizes: ReadonlyMap<string, number>; readonly table: RemapTable } {
-  const rooms = 'table' in layout ? layout.table.roomNeeded() : undefined;
+  opened: ReadonlyMap<string, RestoreTarget>,
+  settled: SettledLayout,
+): {
+  readonly sizes: ReadonlyMap<string, number>;
+  readonly table: RemapTable;
+  readonly leftOutBytes: number;
+} {
   const sizes = new Map<string, number>();
-  let restBytes = 'table' in layout ? 0 : layout.sequenceBytes;
+  let restBytes = settled.spaceBytes;
   for (const place of places) {
-    const wantedBytes = rooms === undefined ? restBytes : (rooms.get(place.name)?.endBytes ?? 0);
+    const wantedBytes = settled.rooms === undefined ? restBytes : (settled.rooms.get(place.name) ?? 0);
     const created = place.kind === 'missing' ? (place.sizeBytes ?? wantedBytes) : 0;
-    const sizeBytes = devices.get(place.name)?.sizeBytes ?? created;
+    const sizeBytes = opened.get(place.name)?.device.sizeBytes ?? created;
     sizes.set(place.name, sizeBytes);
-    restBytes -= Math.min(restBytes, sizeBytes - (sizeBytes % LIMITS.blockSizeBytesMin));
+    restBytes -= Math.min(restBytes, wholeBlocks(sizeBytes));
   }
-  if ('table' in layout) return { sizes, table: layout.table };
   const sized = places.map(({ name }) => ({ name, sizeBytes: sizes.get(name) ?? 0 }));
-  return { sizes, table: RemapTable.sequence(layout.sequenceBytes, sized) };
+  return { sizes, ...settled.tableFor(sized) };
 }
 
 async function create(
   place: Extract<Place, { readonly kind: 'missing' }>,
   sizeBytes: number,
   resources: Resources,
-): Promise<void> {
+): Promise<FileHandle> {
   try {
     await createSparseFile(place.path, sizeBytes, 'restore-target');
   } catch (error) {
     throw badTarget(place, `cannot be created: ${messageOf(error)}`, error);
   }
   resources.addCreated(place.path);
-  await lockFile(place, place.path, resources);
+  return await lockFile(place, place.path, resources);
 }
 
 function badTarget({ name, uri }: Named, reason: string, cause?: unknown): RestoreError<'bad-target'> {

@@ -10,25 +10,25 @@
  * Data goes first and zeroes last: damage in the store is then met before anything was zeroed in vain.
  *
  * Promise 7: a source hands out only tracks that agree with their hash, so a damaged one reaches no target.
- * Damage stops the restore; it is never skipped and never replaced by zeroes.
+ * Damage stops the restore; it is never skipped and never replaced by zeroes. Only where salvage was asked for it is
+ * passed over: its ranges are left alone on the target and named in the result.
+ *
+ * With a checkpoint, the targets are flushed from time to time, and told is which tracks are durable on them, so that
+ * a restore that was interrupted goes on from there; so also when it is cancelled.
  *
  * Durability: when `writeRestore` has finished, every target is flushed, and the names of created files are
  * durable. When it failed, the error names the targets that were written to and are incomplete.
  */
 
-import {
-  assert,
-  AssertionError,
-  CorruptionError,
-  LIMITS,
-  type MaybePromise,
-  messageOf,
-  syncDirectory,
-} from '../base/index.ts';
+import { assert, AssertionError, CorruptionError, LIMITS, syncDirectory } from '../base/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { incompleteNote, RestoreCorruptionError, RestoreError } from './errors.ts';
+import { GoodReads } from './good-reads.ts';
+import type { PieceDigests } from './piece-digests.ts';
 import type { RestorePlan, RestoreTarget, TrackPiece } from './planner.ts';
+import type { SourceRange } from './remap-table.ts';
 import type { ReadPlanEntry, RestoredTrack, RestoreSource } from './restore-source.ts';
+import { counted, loopTurn, named, TargetFailure } from './target-calls.ts';
 import { WriteWindow } from './write-window.ts';
 
 export interface RestoreProgress {
@@ -46,6 +46,21 @@ export interface RestoreOptions {
   readonly signal?: AbortSignal;
   /** Called after each frame and each zeroed piece. Must not throw. */
   readonly onProgress?: (progress: RestoreProgress) => void;
+  /** Pass over what is damaged or missing in the source, and say what that was, instead of stopping. */
+  readonly salvage?: boolean;
+  readonly checkpoint?: RestoreCheckpoint;
+  /** Keeps the digests of what is written, to compare what is read back with. */
+  readonly digests?: PieceDigests;
+}
+
+/** How a restore can go on after an interruption. */
+export interface RestoreCheckpoint {
+  /** Tracks that an earlier run has written durably: they are not written again. */
+  readonly before: TrackSet;
+  /** Bytes written between two calls of `record`. */
+  readonly everyBytes: number;
+  /** Called with all tracks that are durable on the targets by now, those from before included. */
+  readonly record: (durable: TrackSet) => Promise<void>;
 }
 
 export interface RestoreResult {
@@ -57,6 +72,21 @@ export interface RestoreResult {
   readonly bytesZeroed: number;
   /** Bytes left alone because they were known to be zero on both sides. */
   readonly bytesSkipped: number;
+  /** Tracks that an earlier run had written already. */
+  readonly tracksBefore: number;
+  /** What a salvage has not found: ranges of the volume, ascending, left alone on the targets. */
+  readonly missing: readonly SourceRange[];
+  /** Why, one sentence each; not all of them where they are many. */
+  readonly findings: readonly string[];
+}
+
+/** What was written, for who reads it back. */
+export interface Written {
+  readonly result: RestoreResult;
+  /** Tracks with content that are on the targets now, those from before included. */
+  readonly tracks: TrackSet;
+  /** Tracks that turned out to be zero when they were read. */
+  readonly zeroTracks: TrackSet;
 }
 
 const WRITER_COUNT_DEFAULT = 8;
@@ -72,65 +102,125 @@ export async function writeRestore<Entry extends ReadPlanEntry>(
   plan: RestorePlan,
   options: RestoreOptions = {},
 ): Promise<RestoreResult> {
-  const writers = options.writers ?? WRITER_COUNT_DEFAULT;
-  assert(
-    Number.isInteger(writers) && writers >= 1 && writers <= LIMITS.restoreWriterCountMax,
-    `Writer count ${writers} is not 1 to ${LIMITS.restoreWriterCountMax}`,
-  );
-  const run = new RestoreRun(plan, options, new WriteWindow(writers));
+  return (await writePlan(source, plan, options)).result;
+}
+
+/** As `writeRestore`, and says which tracks are where. */
+export async function writePlan<Entry extends ReadPlanEntry>(
+  source: RestoreSource<Entry>,
+  plan: RestorePlan,
+  options: RestoreOptions,
+): Promise<Written> {
+  const run = new RestoreRun(plan, options, new WriteWindow(writerCount(options)));
   try {
     await run.writeTracks(source);
     await run.writeZeroes();
     await run.makeDurable();
   } catch (error) {
     await run.settle();
-    throw run.explain(error);
+    if (error instanceof Cancelled) await run.saveProgress();
+    throw explained(error, run.touched);
   }
-  return run.result();
+  return run.written();
 }
 
-/** The failure of one target, before it is known which others are incomplete. */
-class TargetFailure extends Error {
-  readonly target: RestoreTarget;
-
-  constructor(target: RestoreTarget, action: string, cause: unknown) {
-    super(`${action} target ${target.name} (${target.device.description}) failed: ${messageOf(cause)}`, {
-      cause,
-    });
-    this.target = target;
-  }
+/** The number of calls to targets that run at once. */
+export function writerCount({ writers = WRITER_COUNT_DEFAULT }: RestoreOptions): number {
+  assert(
+    Number.isInteger(writers) && writers >= 1 && writers <= LIMITS.restoreWriterCountMax,
+    `Writer count ${writers} is not 1 to ${LIMITS.restoreWriterCountMax}`,
+  );
+  return writers;
 }
 
-class Cancelled extends Error {}
+/** Thrown where a run notices that it was cancelled. */
+export class Cancelled extends Error {}
+
+/** The error that the caller gets for what stopped a run. */
+function explained(error: unknown, incompleteTargets: readonly string[]): unknown {
+  const note = incompleteNote(incompleteTargets);
+  if (error instanceof CorruptionError) return new RestoreCorruptionError(error, incompleteTargets);
+  if (error instanceof Cancelled) {
+    return new RestoreError('cancelled', `Restore was cancelled${note}`, { incompleteTargets });
+  }
+  if (error instanceof TargetFailure) {
+    const details = { target: error.target.name, incompleteTargets };
+    return new RestoreError('target-failed', error.message + note, details, { cause: error.cause });
+  }
+  return error;
+}
 
 class RestoreRun {
   readonly #plan: RestorePlan;
   readonly #options: RestoreOptions;
   readonly #window: WriteWindow;
   readonly #touched = new Set<RestoreTarget>();
-  readonly #done = TrackSet.empty();
+  /** Tracks that need not be written, or whose writes were started. */
+  readonly #done: TrackSet;
+  readonly #before: TrackSet;
+  readonly #bytesBefore: number;
+  #findings: readonly string[] = [];
+  #bytesRecorded = 0;
+  #areNamesDurable = false;
   #bytesWritten = 0;
   #bytesZeroed = 0;
   /** Of tracks that turned out to be zero. */
   #bytesSkipped = 0;
-  #zeroTracks = 0;
+  readonly #zeroTracks = TrackSet.empty();
 
   constructor(plan: RestorePlan, options: RestoreOptions, window: WriteWindow) {
     this.#plan = plan;
     this.#options = options;
     this.#window = window;
+    this.#before = plan.tracks.intersection(options.checkpoint?.before ?? TrackSet.empty());
+    this.#done = this.#before.clone();
+    this.#bytesBefore = bytesOf(plan, this.#before);
   }
 
   async writeTracks<Entry extends ReadPlanEntry>(source: RestoreSource<Entry>): Promise<void> {
-    if (this.#plan.tracks.isEmpty) return;
-    for (const entry of source.readPlan(this.#plan.tracks)) {
+    const tracks = this.#plan.tracks.difference(this.#done);
+    const reads = new GoodReads(source, { salvage: this.#options.salvage === true });
+    for (const entry of tracks.isEmpty ? [] : source.readPlan(tracks)) {
       this.#checkCancelled();
-      for (const restored of await source.readFrame(entry)) await this.#writeTrack(source, restored);
+      const read = await reads.read(entry);
+      if (read === 'ended') break;
+      for (const restored of read) await this.#writeTrack(source, restored);
       this.#report();
+      await this.#checkpoint();
       // Reads and writes that finish at once would starve timers and signals.
       await loopTurn();
     }
-    this.#checkComplete();
+    this.#findings = reads.findings;
+    if (this.#options.salvage !== true) this.#checkComplete();
+  }
+
+  /** Makes what was written durable, and has it recorded, when it is time for that. */
+  async #checkpoint(): Promise<void> {
+    const { checkpoint } = this.#options;
+    if (checkpoint === undefined || this.#bytesWritten - this.#bytesRecorded < checkpoint.everyBytes) return;
+    await this.#window.drain();
+    await this.#record(checkpoint);
+  }
+
+  async #record(checkpoint: RestoreCheckpoint): Promise<void> {
+    this.#bytesRecorded = this.#bytesWritten;
+    await this.#flush();
+    await checkpoint.record(this.#done.clone());
+  }
+
+  /**
+   * The last checkpoint of a run that was cancelled; nothing runs any more. What fails here leaves the one before,
+   * which is as true.
+   */
+  async saveProgress(): Promise<void> {
+    const { checkpoint } = this.#options;
+    if (checkpoint === undefined) return;
+    try {
+      await this.#window.drain();
+      await this.#record(checkpoint);
+    } catch (error) {
+      if (error instanceof AssertionError) throw error;
+    }
   }
 
   async writeZeroes(): Promise<void> {
@@ -151,9 +241,15 @@ class RestoreRun {
   async makeDurable(): Promise<void> {
     await this.#window.drain();
     this.#checkCancelled();
+    await this.#flush();
+    this.#report();
+  }
+
+  async #flush(): Promise<void> {
     for (const target of this.#plan.targets) {
       await named(target, 'Flushing', () => target.device.flush());
     }
+    if (this.#areNamesDurable) return;
     const directories = new Set<string>();
     for (const target of this.#plan.targets) {
       const { createdIn } = target;
@@ -161,35 +257,32 @@ class RestoreRun {
       directories.add(createdIn);
       await named(target, 'Syncing the directory of', () => syncDirectory('restore-target', createdIn));
     }
-    this.#report();
+    this.#areNamesDurable = true;
   }
 
   settle(): Promise<void> {
     return this.#window.settle();
   }
 
-  result(): RestoreResult {
-    return {
-      tracks: this.#done.size - this.#zeroTracks,
+  written(): Written {
+    const { lost, rangesOf, skippedBytes, tracks } = this.#plan;
+    const missing = TrackSet.union([lost, tracks.difference(this.#done)]);
+    const withContent = this.#done.difference(this.#zeroTracks);
+    const result = {
+      tracks: withContent.size - this.#before.size,
       bytesWritten: this.#bytesWritten,
       bytesZeroed: this.#bytesZeroed,
-      bytesSkipped: this.#plan.skippedBytes + this.#bytesSkipped,
+      bytesSkipped: skippedBytes + this.#bytesSkipped,
+      tracksBefore: this.#before.size,
+      missing: rangesOf(missing),
+      findings: this.#findings,
     };
+    return { result, tracks: withContent, zeroTracks: this.#zeroTracks };
   }
 
-  /** The error that the caller gets for what stopped the run. */
-  explain(error: unknown): unknown {
-    const incompleteTargets = [...this.#touched].map((target) => target.name);
-    const note = incompleteNote(incompleteTargets);
-    if (error instanceof CorruptionError) return new RestoreCorruptionError(error, incompleteTargets);
-    if (error instanceof Cancelled) {
-      return new RestoreError('cancelled', `Restore was cancelled${note}`, { incompleteTargets });
-    }
-    if (error instanceof TargetFailure) {
-      const details = { target: error.target.name, incompleteTargets };
-      return new RestoreError('target-failed', error.message + note, details, { cause: error.cause });
-    }
-    return error;
+  /** The names of the targets that something may have been written to. */
+  get touched(): string[] {
+    return [...this.#touched].map(({ name }) => name);
   }
 
   async #writeTrack(source: { readonly trackSizeBytes: number }, restored: RestoredTrack): Promise<void> {
@@ -198,7 +291,7 @@ class RestoreRun {
     assert(!this.#done.has(track), `Source gave track ${track} twice`);
     this.#done.add(track);
     if (content === undefined) {
-      this.#zeroTracks += 1;
+      this.#zeroTracks.add(track);
       for (const piece of this.#plan.piecesOf(track)) await this.#zeroPiece(piece);
       return;
     }
@@ -211,7 +304,9 @@ class RestoreRun {
         });
       }
       this.#checkCancelled();
-      await this.#writePiece(piece, content.subarray(piece.offsetInTrackBytes, endBytes));
+      const bytes = content.subarray(piece.offsetInTrackBytes, endBytes);
+      this.#options.digests?.note(piece, bytes);
+      await this.#writePiece(piece, bytes);
     }
   }
 
@@ -268,33 +363,12 @@ class RestoreRun {
     this.#options.onProgress?.({
       tracksDone: this.#done.size,
       trackCount: this.#plan.tracks.size,
-      bytesWritten: this.#bytesWritten + this.#bytesZeroed + this.#bytesSkipped,
+      bytesWritten: this.#bytesBefore + this.#bytesWritten + this.#bytesZeroed + this.#bytesSkipped,
       bytesTotal: this.#plan.dataBytes + this.#plan.zeroBytes,
     });
   }
 }
 
-/** Runs a call of a device; its failure, thrown or rejected, names the target. */
-function named(target: RestoreTarget, action: string, call: () => Promise<void>): Promise<void>;
-function named(target: RestoreTarget, action: string, call: () => MaybePromise<void>): MaybePromise<void>;
-function named(target: RestoreTarget, action: string, call: () => MaybePromise<void>): MaybePromise<void> {
-  const fail = (error: unknown): never => {
-    if (error instanceof AssertionError) throw error;
-    throw new TargetFailure(target, action, error);
-  };
-  try {
-    return call()?.catch(fail);
-  } catch (error) {
-    return fail(error);
-  }
-}
-
-/** Calls `count` when the call has succeeded. */
-function counted(running: MaybePromise<void>, count: () => void): MaybePromise<void> {
-  if (running !== undefined) return running.then(count);
-  count();
-}
-
-function loopTurn(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
+function bytesOf(plan: RestorePlan, tracks: TrackSet): number {
+  return plan.rangesOf(tracks).reduce((sum, { lengthBytes }) => sum + lengthBytes, 0);
 }
