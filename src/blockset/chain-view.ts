@@ -6,13 +6,15 @@
  * so a track costs nothing until it is read.
  *
  * The order of reading is set by set, newest first, and within a set in the order of arrival.
+ *
+ * In a salvage a set may lack tracks. Such a track is lost, also where an older set of the chain has it: what it was
+ * then is not what it was at the point.
  */
 
 import { assert, CorruptionError } from '../base/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { type SetHeader, trackBytesOf, trackCountOf } from './set-format.ts';
-import type { StoredTrack } from './lane-reader.ts';
-import type { SetReader } from './set-reader.ts';
+import type { FramePlan, StoredTrack } from './lane-reader.ts';
 
 /** Tracks that lie in one frame of one set. */
 export interface ChainPlanEntry {
@@ -23,8 +25,32 @@ export interface ChainPlanEntry {
   readonly tracks: readonly number[];
 }
 
+/** What a chain needs of a set: a `SetReader`, or a set that is salvaged. */
+export interface ChainSet {
+  readonly id: string;
+  readonly path: string;
+  readonly header: SetHeader;
+  /** The tracks that can be read, those of zeroes included. */
+  readonly present: TrackSet;
+  readonly zeroes: TrackSet;
+  /** The tracks that the set has, or may have, and that cannot be read; none when absent. */
+  readonly lost?: TrackSet;
+  hashOf(track: number): Buffer | undefined;
+  readPlan(tracks: TrackSet): Iterable<FramePlan>;
+  readFrame(plan: FramePlan): StoredTrack[];
+  readTrack(track: number): Buffer | undefined;
+  close(): Promise<void>;
+}
+
+/** What of a chain could not be opened. */
+export interface ChainDamage {
+  /** An older set is missing: what no set of the chain has is lost. */
+  readonly isCut: boolean;
+  readonly findings: readonly string[];
+}
+
 interface Link {
-  readonly reader: SetReader;
+  readonly reader: ChainSet;
   /** The tracks with content that the chain takes from this set. */
   readonly serves: TrackSet;
 }
@@ -37,9 +63,12 @@ export class ChainView {
   readonly trackCount: number;
   readonly #links: readonly Link[];
   readonly #tracks: TrackSet;
+  readonly #lost: TrackSet;
+  /** What was found damaged when the chain was opened to be salvaged, sentences. */
+  readonly findings: readonly string[];
 
   /** @param readers the chain, newest first, at least one; closed by `close`. */
-  constructor(readers: readonly SetReader[]) {
+  constructor(readers: readonly ChainSet[], damage: ChainDamage = { isCut: false, findings: [] }) {
     const [newest] = readers;
     assert(newest !== undefined, 'A chain has a set');
     this.header = newest.header;
@@ -47,12 +76,20 @@ export class ChainView {
     this.trackSizeBytes = newest.header.trackSizeBytes;
     this.trackCount = trackCountOf(newest.header);
     const open = TrackSet.all(this.trackCount);
+    const lost: TrackSet[] = [];
     this.#links = readers.map((reader) => {
       const own = reader.present.intersection(open);
       open.deleteAll(own);
+      if (reader.lost !== undefined) {
+        lost.push(reader.lost.intersection(open));
+        open.deleteAll(reader.lost);
+      }
       return { reader, serves: own.difference(reader.zeroes) };
     });
     this.#tracks = TrackSet.union(this.#links.map((link) => link.serves));
+    if (damage.isCut) lost.push(open);
+    this.#lost = TrackSet.union(lost);
+    this.findings = damage.findings;
   }
 
   /** Ids of the chain's sets, newest first. */
@@ -60,9 +97,14 @@ export class ChainView {
     return this.#links.map((link) => link.reader.id);
   }
 
-  /** The tracks whose effective content is not zero; a copy. Every other track of the volume is zero. */
+  /** The tracks whose effective content is not zero; a copy. Every other track of the volume is zero, or lost. */
   tracks(): TrackSet {
     return this.#tracks.clone();
+  }
+
+  /** The tracks that are lost; a copy. Empty but in a salvage, and never one of `tracks`. */
+  lost(): TrackSet {
+    return this.#lost.clone();
   }
 
   /**

@@ -80,6 +80,12 @@ interface Group {
 /** Compares the digest of a lane's metadata with what the seal says; lanes but lane 0 have no seal of their own. */
 export type LaneCheck = (digest: Buffer, sealRecord: Buffer | undefined) => void;
 
+/**
+ * How a lane is opened whose metadata is damaged: `strict` refuses it, `salvage` goes on with the values that are
+ * what was written, each by its own checksum.
+ */
+export type LaneMode = 'strict' | 'salvage';
+
 export class LaneReader {
   readonly path: string;
   readonly header: SetHeader;
@@ -88,6 +94,10 @@ export class LaneReader {
   readonly present: TrackSet;
   /** The tracks that the lane records as zeroes. Not to be changed. */
   readonly zeroes: TrackSet;
+  /** The tracks of the lane whose order or hashes are damaged, as far as it can say; none of them is in `present`. */
+  readonly lost: TrackSet;
+  /** What a salvage found damaged of the metadata, sentences. */
+  readonly findings: readonly string[];
   /** Decrypted on the way where it is encrypted. */
   readonly #file: LmdbFile;
   readonly #cipher: ValueCipher | undefined;
@@ -105,13 +115,15 @@ export class LaneReader {
    * @param check given the digest of the metadata and the seal's record, before any of it is used; throws where
    *   they do not agree.
    * @param master of an encrypted store.
-   * @throws {CorruptionError} where the file or its metadata is damaged.
+   * @param mode in a salvage `check` is not called where there is no digest or seal record to give.
+   * @throws {CorruptionError} where the file or its metadata is damaged; in a salvage where the file cannot be read at
+   *   all, or does not say which lane of which set it is.
    * @throws {StoreError} `newer-format`, `key-needed`, or `io` where it cannot be opened.
    */
-  static open(path: string, check: LaneCheck, master?: MasterKey): LaneReader {
+  static open(path: string, check: LaneCheck, master?: MasterKey, mode: LaneMode = 'strict'): LaneReader {
     const file = asStoreErrors(path, () => openLmdb(path, { readOnly: true, whole: true, ownLock: true }));
     try {
-      return asDamage(path, () => new LaneReader(path, { file, check, master }));
+      return asDamage(path, () => new LaneReader(path, { file, check, master, mode }));
     } catch (error) {
       void file.close();
       throw error;
@@ -120,12 +132,29 @@ export class LaneReader {
 
   private constructor(
     path: string,
-    parts: { readonly file: LmdbFile; readonly check: LaneCheck; readonly master: MasterKey | undefined },
+    parts: {
+      readonly file: LmdbFile;
+      readonly check: LaneCheck;
+      readonly master: MasterKey | undefined;
+      readonly mode: LaneMode;
+    },
   ) {
+    const findings: string[] = [];
+    const orNothing = <T>(read: () => T): T | undefined => {
+      if (parts.mode === 'strict') return read();
+      try {
+        return asDamage(path, read);
+      } catch (error) {
+        if (!(error instanceof CorruptionError)) throw error;
+        findings.push(error.message);
+        return undefined;
+      }
+    };
+    this.findings = findings;
     this.path = path;
     const stored = parts.file.database(DATABASES.header);
     checkFormat(stored.get('format'), path);
-    parts.check(digestMetadata(parts.file), stored.get(SEAL_KEY));
+    orNothing(() => parts.check(digestMetadata(parts.file), stored.get(SEAL_KEY)));
     this.#cipher = fileCipher(stored.get(KEY_KEY), parts.master, path);
     const file = encryptedFile(parts.file, this.#cipher);
     this.#file = file;
@@ -136,8 +165,32 @@ export class LaneReader {
     this.#frames = file.database(DATABASES.frames);
     this.#order = file.database(DATABASES.order);
     this.#hashes = file.database(DATABASES.hashes);
-    this.present = this.#readPresent();
-    this.zeroes = this.#readZeroes();
+    const told = orNothing(() => this.#readPresent());
+    if (parts.mode === 'strict') {
+      this.present = told ?? TrackSet.empty();
+      this.zeroes = this.#readZeroes();
+      this.lost = TrackSet.empty();
+      return;
+    }
+    const { ordered, zeroes } = this.#readGroups(orNothing);
+    this.present = told === undefined ? ordered : told.intersection(ordered);
+    this.zeroes = zeroes.intersection(this.present);
+    this.lost = told === undefined ? TrackSet.empty() : told.difference(ordered);
+  }
+
+  /** The tracks of the groups whose order and hashes are whole. */
+  #readGroups(orNothing: <T>(read: () => T) => T | undefined): { ordered: TrackSet; zeroes: TrackSet } {
+    const ordered = TrackSet.empty();
+    const zeroes = TrackSet.empty();
+    for (const key of orNothing(() => [...this.#order.keys()]) ?? []) {
+      if (key.length !== orderKey(0).length || Buffer.compare(key, ORDER_END) >= 0) continue;
+      const group = orNothing(() => this.#group(key.readUInt32BE(1) * GROUP_TRACKS));
+      for (const run of group?.runs ?? []) {
+        ordered.addRun(run);
+        if (run.frame === ZERO_FRAME) zeroes.addRun(run);
+      }
+    }
+    return { ordered, zeroes };
   }
 
   /** The set's counters, which lane 0 has. */

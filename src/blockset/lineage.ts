@@ -62,7 +62,7 @@ export function latestSets(sets: readonly StoredSet[]): KnownSet[] {
 }
 
 /** What makes one of several sets with one point the better choice: undamaged, then full, then the newer id. */
-function byPreference(a: KnownSet, b: KnownSet): number {
+export function byPreference(a: KnownSet, b: KnownSet): number {
   const damage = Number(a.damage !== undefined) - Number(b.damage !== undefined);
   if (damage !== 0) return damage;
   const full = Number(a.header.level !== 'full') - Number(b.header.level !== 'full');

@@ -41,6 +41,8 @@ import { openLmdb } from '../records/index.ts';
 import { type Ancestry, ancestryWithout, encodeAncestry, followedBy, readAncestry } from './ancestry.ts';
 import { type CatalogEntry, dropCatalog, readCatalog, updateCatalog } from './catalog.ts';
 import { ChainView } from './chain-view.ts';
+import { salvageChain } from './salvage.ts';
+import { SalvagedSet } from './salvaged-set.ts';
 import { asStoreErrorsLater, StoreError } from './errors.ts';
 import { isLeased } from './leases.ts';
 import { chainOf, pointsOf, previousPoint, selectSet, type StoredPoint, type StoredSet } from './lineage.ts';
@@ -495,6 +497,19 @@ export class Store {
         if (!isGone || attempt === CHAIN_ATTEMPTS) throw error;
       }
     }
+  }
+
+  /**
+   * The volume at a set's point as far as it can be read, whatever is damaged or missing of its chain; the caller closes
+   * it. Its `lost` tells what cannot be read, its `findings` why; more may show when it is read.
+   *
+   * @param setId a whole id, as `find` gives it.
+   * @throws {StoreError} `unknown-set`.
+   * @throws {CorruptionError} where nothing of the set itself can be read.
+   */
+  async salvage(setId: string): Promise<ChainView> {
+    const master = this.#master;
+    return await salvageChain(await this.list(), setId, (set) => SalvagedSet.open(set, { master }));
   }
 
   // ---- looking after ----------------------------------------------------------------------------------

@@ -265,7 +265,7 @@ class RestoreRun {
   }
 
   written(): Written {
-    const { lost, rangesOf, skippedBytes, tracks } = this.#plan;
+    const { lost, skippedBytes, tracks } = this.#plan;
     const missing = TrackSet.union([lost, tracks.difference(this.#done)]);
     const withContent = this.#done.difference(this.#zeroTracks);
     const result = {
@@ -274,7 +274,7 @@ class RestoreRun {
       bytesZeroed: this.#bytesZeroed,
       bytesSkipped: skippedBytes + this.#bytesSkipped,
       tracksBefore: this.#before.size,
-      missing: rangesOf(missing),
+      missing: this.#plan.rangesOf(missing),
       findings: this.#findings,
     };
     return { result, tracks: withContent, zeroTracks: this.#zeroTracks };
