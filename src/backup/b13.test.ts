@@ -3,7 +3,7 @@
  *
  * Goal: lanes write side by side, none waits for another, every track lands in exactly one lane, and equal tracks
  * are stored once; in this process and in threads alike. A lane that dies or cannot write fails the session and
- * leaves no set.
+ * leaves no set. Where a lane's file goes missing, the tracks of the others can still be salvaged.
  *
  * Method: the real volume, store and lanes. A slow lane is one whose reads are answered only after so many reads of
  * the other, so nothing depends on the time.
@@ -15,7 +15,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { deferred, present } from '../base/index.ts';
 import type { LaneParts, Store } from '../blockset/index.ts';
-import { labelled, makeTestVolume, TEST_TRACK_BYTES, builtProgram, writeLabel } from '../sim/index.ts';
+import { labelled, labelOf, makeTestVolume, TEST_TRACK_BYTES, builtProgram, writeLabel } from '../sim/index.ts';
 import { type ContainerArea, MemoryArea } from '../volume/index.ts';
 import type { LaneStart } from './backup.ts';
 import { backUp } from './index.ts';
@@ -88,6 +88,12 @@ t.test('B13: lanes in parallel', async (t) => {
   const set = await store.find(outcome.set);
   await rm(present(set.lanePaths[1], 'A second lane'));
   await t.rejects(store.chain(outcome.set), /lane 1: its file is missing/, 'a lane that is missing is named');
+  const salvaged = await store.salvage(outcome.set);
+  t.match(salvaged.findings, [/lacks lane 1: there is no /]);
+  t.same(salvaged.tracks().toArray(), first, 'a salvage gives exactly the tracks of the other');
+  t.same(salvaged.lost().toArray(), second, 'and names those that are missing');
+  for (const track of first) t.equal(labelOf(salvaged.readTrack(track)), `a${track}`);
+  await salvaged.close();
 });
 
 t.test('tracks of equal content are stored once, whichever lane has them', async (t) => {

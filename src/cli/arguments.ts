@@ -16,6 +16,20 @@ export function readSize(option: string, text: string): number {
   return bytes;
 }
 
+/** Reads `<offset>+<length>`, each a size. @throws {UsageError} */
+export function readRange(
+  option: string,
+  text: string,
+): { readonly offsetBytes: number; readonly lengthBytes: number } {
+  const [offset = '', length = '', ...rest] = text.split('+');
+  const offsetBytes = parseSize(offset);
+  const lengthBytes = parseSize(length);
+  if (offsetBytes !== undefined && lengthBytes !== undefined && rest.length === 0) {
+    return { offsetBytes, lengthBytes };
+  }
+  throw new UsageError(`${option} is '${text}', wanted <offset>+<length>, such as 1M+64K`);
+}
+
 const TIME_FACTORS: Readonly<Record<string, number>> = { ms: 1, s: 1000, '': 1000, m: 60_000 };
 
 /**

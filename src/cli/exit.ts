@@ -45,6 +45,7 @@ const USAGE_CODES: ReadonlySet<string> = new Set([
   'not-encrypted',
   'bad-table',
   'bad-remap-file',
+  'bad-progress-file',
   'unknown-target',
   'outside-source',
   'misaligned',

@@ -66,6 +66,7 @@ export async function findDifferences<Entry extends ReadPlanEntry>(
     const unsure = await run.compareHashes(source);
     if (source.hashOf !== undefined) await run.compareContent(source, unsure);
     if (options.tracksOnly !== true) await run.compareZeroes();
+    options.onRead?.(run.bytesRead);
     return run.differences();
   } finally {
     await run.settle();
@@ -96,6 +97,10 @@ class ReadBack {
     this.#plan = plan;
     this.#options = options;
     this.#window = new WriteWindow(options.readers);
+  }
+
+  get bytesRead(): number {
+    return this.#bytesRead;
   }
 
   /** @returns the tracks that a hash does not decide, for `compareContent`. */
