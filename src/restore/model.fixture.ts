@@ -13,11 +13,22 @@ import {
   type DeviceCapabilities,
   type DeviceExtent,
 } from '../device/index.ts';
+import { digest } from '../records/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import type { RestoredTrack, RestoreSource } from './restore-source.ts';
 
 export interface ModelEntry {
   readonly tracks: readonly number[];
+  readonly set?: string;
+}
+
+export interface ModelSourceOptions {
+  /** The set that the frames are in. */
+  readonly set?: string;
+  /** Tracks that are lost, whatever their content. */
+  readonly lost?: readonly number[];
+  /** The source has no hashes, and is read once. */
+  readonly isReadOnce?: boolean;
 }
 
 export class ModelSource implements RestoreSource<ModelEntry> {
@@ -27,10 +38,21 @@ export class ModelSource implements RestoreSource<ModelEntry> {
   readonly frames: readonly (readonly number[])[];
   readonly damaged = new Set<number>();
   readonly reads: number[] = [];
+  readonly hashOf?: (track: number) => Buffer | undefined;
+  readonly #lost: TrackSet;
+  readonly #set: string | undefined;
 
-  constructor(content: Buffer, trackSizeBytes: number, frames?: readonly (readonly number[])[]) {
+  constructor(
+    content: Buffer,
+    trackSizeBytes: number,
+    frames?: readonly (readonly number[])[],
+    options: ModelSourceOptions = {},
+  ) {
     this.content = content;
     this.trackSizeBytes = trackSizeBytes;
+    this.#lost = TrackSet.of(options.lost ?? []);
+    this.#set = options.set;
+    if (options.isReadOnce !== true) this.hashOf = (track) => digest(this.trackContent(track));
     this.frames = frames ?? [this.tracks().toArray()];
   }
 
@@ -43,13 +65,17 @@ export class ModelSource implements RestoreSource<ModelEntry> {
     for (let track = 0; track * this.trackSizeBytes < this.sizeBytes; track += 1) {
       if (this.trackContent(track).some((byte) => byte !== 0)) set.add(track);
     }
-    return set;
+    return set.difference(this.#lost);
+  }
+
+  lost(): TrackSet {
+    return this.#lost.clone();
   }
 
   *readPlan(tracks: TrackSet): Generator<ModelEntry> {
     for (const frame of this.frames) {
       const wanted = frame.filter((track) => tracks.has(track));
-      if (wanted.length > 0) yield { tracks: wanted };
+      if (wanted.length > 0) yield { tracks: wanted, ...(this.#set === undefined ? {} : { set: this.#set }) };
     }
   }
 
