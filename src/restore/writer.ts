@@ -289,10 +289,10 @@ class RestoreRun {
     const { track, content } = restored;
     assert(this.#plan.tracks.has(track), `Source gave track ${track}, which was not asked for`);
     assert(!this.#done.has(track), `Source gave track ${track} twice`);
-    this.#done.add(track);
     if (content === undefined) {
-      this.#zeroTracks.add(track);
       for (const piece of this.#plan.piecesOf(track)) await this.#zeroPiece(piece);
+      this.#zeroTracks.add(track);
+      this.#done.add(track);
       return;
     }
     for (const piece of this.#plan.piecesOf(track)) {
@@ -308,6 +308,8 @@ class RestoreRun {
       this.#options.digests?.note(piece, bytes);
       await this.#writePiece(piece, bytes);
     }
+    // Not before: a track of which a piece was not begun must not be recorded.
+    this.#done.add(track);
   }
 
   /** As `writeZeroes` does it: what is zero already stays as it is. */
