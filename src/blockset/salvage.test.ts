@@ -45,7 +45,7 @@ function damage(path: string, pattern: Buffer | string): void {
 /** Labels of all tracks: `-` for a lost one, `!` for one that turns out damaged, `0` for zeroes. */
 function read(chain: ChainView): string {
   const lost = chain.lost();
-  const found = Array.from({ length: chain.trackCount }, (_, track) => (lost.has(track) ? '-' : '0'));
+  const found = Array.from({ length: chain.trackCount }, (_, track): string => (lost.has(track) ? '-' : '0'));
   for (const entry of chain.readPlan(chain.tracks())) {
     for (const track of entry.tracks) {
       try {

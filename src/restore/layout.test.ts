@@ -43,7 +43,10 @@ t.test('the volume, and targets that end behind what is used', (t) => {
     code: 'target-too-small',
     message: `Restore needs ${6 * TRACK} bytes, the targets a hold ${5 * TRACK} together`,
   });
-  t.throws(() => text({ sequenceBytes: 10 * TRACK }, { a: 9 }), { details: { wantedBytes: 10 * TRACK } });
+  t.throws(() => text({ sequenceBytes: 10 * TRACK }, { a: 9 }), {
+    code: 'target-too-small',
+    message: /^Restore needs 40960 bytes/,
+  });
   t.end();
 });
 
@@ -52,12 +55,12 @@ t.test('ranges, at their own addresses and packed', (t) => {
   t.equal(settleLayout(layout).spaceBytes, 8 * TRACK, 'up to the end of the last');
   t.equal(text(layout, { a: 8 }), '1x3>a:1 6x2>a:6');
   t.equal(text(layout, { a: 2, b: 8 }), '1x1>a:1 2x2>b:0 6x2>b:4');
-  t.throws(() => text(layout, { a: 7 }), { code: 'target-too-small', details: { wantedBytes: 8 * TRACK } });
+  t.throws(() => text(layout, { a: 7 }), { code: 'target-too-small', message: /^Restore needs 32768 bytes/ });
   const packed = { ...layout, pack: true };
   t.equal(settleLayout(packed).spaceBytes, 5 * TRACK);
   t.equal(text(packed, { a: 5 }), '1x3>a:2 6x2>a:0', 'in the order in which they are given');
   t.equal(text(packed, { a: 1, b: 4 }), '1x3>b:1 6x1>a:0 7x1>b:0');
-  t.throws(() => text(packed, { a: 4 }), { code: 'target-too-small', details: { wantedBytes: 5 * TRACK } });
+  t.throws(() => text(packed, { a: 4 }), { code: 'target-too-small', message: /^Restore needs 20480 bytes/ });
   t.end();
 });
 
@@ -80,7 +83,7 @@ t.test('ranges of a table keep its destinations', (t) => {
 });
 
 t.test('ranges that cannot be', (t) => {
-  const refuse = (ranges: SourceRange[], error: object): void => {
+  const refuse = (ranges: SourceRange[], error: { code: string; message?: string | RegExp }): void => {
     t.throws(() => settleLayout({ sequenceBytes: 10 * TRACK, ranges }), error);
   };
   refuse([{ offsetBytes: 1, lengthBytes: 512 }], {

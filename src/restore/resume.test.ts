@@ -9,7 +9,7 @@
 import { existsSync, readFileSync, renameSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { observeSyncs } from '../base/index.ts';
 import { DeviceRegistry } from '../device/index.ts';
 import type { ModelEntry } from './model.fixture.ts';
@@ -52,7 +52,7 @@ async function interrupted(
   return cut;
 }
 
-function setUp(t: { testdir(files: object): string }): {
+function setUp(t: Test): {
   disk: string;
   progress: string;
   requests: { name: string; uri: string }[];
