@@ -9,11 +9,17 @@
 import { fork } from 'node:child_process';
 import { deferred } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
-import { Geometry, homePathOf, type SessionPreview, type SetLevel, type Volume } from '../volume/index.ts';
+import {
+  Geometry,
+  homePathOf,
+  type SessionPreview,
+  type SetLevel,
+  type Volume,
+  ZeroRuns,
+} from '../volume/index.ts';
 import { BackupError } from './errors.ts';
 import { type HostMessage, isChildMessage, type Level, type OfferMessage } from './messages.ts';
 import { fromWireError } from './remote-source.ts';
-import { ZeroRuns } from './zero-runs.ts';
 
 export interface DryRunOptions {
   readonly volume: Volume;

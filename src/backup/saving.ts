@@ -21,12 +21,11 @@ import { allFinished, LIMITS, present } from '../base/index.ts';
 import type { SessionCounters } from '../blockset/index.ts';
 import { DIGEST_BYTES } from '../records/index.ts';
 import { type TrackRun, TrackSet } from '../tracks/index.ts';
-import { type DivertedTrack, Geometry, type SessionPlan } from '../volume/index.ts';
+import { type AlikeRun, type DivertedTrack, Geometry, type SessionPlan, ZeroRuns } from '../volume/index.ts';
 import { type HeldTracks, type LaneWorker, partsOf, tracksOf } from './lane-worker.ts';
 import type { RateLimit } from './rate-limit.ts';
 import { SeenTracks } from './seen-tracks.ts';
 import type { SessionSource } from './source.ts';
-import { type AlikeRun, ZeroRuns } from './zero-runs.ts';
 
 /** The effective content at the point the set builds on. */
 export interface BaseContent {

@@ -78,6 +78,9 @@ export const LIMITS = {
   /** ... and points kept for each of them: those of some full backups in a row that failed, and a base. */
   pointClaimCountMax: 4,
 
+  /** Targets of copies that a volume remembers the point of; each may keep a boundary. */
+  copyRecordCountMax: 64,
+
   /** Asynchronous native calls at once in the process; each holds a thread of Node's pool, and koffi fails at 257. */
   nativeCallCountMax: 2,
   /** One fallocate call covers at most this: a hole of 512 MiB took 223 ms. */
@@ -275,6 +278,10 @@ export const LIMITS = {
   restoreCheckpointBytes: 256 * MIB,
   /** The progress file of a restore, parsed in memory: a bit for each of 2^30 tracks, as text. */
   progressFileBytesMax: 256 * MIB,
+  /** What a copy reads, confirms and writes in one go ... */
+  copyRunBytesMax: MIB,
+  /** ... and how many of these it does at once, each a buffer in memory and at most one call on the thread pool. */
+  copyRunCountMax: 4,
 
   /** Steps of a session on media that are kept for its status: 128 media. */
   mediaStepCountMax: 512,

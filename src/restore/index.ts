@@ -1,5 +1,14 @@
 export { ChainDevice, type ChainDeviceOptions } from './chain-device.ts';
 export {
+  copyVolume,
+  planCopy,
+  type CopyOptions,
+  type CopyPlan,
+  type CopyPlanOptions,
+  type CopyResult,
+} from './copy.ts';
+export type { CopyProgress } from './copy-run.ts';
+export {
   isRestoreError,
   RestoreCorruptionError,
   RestoreError,

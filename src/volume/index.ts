@@ -35,6 +35,7 @@ export type { FillOptions, Recovery, RecoveryStatus } from './recovery.ts';
 export type { OpenVolumeOptions } from './opening.ts';
 export type { BaseCandidate } from './base-choice.ts';
 export type { SessionPreview, SessionRequest } from './sessions.ts';
+export { type Consumer, type CopiedTarget, type CopyRecord, homeStamp, type HomeStamp } from './state.ts';
 export type { SnapshotDevice } from './snapshot-device.ts';
 export {
   FULL_POLICIES,
@@ -43,5 +44,7 @@ export {
   type SnapshotKind,
   type SnapshotInfo,
 } from './snapshot-info.ts';
+export { isZero } from './snapshot-store.ts';
 export type { CreatedSnapshot, VolumeStatus } from './volume-status.ts';
 export { Volume } from './volume.ts';
+export { type AlikeRun, ZeroRuns } from './zero-runs.ts';

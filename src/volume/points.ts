@@ -14,7 +14,7 @@ import type { ClosedEpoch, EpochHistory, Fold } from './epoch-history.ts';
 import { boundariesToKeep } from './folding.ts';
 import { IntentLog, type IntentPlace, regionOf, removeSegments } from './intent-log.ts';
 import type { Snapshots } from './snapshots.ts';
-import type { Claim, Consumer, VolumeState } from './state.ts';
+import type { Claim, Consumer, CopiedTarget, CopyRecord, VolumeState } from './state.ts';
 import type { WritePath } from './write-path.ts';
 
 export interface PointsOptions {
@@ -126,12 +126,37 @@ export class Points {
   async saveConsumer(consumer: Consumer): Promise<void> {
     const claim = this.#claims.get(consumer.name);
     const claims = [...this.#claims.values()].filter((one) => one !== claim);
-    const fold = this.#fold(consumer.point, claims, [
-      consumer,
-      ...this.#options.state.consumers().filter(({ name }) => name !== consumer.name),
-    ]);
-    await this.#options.state.saveConsumer(consumer, { fold, claims });
+    const others = this.#options.state.consumers().filter(({ name }) => name !== consumer.name);
+    const dropped = consumer.copy === undefined ? [] : copiesTooMany(others);
+    const kept = others.filter(({ name }) => !dropped.includes(name));
+    const fold = this.#fold(consumer.point, claims, [consumer, ...kept]);
+    await this.#options.state.saveConsumer(consumer, { fold, claims, dropped });
     if (this.#claims.get(consumer.name) === claim) this.#claims.delete(consumer.name);
+  }
+
+  /**
+   * The targets of a copy no longer hold what the record says, or what they hold is not known to the record. Durable
+   * when it resolves.
+   *
+   * @param base what they held; undefined where what they held does not count, and the record goes.
+   * @param left.targets how they were left; nobody has looked yet where left out.
+   * @param left.others consumers that have something else there, and whose records go.
+   */
+  async saveIncomplete(
+    name: string,
+    base: string | undefined,
+    left: { readonly targets?: readonly CopiedTarget[]; readonly others?: readonly string[] },
+  ): Promise<void> {
+    const { state } = this.#options;
+    const { targets, others = [] } = left;
+    const record = state.consumers().find((one) => one.name === name);
+    if (record === undefined && others.length === 0) return;
+    if (record === undefined || record.point !== base) {
+      await state.replaceConsumers([...others, name], undefined);
+    } else {
+      const copy: CopyRecord = { targets: targets ?? unwatched(record), isIncomplete: true };
+      await state.replaceConsumers(others, { ...record, copy });
+    }
   }
 
   /** The volume has more tracks now. Not during a freeze. */
@@ -201,4 +226,18 @@ export class Points {
     }
     return regions;
   }
+}
+
+/** The copies' records that have to go for one more: those that were complete longest ago. */
+function copiesTooMany(consumers: readonly Consumer[]): string[] {
+  return consumers
+    .filter(({ copy }) => copy !== undefined)
+    .toSorted((a, b) => b.atMs - a.atMs)
+    .slice(LIMITS.copyRecordCountMax - 1)
+    .map(({ name }) => name);
+}
+
+/** The targets of a copy, changed since anybody looked. */
+function unwatched({ copy }: Consumer): readonly CopiedTarget[] {
+  return copy?.targets.map(({ place, sizeBytes }) => ({ place, sizeBytes })) ?? [];
 }

@@ -14,6 +14,7 @@
 import type { TrackRun, TrackSet } from '../tracks/index.ts';
 import { VolumeError } from './errors.ts';
 import type { DivertedTrack } from './protection.ts';
+import type { CopiedTarget, CopyRecord } from './state.ts';
 
 export type SessionState = 'running' | 'completing' | 'done' | 'failed';
 
@@ -90,7 +91,12 @@ export interface BackupSessionOptions {
   /** Settles when the point, and everything it closed, is durable. */
   readonly durable: Promise<void>;
   /** The consumer's point moves to the session's; durable when it resolves. */
-  readonly saveConsumer: (set: string) => Promise<void>;
+  readonly saveConsumer: (set: string, copy?: CopyRecord) => Promise<void>;
+  /** The consumer's record counts for less from now on; see `beginReplacing`. */
+  readonly saveIncomplete: (left: {
+    readonly targets?: readonly CopiedTarget[];
+    readonly others?: readonly string[];
+  }) => Promise<void>;
   /** The session no longer needs its place on the write path. */
   readonly onEnded: () => void;
 }
@@ -99,6 +105,7 @@ export class BackupSession {
   readonly plan: SessionPlan;
   readonly #options: BackupSessionOptions;
   #state: SessionState = 'running';
+  #isReplacing = false;
   #failure: unknown;
   #ending: Promise<void> | undefined;
   readonly #abort = new AbortController();
@@ -177,6 +184,30 @@ export class BackupSession {
   }
 
   /**
+   * To be called before the first write of a session that writes over what its consumer has, as a copy does to its
+   * targets. From here on until `complete` they hold neither what they held at the base nor what the plan's point
+   * holds; durable when it resolves. However it ends then, power cuts included, no later session takes them for
+   * current: they count as they were at the base, but for all that changed since, or as unknown where this session
+   * has no base.
+   *
+   * @param others consumers that have something else in the same place: their points count for nothing any more.
+   */
+  async beginReplacing(others: readonly string[] = []): Promise<void> {
+    this.#assertRunning();
+    this.#isReplacing = true;
+    await this.#options.saveIncomplete({ others });
+    this.#assertRunning();
+  }
+
+  /**
+   * How the targets look that are left half written, so that it can be told whether somebody else changes them.
+   * Nothing may write to them any more. Without effect where `beginReplacing` was not called, or the session is done.
+   */
+  async leaveIncomplete(targets: readonly CopiedTarget[]): Promise<void> {
+    if (this.#isReplacing && this.#state !== 'done') await this.#options.saveIncomplete({ targets });
+  }
+
+  /**
    * Asks to seal the set: everything was saved, and the point is durable when this resolves. From here on the
    * session cannot be cancelled.
    */
@@ -190,10 +221,14 @@ export class BackupSession {
     this.#state = 'completing';
   }
 
-  /** The set is sealed and catalogued: the consumer's point moves (promise 4). */
-  async complete(set: string): Promise<void> {
+  /**
+   * The set is sealed and catalogued, or the targets hold the point, durably: the consumer's point moves (promise 4).
+   *
+   * @param copy how the targets of a copy look.
+   */
+  async complete(set: string, copy?: CopyRecord): Promise<void> {
     if (this.#state !== 'completing') throw this.#ended(`it is ${this.#state}, not completing`);
-    await this.#options.saveConsumer(set);
+    await this.#options.saveConsumer(set, copy);
     this.#state = 'done';
     await this.#end();
   }

@@ -51,7 +51,7 @@ export interface SessionPreview extends Pick<
 > {}
 
 /** What a session is made of. */
-interface SessionParts extends Omit<BackupSessionOptions, 'saveConsumer' | 'onEnded'> {
+interface SessionParts extends Omit<BackupSessionOptions, 'saveConsumer' | 'saveIncomplete' | 'onEnded'> {
   /** The point of the last full set that the store has with this session's. */
   readonly full: string | undefined;
 }
@@ -214,17 +214,20 @@ export class Sessions {
   #begin({ full, ...parts }: SessionParts): BackupSession {
     const { points, clock } = this.#options;
     const { consumer } = parts;
-    const { point } = parts.plan;
+    const { point, base } = parts.plan;
     const session: BackupSession = new BackupSession({
       ...parts,
-      saveConsumer: (set) =>
+      saveConsumer: (set, copy) =>
         points.saveConsumer({
           name: consumer,
           point,
           set,
           atMs: clock.now(),
-          ...(full === undefined ? {} : { full }),
+          // Nobody asks for what changed since the first copy.
+          ...(full === undefined || copy !== undefined ? {} : { full }),
+          ...(copy === undefined ? {} : { copy }),
         }),
+      saveIncomplete: (left) => points.saveIncomplete(consumer, base, left),
       onEnded: () => this.#running.delete(session),
     });
     this.#running.add(session);

@@ -38,7 +38,7 @@ export interface VolumeRecord {
   readonly snapshotBy?: 'copy' | 'clone';
 }
 
-/** How the home looked at the clean stop; a home that looks different was changed behind our back. */
+/** How a file looked, such as the home at the clean stop; one that looks different was changed behind our back. */
 export interface HomeStamp {
   readonly sizeBytes: string;
   readonly inode: string;
@@ -46,7 +46,7 @@ export interface HomeStamp {
 }
 
 export interface Consumer {
-  /** The store's id. */
+  /** The store's id; of a copy's targets a name made from them. */
   readonly name: string;
   /** The point of its last complete set. */
   readonly point: string;
@@ -54,6 +54,26 @@ export interface Consumer {
   readonly full?: string;
   readonly set: string;
   readonly atMs: number;
+  /** There where it is the targets of a copy, which has no sets: what is sent is written over what was there. */
+  readonly copy?: CopyRecord;
+}
+
+/** What a copy left its targets as. */
+export interface CopyRecord {
+  /** In the order of the copy. */
+  readonly targets: readonly CopiedTarget[];
+  /**
+   * A later copy began to write there and did not complete: tracks that changed since the point may hold anything.
+   */
+  readonly isIncomplete?: true;
+}
+
+export interface CopiedTarget {
+  /** A path without links, or a URI. */
+  readonly place: string;
+  readonly sizeBytes: number;
+  /** How the file looked when the copy ended; missing where there is no regular file, or nobody looked. */
+  readonly stamp?: HomeStamp;
 }
 
 export interface PoisonRecord {
@@ -121,6 +141,8 @@ export interface BoundaryChanges {
   readonly fold: Fold;
   /** All there are. */
   readonly claims: readonly Claim[];
+  /** Consumers whose records go. */
+  readonly dropped?: readonly string[];
 }
 
 /** Tracks that the volume grew by, and the epoch that was open then. */
@@ -421,7 +443,16 @@ export class VolumeState {
   async saveConsumer(consumer: Consumer, changes: BoundaryChanges): Promise<void> {
     await this.#commit(() => {
       this.#consumers.put(consumer.name, json(consumer));
+      for (const name of changes.dropped ?? []) this.#consumers.remove(name);
       this.#putBoundaries(changes);
+    });
+  }
+
+  /** Records of consumers go, and one changes whose point stays where it is. Boundaries stay as they are. */
+  async replaceConsumers(dropped: readonly string[], changed: Consumer | undefined): Promise<void> {
+    await this.#commit(() => {
+      for (const name of dropped) this.#consumers.remove(name);
+      if (changed !== undefined) this.#consumers.put(changed.name, json(changed));
     });
   }
 
@@ -520,7 +551,7 @@ export async function directoryIdentity(directory: string): Promise<DirectoryIde
   return { device: String(dev), inode: String(ino) };
 }
 
-/** How a home file looks now; undefined where it is no regular file and cannot be watched. */
+/** How a file looks now; undefined where it is no regular file and cannot be watched. */
 export async function homeStamp(path: string): Promise<HomeStamp | undefined> {
   const found = await stat(path, { bigint: true });
   if (!found.isFile()) return undefined;

@@ -6,9 +6,9 @@
  */
 
 import { GIB } from '../base/index.ts';
+import type { BlockDevice } from '../device/index.ts';
 import type { TrackRun, TrackSet } from '../tracks/index.ts';
-import type { Geometry } from '../volume/index.ts';
-import type { HomeReader } from './source.ts';
+import type { Geometry } from './geometry.ts';
 
 const WINDOW_BYTES = GIB;
 
@@ -19,11 +19,11 @@ export interface AlikeRun extends TrackRun {
 
 export class ZeroRuns {
   readonly #geometry: Geometry;
-  readonly #home: HomeReader;
+  readonly #home: Pick<BlockDevice, 'extents'>;
   /** What is known of the current window, ascending. */
   #parts: AlikeRun[] = [];
 
-  constructor(geometry: Geometry, home: HomeReader) {
+  constructor(geometry: Geometry, home: Pick<BlockDevice, 'extents'>) {
     this.#geometry = geometry;
     this.#home = home;
   }
