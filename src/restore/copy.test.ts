@@ -311,6 +311,25 @@ t.test('a file that was left incomplete is gone on with, unless somebody else to
   t.same(labelsIn(readFileSync(file)), await labelsOf(volume));
 });
 
+t.test('what a copy that failed wrote is not missed by one of an older snapshot', async (t) => {
+  const { volume } = await start(t);
+  const targets = new TestTargets();
+  const target = targets.add('one', A.length * TRACK);
+  await copyTo(volume, ['test:one'], { targets });
+  await writeLabel(volume, 1, 'b1');
+  await volume.createSnapshot('s');
+  const snapshot = await labelsOf(volume);
+  // Not among what changed up to the snapshot.
+  await writeLabel(volume, 5, 'c5');
+  const rule = target.fail({ kind: 'flush' });
+  await t.rejects(copyTo(volume, ['test:one'], { targets }), { code: 'target-failed' });
+  rule.remove();
+  t.same(labelsIn(await contentOf(target)), await labelsOf(volume), 'it had come that far');
+  const options = { targets, snapshot: 's' };
+  t.match(await copyTo(volume, ['test:one'], options), { level: 'full', reason: /was not completed/ });
+  t.same(labelsIn(await contentOf(target)), snapshot);
+});
+
 t.test('a full copy that fails forgets what the targets held', async (t) => {
   const { volume } = await start(t);
   const targets = new TestTargets();
