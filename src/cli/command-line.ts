@@ -12,6 +12,7 @@ import type { CommandContext, GlobalOptions, Run } from './command.ts';
 import { addAttach } from './commands/attach.ts';
 import { addBackup } from './commands/backup.ts';
 import { addCancel } from './commands/cancel.ts';
+import { addCopy } from './commands/copy.ts';
 import { addDetach } from './commands/detach.ts';
 import { addRestore } from './commands/restore.ts';
 import { addServe } from './commands/serve.ts';
@@ -37,6 +38,7 @@ const COMMANDS = [
   addBackup,
   addStore,
   addRestore,
+  addCopy,
   addStatus,
   addCancel,
 ];

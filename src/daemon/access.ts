@@ -12,6 +12,7 @@ import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-param
 import { ControlClient, type RequestListener } from './control-client.ts';
 import type { SnapshotChanges, SnapshotClone } from './control-protocol.ts';
 import type { RequestEvents } from './control-server.ts';
+import type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
 import { type CheckOptions, type CheckResult, checkVolume as checkOffline } from '../volume/index.ts';
@@ -27,6 +28,9 @@ export interface VolumeAccess {
   backup(params: BackupParams, events: RequestEvents): Promise<readonly BackupOutcome[]>;
   /** What that would read and store, of each volume. */
   backupPlan(params: BackupParams): Promise<readonly DryRun[]>;
+  copy(params: CopyParams, events: RequestEvents): Promise<CopyOutcome>;
+  /** What that would send. */
+  copyPlan(params: CopyParams): Promise<CopyForecast>;
   snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<readonly StatusRecord[]>;
   snapshotList(): Promise<readonly StatusRecord[]>;
   snapshotDelete(name: string): Promise<unknown>;
@@ -92,6 +96,8 @@ export async function reachVolumes(
     status: () => host.status(),
     backup: (params, events) => host.backup(params, once(events)),
     backupPlan: (params) => host.backupPlan(params),
+    copy: (params, events) => host.copy(params, once(events)),
+    copyPlan: (params) => host.copyPlan(params),
     snapshotCreate: async (params, events) =>
       (await host.snapshotCreate(params, once(events))).map((one) => ({ ...one })),
     snapshotList: async () => (await host.snapshotList()).map((one) => ({ ...one })),
@@ -201,6 +207,18 @@ class OnlineAccess implements VolumeAccess {
     return result;
   }
 
+  async copy(params: CopyParams, events: RequestEvents): Promise<CopyOutcome> {
+    const result = await this.#client.request({ command: 'copy', params }, listenerOf(events));
+    if (!isCopyOutcome(result)) throw badReply('copy', result);
+    return result;
+  }
+
+  async copyPlan(params: CopyParams): Promise<CopyForecast> {
+    const result = await this.#client.request({ command: 'copy-plan', params });
+    if (!isCopyForecast(result)) throw badReply('copy-plan', result);
+    return result;
+  }
+
   async snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<readonly StatusRecord[]> {
     return this.#list('snapshot-create', { command: 'snapshot-create', params }, events);
   }
@@ -289,6 +307,16 @@ function isBackupOutcome(value: unknown): value is BackupOutcome {
 function isDryRun(value: unknown): value is DryRun {
   if (!isRecord(value) || typeof value['volume'] !== 'string') return false;
   return ['tracks', 'zeroTracks', 'bytes'].every((member) => typeof value[member] === 'number');
+}
+
+function isCopyOutcome(value: unknown): value is CopyOutcome {
+  return (
+    isRecord(value) && ['tracks', 'bytesWritten', 'durationMs'].every((one) => typeof value[one] === 'number')
+  );
+}
+
+function isCopyForecast(value: unknown): value is CopyForecast {
+  return isRecord(value) && ['tracks', 'zeroTracks', 'bytes'].every((one) => typeof value[one] === 'number');
 }
 
 function isGrowOutcome(value: unknown): value is GrowOutcome {

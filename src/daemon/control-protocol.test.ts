@@ -20,6 +20,12 @@ const BACKUP = {
   ],
 } as const;
 
+const COPY = {
+  targets: ['/copy.raw', 'nbd://host/export'],
+  full: false,
+  container: [{ kind: 'memory', sizeBytes: 4096 }],
+} as const;
+
 t.test('requests survive the wire', (t) => {
   const requests: readonly ControlRequest[] = [
     { id: 0, command: 'status' },
@@ -32,6 +38,9 @@ t.test('requests survive the wire', (t) => {
     { id: 9, command: 'backup', params: { ...BACKUP, level: 'differential', fullEvery: 7, maxWaitMs: 500 } },
     { id: 7, command: 'backup', params: { ...BACKUP, key: { passphrase: 'correct horse' } } },
     { id: 8, command: 'backup', params: { ...BACKUP, key: { keyFile: '/root/store.key' } } },
+    { id: 10, command: 'copy', params: COPY },
+    { id: 11, command: 'copy-plan', params: { ...COPY, remap: '/plan.json', snapshot: 's', full: true } },
+    { id: 12, command: 'copy', params: { ...COPY, maxWaitMs: 500, rateBytesPerSecond: 1 } },
     { id: 6, command: 'grow', params: { sizeBytes: 1_048_576 } },
   ];
   for (const request of requests) {
@@ -137,6 +146,18 @@ t.test('wrong requests are answered under their id, with what is wrong', (t) => 
   ];
   for (const [params, pattern] of wrong) {
     cases.push([JSON.stringify({ id: 9, command: 'backup', params: { ...BACKUP, ...params } }), 9, pattern]);
+  }
+  const wrongCopies: [object, RegExp][] = [
+    [{ targets: [] }, /Member targets is \[\], wanted a list of 1 to 256/],
+    [{ targets: '/copy.raw' }, /Member targets is "\/copy.raw"/],
+    [{ targets: ['copy.raw'] }, /A member of targets is "copy.raw", wanted an absolute path or a URI/],
+    [{ remap: 'plan.json' }, /Member remap is "plan.json", wanted an absolute path/],
+    [{ snapshot: '' }, /Member snapshot is ""/],
+    [{ rateBytesPerSecond: 0 }, /Member rateBytesPerSecond is 0/],
+    [{ container: undefined }, /Member container is missing/],
+  ];
+  for (const [params, pattern] of wrongCopies) {
+    cases.push([JSON.stringify({ id: 3, command: 'copy', params: { ...COPY, ...params } }), 3, pattern]);
   }
   for (const [line, id, pattern] of cases) {
     const answer = parseRequest(line);

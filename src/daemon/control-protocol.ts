@@ -18,6 +18,7 @@ import {
   LEVELS,
   type SnapshotParams,
 } from './backup-params.ts';
+import type { CopyParams } from './copy-params.ts';
 import { DaemonError, type WireError } from './errors.ts';
 import type { FreezeHooks } from './freeze-hooks.ts';
 
@@ -25,6 +26,7 @@ export type ControlRequest = { readonly id: number } & (
   | { readonly command: 'status' }
   | { readonly command: 'show' }
   | { readonly command: 'backup' | 'backup-plan'; readonly params: BackupParams }
+  | { readonly command: 'copy' | 'copy-plan'; readonly params: CopyParams }
   | { readonly command: 'snapshot-create'; readonly params: SnapshotParams }
   | { readonly command: 'snapshot-list' }
   | { readonly command: 'snapshot-delete'; readonly params: { readonly name: string } }
@@ -57,6 +59,8 @@ export const COMMANDS = [
   'show',
   'backup',
   'backup-plan',
+  'copy',
+  'copy-plan',
   'cancel',
   'grow',
   'snapshot-create',
@@ -124,6 +128,7 @@ function readRequest(id: number, value: Json): ControlRequest {
   const params = value['params'] === undefined ? {} : asObject(value['params'], 'Member params');
   if (command === 'backup' || command === 'backup-plan')
     return { id, command, params: readBackupParams(params) };
+  if (command === 'copy' || command === 'copy-plan') return { id, command, params: readCopyParams(params) };
   if (command === 'cancel') {
     const session = params['session'];
     return { id, command, params: session === undefined ? {} : { session: readString(params, 'session') } };
@@ -173,6 +178,28 @@ function readBackupParams(params: Json): BackupParams {
   };
 }
 
+function readCopyParams(params: Json): CopyParams {
+  const { targets } = params;
+  if (!Array.isArray(targets) || targets.length === 0 || targets.length > LIMITS.restoreTargetCountMax) {
+    throw badRequest(
+      `Member targets is ${show(targets)}, wanted a list of 1 to ${LIMITS.restoreTargetCountMax}`,
+    );
+  }
+  return {
+    targets: targets.map((target: unknown) => {
+      if (typeof target === 'string' && (isAbsolute(target) || /^[a-z][a-z0-9.+-]*:/i.test(target)))
+        return target;
+      throw badRequest(`A member of targets is ${show(target)}, wanted an absolute path or a URI`);
+    }),
+    ...(params['remap'] === undefined ? {} : { remap: readAbsolute(params, 'remap') }),
+    ...(params['snapshot'] === undefined ? {} : { snapshot: readString(params, 'snapshot') }),
+    full: params['full'] === true,
+    container: readContainer(params['container']),
+    ...readMaxWait(params['maxWaitMs']),
+    ...readRate(params['rateBytesPerSecond']),
+  };
+}
+
 /** What only a store can do is refused; see `BackupParams`. */
 function readMedium(params: Json): { readonly medium?: MediumTarget } {
   if (params['medium'] === undefined) return {};
@@ -211,15 +238,18 @@ function readStyle(style: Json): WriteStyle {
   ) {
     throw badRequest(`Member compressionLevel is ${show(compressionLevel)}, wanted ${min} to ${max}`);
   }
-  if (rateBytesPerSecond !== undefined && (!isCount(rateBytesPerSecond) || rateBytesPerSecond === 0)) {
-    throw badRequest(`Member rateBytesPerSecond is ${show(rateBytesPerSecond)}, wanted at least 1`);
-  }
   return {
     codec: readChoice(style, 'codec', CODECS),
     ...(compressionLevel === undefined ? {} : { compressionLevel }),
-    ...(rateBytesPerSecond === undefined ? {} : { rateBytesPerSecond }),
+    ...readRate(rateBytesPerSecond),
     ...(lanes === undefined ? {} : { lanes: readLanes(lanes) }),
   };
+}
+
+function readRate(value: unknown): { readonly rateBytesPerSecond?: number } {
+  if (value === undefined) return {};
+  if (isCount(value) && value > 0) return { rateBytesPerSecond: value };
+  throw badRequest(`Member rateBytesPerSecond is ${show(value)}, wanted at least 1`);
 }
 
 function readLanes(value: unknown): readonly string[] {

@@ -14,6 +14,7 @@ import type { DryRun, SetOutcome } from '../backup/index.ts';
 import { CorruptionError, deferred, LIMITS } from '../base/index.ts';
 import { ControlClient, CONTROL_SOCKET_NAME } from './control-client.ts';
 import { type ControlHandlers, ControlServer } from './control-server.ts';
+import type { CopyOutcome } from './copy-params.ts';
 import { DaemonError } from './errors.ts';
 
 const PARAMS = { store: '/store', level: 'full', style: { codec: 'none' }, container: [] } as const;
@@ -46,12 +47,32 @@ const PLAN: DryRun = {
   bytes: 65_536,
 };
 
+const COPY: CopyOutcome = {
+  volume: 'vol',
+  snapshot: undefined,
+  targets: ['/copy.raw'],
+  level: 'full',
+  base: undefined,
+  reason: undefined,
+  point: 'p1',
+  tracks: 2,
+  bytesRead: 1,
+  bytesWritten: 1,
+  bytesZeroed: 0,
+  bytesSkipped: 0,
+  diverted: 0,
+  freezeMs: 0.1,
+  durationMs: 5,
+};
+
 function makeHandlers(changed: Partial<ControlHandlers> = {}): ControlHandlers {
   return {
     status: async () => ({ state: 'fine' }),
     show: async () => ({ name: 'vol' }),
     backup: async () => [OUTCOME],
     backupPlan: async () => [PLAN],
+    copy: async () => COPY,
+    copyPlan: async ({ targets }) => ({ ...PLAN, targets, snapshot: undefined }),
     snapshotCreate: async ({ name }) => [{ volume: 'vol', name }],
     snapshotList: async () => [],
     snapshotDelete: async (name) => ({ name }),

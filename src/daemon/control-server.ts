@@ -19,6 +19,7 @@ import {
   type SnapshotChanges,
   type SnapshotClone,
 } from './control-protocol.ts';
+import type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 import { DaemonError, toWireError } from './errors.ts';
 import { LineSplitter } from './lines.ts';
 import { openSocketPath, removeStaleSocket, restrictSocket, type SocketPath } from './socket-path.ts';
@@ -38,6 +39,8 @@ export interface ControlHandlers {
   /** One outcome for each volume. */
   backup(params: BackupParams, events: RequestEvents): Promise<readonly BackupOutcome[]>;
   backupPlan(params: BackupParams): Promise<readonly DryRun[]>;
+  copy(params: CopyParams, events: RequestEvents): Promise<CopyOutcome>;
+  copyPlan(params: CopyParams): Promise<CopyForecast>;
   snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<unknown>;
   snapshotList(): Promise<unknown>;
   snapshotDelete(name: string): Promise<unknown>;
@@ -201,6 +204,10 @@ class Connection {
         return this.#handlers.backup(request.params, this.#eventsOf(request.id));
       case 'backup-plan':
         return this.#handlers.backupPlan(request.params);
+      case 'copy':
+        return this.#handlers.copy(request.params, this.#eventsOf(request.id));
+      case 'copy-plan':
+        return this.#handlers.copyPlan(request.params);
       case 'snapshot-create':
         return this.#handlers.snapshotCreate(request.params, this.#eventsOf(request.id));
       case 'snapshot-list':

@@ -17,6 +17,7 @@ export {
   ON_FULL,
   type OnFull,
 } from './backup-params.ts';
+export type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 export { createDeviceRegistry } from './devices.ts';
 export {
   type ByteRange,

@@ -17,11 +17,13 @@ import { backUpTogether, type Member, planTogether } from './backup-together.ts'
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import type { SnapshotChanges, SnapshotClone } from './control-protocol.ts';
 import type { ControlHandlers, RequestEvents } from './control-server.ts';
+import type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 import { DaemonError } from './errors.ts';
 import type { VolumeExports } from './exports.ts';
 import { withFreezeHooks } from './freeze-hooks.ts';
 import { realPathOf } from './real-path.ts';
 import { SessionRegistry, severalSessions } from './sessions.ts';
+import { copyOnto, planCopyOnto } from './volume-copy.ts';
 
 export interface HostOptions {
   /** What the owner is doing, for whoever is refused: `serving`. */
@@ -117,6 +119,16 @@ export class VolumeHost implements ControlHandlers {
   /** What that would read and store; see `planTogether`. */
   async backupPlan(params: BackupParams): Promise<readonly DryRun[]> {
     return planTogether(await this.#members(params), params);
+  }
+
+  /** Copies this volume, or a snapshot of it, to other devices; see `copyOnto`. */
+  copy(params: CopyParams, events: RequestEvents): Promise<CopyOutcome> {
+    return copyOnto(this, params, events);
+  }
+
+  /** What that would send; see `planCopyOnto`. */
+  copyPlan(params: CopyParams): Promise<CopyForecast> {
+    return planCopyOnto(this, params);
   }
 
   async cancel(session: string | undefined): Promise<{ readonly session: string }> {
