@@ -1,10 +1,10 @@
 /**
  * Goal: the loop of a serving process never stalls for more than 20 ms, whatever large requests it serves: reads and
- * writes of 1 MiB, a flush, zeroes, the map of a fragmented volume, the freeze of a backup and the copying before
- * writes that follows.
+ * writes of 1 MiB, a flush, zeroes, the map of a fragmented volume, the freeze of a backup or a copy and
+ * the copying before writes that follows.
  *
  * Method: `cowbell serve` with its loop watched from inside (support/loop-watch.ts, which says what is taken off),
- * eight large requests at once, the map asked for without a pause, two backups. What no process can tell, such
+ * eight large requests at once, the map asked for without a pause, two backups and a copy. What no process can tell, such
  * as a virtual machine's own pauses, spoils a try now and then: the best of three counts.
  */
 import { join } from 'node:path';
@@ -81,6 +81,7 @@ t.test('large requests, maps and backups', async (t) => {
     // A full one with its freeze, and one more with hardly any pause: both while the loads go on.
     await backUp(at('vol'), at('store'), ['--level', 'full', '--container', 'memory:8M']);
     await backUp(at('vol'), at('store'));
+    await mustCowbell(['copy', at('vol'), at('copy.raw'), '--full', '--container', 'memory:8M']);
     isOver = true;
     const [doneBytes = 0, extentCount = 0] = await Promise.all(loads);
     const report = await watched.report();

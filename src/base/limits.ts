@@ -278,10 +278,12 @@ export const LIMITS = {
   restoreCheckpointBytes: 256 * MIB,
   /** The progress file of a restore, parsed in memory: a bit for each of 2^30 tracks, as text. */
   progressFileBytesMax: 256 * MIB,
-  /** What a copy reads, confirms and writes in one go ... */
-  copyRunBytesMax: MIB,
-  /** ... and how many of these it does at once, each a buffer in memory and at most one call on the thread pool. */
+  /** What a copy reads, confirms and writes in one go: larger than what a file tries at once, clients come first. */
+  copyRunBytesMax: 2 * MIB,
+  /** How many of these it does at once, each a buffer in memory and at most one call on the thread pool. */
   copyRunCountMax: 4,
+  /** A copy flushes a target after so much: one sync of all at its end would hold up whoever else syncs on that disk. */
+  copyFlushBytes: 64 * MIB,
 
   /** Steps of a session on media that are kept for its status: 128 media. */
   mediaStepCountMax: 512,

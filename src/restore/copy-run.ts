@@ -70,7 +70,8 @@ export class CopyRun {
   readonly #options: CopyRunOptions;
   readonly #geometry: Geometry;
   readonly #byName: ReadonlyMap<string, RestoreTarget>;
-  readonly #touched = new Set<RestoreTarget>();
+  /** Those that were written to, with the bytes since the last flush. */
+  readonly #touched = new Map<RestoreTarget, number>();
   readonly #runs: AsyncGenerator<AlikeRun>;
   #bytesRead = 0;
   #bytesWritten = 0;
@@ -123,7 +124,7 @@ export class CopyRun {
 
   /** Names of the targets that were written to. */
   get touched(): readonly string[] {
-    return Array.from(this.#touched, ({ name }) => name);
+    return Array.from(this.#touched.keys(), ({ name }) => name);
   }
 
   get #runBytes(): number {
@@ -249,9 +250,12 @@ export class CopyRun {
 
   async #write(target: RestoreTarget, offsetBytes: number, content: Buffer): Promise<void> {
     this.#assertGoing();
-    this.#touched.add(target);
+    this.#touch(target, content.length);
     await this.#on(target, 'Writing to', () => target.device.write(content, offsetBytes));
     this.#bytesWritten += content.length;
+    if ((this.#touched.get(target) ?? 0) < LIMITS.copyFlushBytes) return;
+    this.#touched.set(target, 0);
+    await this.#on(target, 'Flushing', () => target.device.flush());
   }
 
   async #zero(target: RestoreTarget, offsetBytes: number, lengthBytes: number): Promise<void> {
@@ -261,13 +265,17 @@ export class CopyRun {
     }
     for (let at = 0; at < lengthBytes; at += LIMITS.restoreZeroBytesMax) {
       this.#assertGoing();
-      this.#touched.add(target);
+      this.#touch(target, 0);
       const pieceBytes = Math.min(lengthBytes - at, LIMITS.restoreZeroBytesMax);
       await this.#on(target, 'Zeroing', () =>
         target.device.writeZeroes(offsetBytes + at, pieceBytes, { mayTrim: true }),
       );
       this.#bytesZeroed += pieceBytes;
     }
+  }
+
+  #touch(target: RestoreTarget, bytes: number): void {
+    this.#touched.set(target, (this.#touched.get(target) ?? 0) + bytes);
   }
 
   /** Runs a call of a target; its failure names the target, and those that are incomplete now. */
