@@ -14,6 +14,7 @@ import { addBackup } from './commands/backup.ts';
 import { addCancel } from './commands/cancel.ts';
 import { addCopy } from './commands/copy.ts';
 import { addDetach } from './commands/detach.ts';
+import { addRecover } from './commands/recover.ts';
 import { addRestore } from './commands/restore.ts';
 import { addServe } from './commands/serve.ts';
 import { addSnapshot } from './commands/snapshot.ts';
@@ -38,6 +39,7 @@ const COMMANDS = [
   addBackup,
   addStore,
   addRestore,
+  addRecover,
   addCopy,
   addStatus,
   addCancel,

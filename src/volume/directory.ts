@@ -318,7 +318,8 @@ async function makeDirectory(directory: string): Promise<boolean> {
 
 /** What may lie in a directory that is to become a volume: what a lost one has left there. */
 function isLeftOver(name: string): boolean {
-  return name === LOCK_FILE || name.endsWith('.sock') || name.startsWith(LOST_PREFIX);
+  const isOfState = name.startsWith(`${STATE_FILE}-lock`);
+  return name === LOCK_FILE || isOfState || name.endsWith('.sock') || name.startsWith(LOST_PREFIX);
 }
 
 async function exists(path: string): Promise<boolean> {

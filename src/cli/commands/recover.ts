@@ -1,0 +1,190 @@
+/** `cowbell recover`: a lost volume serves again at once, and is filled from its backup side behind its clients. */
+
+import { formatSize } from '../../base/index.ts';
+import { createDeviceRegistry, type PreparedRecovery, prepareRecovery, Serving } from '../../daemon/index.ts';
+import { absolutePath, absolutePlace, isUri, readRange, readSize, several, single } from '../arguments.ts';
+import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
+import { UsageError } from '../exit.ts';
+import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
+import { aborted, addListenOptions, listenersOf, type ListenOptions, tlsOf } from '../listen-options.ts';
+import { storeReaderPath, workerPath } from '../worker-path.ts';
+
+interface Options extends GlobalOptions, KeyOptions, ListenOptions {
+  readonly store: string;
+  readonly set: string;
+  readonly volume: string;
+  readonly mirror: string | undefined;
+  readonly home: string | undefined;
+  readonly trackSize: string | undefined;
+  readonly range: string | readonly string[] | undefined;
+  readonly first: string | readonly string[] | undefined;
+  readonly rate: string | undefined;
+  readonly asCopy: boolean;
+}
+
+/** Stands for the set where the backup side is no store. */
+const LIVE = 'live';
+
+export const addRecover: AddCommand = (parser, run) =>
+  parser.command(
+    'recover <store> <set> <volume>',
+    'Serve a lost volume again at once, and restore it behind its clients',
+    (command) =>
+      addListenOptions(addKeyOptions(command))
+        .positional('store', {
+          type: 'string',
+          demandOption: true,
+          describe: 'Directory of the store, or the NBD URI of a live backup side',
+        })
+        .positional('set', {
+          type: 'string',
+          demandOption: true,
+          describe: `Set id or unique prefix, or latest, or latest:<volume id or name>; ${LIVE} where the backup side is an NBD URI`,
+        })
+        .positional('volume', {
+          type: 'string',
+          demandOption: true,
+          describe:
+            'Directory of the volume: a new one, or that of the volume whose home is lost, or one under recovery already',
+        })
+        .option('mirror', {
+          type: 'string',
+          requiresArg: true,
+          describe:
+            'NBD URI, file or device that gets every write too, acknowledged when both have it; it may be the backup side itself',
+        })
+        .option('home', {
+          type: 'string',
+          requiresArg: true,
+          describe: 'Where a volume that is made has its home; default in its directory, or where the lost one was',
+        })
+        .option('track-size', {
+          type: 'string',
+          requiresArg: true,
+          describe: 'Of a volume recovered from a live backup side; default 64K',
+        })
+        .option('range', {
+          type: 'string',
+          array: true,
+          requiresArg: true,
+          describe:
+            'Only these bytes are lost, <offset>+<length> in whole tracks, of a volume that is there; may be given again',
+        })
+        .option('first', {
+          type: 'string',
+          array: true,
+          requiresArg: true,
+          describe: 'Bytes that are restored before the rest, <offset>+<length>; may be given again',
+        })
+        .option('rate', {
+          type: 'string',
+          requiresArg: true,
+          describe: 'Bytes a second that are restored behind at the most, such as 100M; clients never wait for it',
+        })
+        .option('as-copy', {
+          type: 'boolean',
+          default: false,
+          describe:
+            'Make another volume with an id of its own, whose first backup is a full one; without it the volume is the lost one again',
+        })
+        .example('$0 recover /backup/store latest:vol /srv/vol', 'Serve vol again, in its old directory or a new one')
+        .example(
+          '$0 recover nbd://10.0.0.2/vol live /srv/vol --mirror nbd://10.0.0.2/vol',
+          'From a live backup side, which gets every write too',
+        )
+        .example('$0 recover /backup/store 01K3 /srv/vol --range 1G+64M', 'Only what a bad disk has lost'),
+    (options) => run<Options>(options, recover),
+  );
+
+async function recover(context: CommandContext, options: Options): Promise<void> {
+  const { output, signal, clock, directory } = context;
+  const startedMs = clock.monotonicMs();
+  const prepared = await prepare(context, options);
+  const { volume, set = null, how, putAside = null } = prepared;
+  if (putAside !== null) output.warn(`What was left of the lost volume is in ${putAside}`);
+  let serving: Serving;
+  try {
+    serving = await Serving.start({
+      volumes: [absolutePath('The volume', options.volume, directory)],
+      listeners: listenersOf(context, options),
+      tls: tlsOf(options, directory),
+      readOnly: false,
+      clock,
+      workerPath: workerPath(),
+      readerPath: storeReaderPath(),
+      recovery: {
+        openSide: prepared.openSide,
+        first: several(options.first).map((text) => readRange('--first', text)),
+        rateBytesPerSecond: rateOf(options),
+        onProgress: (_name, { missingTracks, trackCount }) => {
+          const done = trackCount - missingTracks;
+          output.progress({
+            title: `Recovering ${volume}`,
+            done,
+            total: trackCount,
+            event: { volume, missingTracks, trackCount },
+          });
+        },
+        onRecovered: () => {
+          const durationMs = Math.round(clock.monotonicMs() - startedMs);
+          output.report(
+            { event: 'recovered', volume, set, durationMs },
+            `Recovered ${volume}: everything is in its home, ${(durationMs / 1000).toFixed(1)} s`,
+          );
+        },
+      },
+      warn: (sentence) => output.warn(sentence),
+    });
+  } catch (error) {
+    await prepared.close();
+    throw error;
+  }
+  try {
+    output.report({ event: 'recovering', volume, set, how, putAside }, describe(prepared));
+    for (const uri of serving.uris) output.report({ event: 'ready', uri }, `ready ${uri}`);
+    await aborted(signal);
+  } finally {
+    await serving.stop();
+  }
+}
+
+function describe({ volume, set, how, sizeBytes }: PreparedRecovery): string {
+  const from = set === undefined ? 'its live backup side' : `set ${set}`;
+  const what = how === 'in-part' ? `ranges of ${volume}` : `${volume}, ${formatSize(sizeBytes)},`;
+  return `Recovering ${what} from ${from}${how === 'resumed' ? ', where it was' : ''}`;
+}
+
+async function prepare(context: CommandContext, options: Options): Promise<PreparedRecovery> {
+  const { directory, clock, output, signal } = context;
+  const isLive = isUri(options.store);
+  if (isLive !== (options.set === LIVE)) {
+    const wanted = isLive ? `wanted ${LIVE} with the URI ${options.store}` : 'wanted a set of the store, such as latest';
+    throw new UsageError(`The set is '${options.set}', ${wanted}`);
+  }
+  const mirror = single('--mirror', options.mirror);
+  const home = single('--home', options.home);
+  const trackSize = single('--track-size', options.trackSize);
+  const storePath = isLive ? '' : absolutePath('The store', options.store, directory);
+  // Checked before anything is opened.
+  rateOf(options);
+  return await prepareRecovery({
+    from: isLive ? { uri: options.store } : { storePath, set: options.set },
+    ...(isLive ? {} : await storeKey(context, storePath, options)),
+    directory: absolutePath('The volume', options.volume, directory),
+    home: home === undefined ? undefined : absolutePlace(home, directory),
+    mirror: mirror === undefined ? undefined : absolutePlace(mirror, directory),
+    ranges: several(options.range).map((text) => readRange('--range', text)),
+    isCopy: options.asCopy,
+    trackSizeBytes: trackSize === undefined ? undefined : readSize('--track-size', trackSize),
+    registry: createDeviceRegistry(),
+    clock,
+    readerPath: storeReaderPath(),
+    warn: (sentence) => output.warn(sentence),
+    signal,
+  });
+}
+
+function rateOf(options: Options): number | undefined {
+  const rate = single('--rate', options.rate);
+  return rate === undefined ? undefined : Math.max(1, readSize('--rate', rate));
+}
