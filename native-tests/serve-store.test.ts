@@ -6,7 +6,7 @@
  * clients; a filesystem goes through the overlay by nbdcopy and back.
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { readdirSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
@@ -116,6 +116,40 @@ t.test('the volume lends a single set its name, and a child that dies is said', 
   t.equal((await server.stop('SIGINT')).status, 0);
 });
 
+t.test('a file of the store that is cut short ends the reader and not the server', async (t) => {
+  if (!requireTools(t, ['qemu-io'])) return;
+  const { at, store, sets } = await makeChain(t);
+  const words = ['--store', store, ...sets.slice(0, 2).flatMap((set) => ['--set', set])];
+  const { server } = await startServer(t, [...words, '--socket', at('s.sock')]);
+  const read = (set: string | undefined, offset: string): ReturnType<typeof run> => {
+    const uri = `nbd+unix:///vol%40${set}?socket=${at('s.sock')}`;
+    return run('qemu-io', ['-r', '-f', 'raw', '-c', `read ${offset} 64k`, uri]);
+  };
+  t.equal((await read(sets[1], '30M')).status, 0);
+  const children = childrenOf(server.child.pid);
+  t.equal(children.length, 2);
+  // The full set, which both need.
+  await must('truncate', ['-s', '8192', fileOf(store, String(sets[0]))]);
+  t.not((await read(sets[0], '20M')).status, 0);
+  for (let wait = 0; wait < 100 && server.stderr === ''; wait += 1) await sleep(50);
+  t.match(
+    server.stderr,
+    /^cowbell: Export vol@\w+ is lost: The process that reads set .* died \(signal SIGBUS\)/,
+  );
+  t.equal((await read(sets[1], '30M')).status, 0, 'the other export goes on, of what is kept');
+  const [left] = childrenOf(server.child.pid);
+  await server.stop('SIGKILL');
+  for (let wait = 0; wait < 100 && existsSync(`/proc/${left}`); wait += 1) await sleep(50);
+  t.notOk(existsSync(`/proc/${left}`), 'a reader ends with the server that is killed');
+});
+
+function fileOf(store: string, set: string): string {
+  const name = readdirSync(join(store, 'sets')).find(
+    (file) => file.startsWith(set) && !file.endsWith('-lock'),
+  );
+  return join(store, 'sets', name ?? set);
+}
+
 t.test('with --writable clients write, and the store stays as it is', async (t) => {
   if (!requireTools(t, ['qemu-io', 'nbdcopy', 'mke2fs', 'e2fsck'])) return;
   const { at, store, sets } = await makeChain(t);
@@ -173,7 +207,7 @@ t.test('an encrypted store wants its key', async (t) => {
 });
 
 t.test('what cannot be is refused, with the exit status of a restore', async (t) => {
-  const { at, store } = await makeChain(t);
+  const { at, store, sets } = await makeChain(t);
   const socket = ['--socket', at('s.sock')];
   const set = ['--set', 'latest'];
   const cases: readonly [number, RegExp, readonly string[]][] = [
@@ -201,8 +235,7 @@ t.test('what cannot be is refused, with the exit status of a restore', async (t)
     t.match(refused.stderr, sentence);
     t.equal(refused.stderr.trim().split('\n').length, 1, refused.stderr);
   }
-  const [damaged = ''] = readdirSync(join(store, 'sets')).filter((name) => !name.endsWith('-lock'));
-  await must('truncate', ['-s', '-4096', join(store, 'sets', damaged)]);
+  await must('truncate', ['-s', '-4096', fileOf(store, String(sets[0]))]);
   const refused = await cowbell(['serve', '--store', store, ...set, ...socket]);
   t.equal(refused.status, 3, refused.stderr);
 });

@@ -215,6 +215,50 @@ t.test('a child that is killed fails what is on its way and all later reads, and
   await reader.close();
 });
 
+t.test('much of a large set is read in threads, by address and in order', async (t) => {
+  const storePath = join(makeDirectory(t), 's');
+  const store = await Store.init(storePath);
+  const trackCount = 1100;
+  const writer = await store.createSet({
+    volumeId: 'v',
+    volumeName: 'disk',
+    sizeBytes: trackCount * TRACK,
+    trackSizeBytes: TRACK,
+    level: 'full',
+    base: null,
+    point: 'p1',
+    codec: 'zstd',
+  });
+  // Arrived the other way round, so that the order of storage is not that of addresses.
+  for (let track = trackCount - 1; track >= 0; track -= 1) writer.add(track, labelled(`a${track}`));
+  await writer.finish({ bytesRead: 0, diverted: 0, unchanged: 0 });
+  await writer.seal();
+  let child: number | undefined;
+  const reader = await opened(t, { storePath, set: 'latest', program, onChild: (pid) => (child = pid) });
+  const threadCount = (): number => readdirSync(`/proc/${child}/task`).length;
+  const before = threadCount();
+  const target = Buffer.alloc(64 * TRACK);
+  for (let track = 0; track + 64 <= trackCount; track += 64) {
+    await reader.device.read(target, track * TRACK);
+    for (let at = 0; at < 64; at += 1) {
+      const found = target.subarray(at * TRACK, (at + 1) * TRACK);
+      if (!found.equals(labelled(`a${track + at}`))) t.fail(`track ${track + at} is wrong`);
+    }
+  }
+  t.ok(threadCount() > before, 'threads were started');
+  let last = trackCount;
+  for await (const runs of reader.order(reader.tracks)) {
+    for (const { first, count } of runs) {
+      if (count !== 1 || first !== last - 1) t.fail(`track ${first} comes after ${last}`);
+      last = first;
+      const track = target.subarray(0, TRACK);
+      await reader.device.read(track, first * TRACK);
+      if (!track.equals(labelled(`a${first}`))) t.fail(`track ${first} is wrong in order`);
+    }
+  }
+  t.equal(last, 0);
+});
+
 t.test('opening is given up', async (t) => {
   const storePath = join(makeDirectory(t), 's');
   await makeStore(storePath);
