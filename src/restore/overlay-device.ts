@@ -118,6 +118,7 @@ export class OverlayDevice implements BlockDevice {
     });
   }
 
+  /** Zeroes may always become holes: room that nobody wrote to is not kept for anybody. Otherwise as `write`. */
   async writeZeroes(offsetBytes: number, lengthBytes: number): Promise<void> {
     assertRange(this, offsetBytes, lengthBytes);
     await this.#change(offsetBytes, lengthBytes, {
