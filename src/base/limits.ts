@@ -54,6 +54,8 @@ export const LIMITS = {
   fillRunCountMax: 4,
   /** After so many tracks in a row that cannot be read a fill gives up: it is not the tracks that are damaged. */
   fillFailuresInARowMax: 64,
+  /** Media of one fill that a request names; a loader needs one place for all of them. */
+  fillMediumCountMax: 256,
   /** A fill that failed is tried again after this long at first ... */
   fillRetryMsMin: 1_000,
   /** ... and never more rarely than this. */

@@ -14,6 +14,7 @@ import { addBackup } from './commands/backup.ts';
 import { addCancel } from './commands/cancel.ts';
 import { addCopy } from './commands/copy.ts';
 import { addDetach } from './commands/detach.ts';
+import { addFill } from './commands/fill.ts';
 import { addRecover } from './commands/recover.ts';
 import { addRestore } from './commands/restore.ts';
 import { addServe } from './commands/serve.ts';
@@ -40,6 +41,7 @@ const COMMANDS = [
   addStore,
   addRestore,
   addRecover,
+  addFill,
   addCopy,
   addStatus,
   addCancel,

@@ -104,9 +104,9 @@ function isFile(path: string): boolean {
 
 /** Opens the places in turn for reading; with a loader again and again. What was refused is asked for again of a loader only. */
 export function inputsAt(
-  context: CommandContext,
+  context: Pick<CommandContext, 'signal'> & { readonly output: Pick<CommandContext['output'], 'warn'> },
   places: readonly string[],
-  options: MediaOptions,
+  options: Pick<MediaOptions, 'load'>,
 ): OpenInput {
   const load = single('--load', options.load);
   let next = 0;

@@ -22,6 +22,10 @@ export function storeReaderPath(): string {
   return pathOf('store-reader');
 }
 
+export function mediumFeedPath(): string {
+  return pathOf('medium-feed');
+}
+
 export function supervisorPath(): string {
   return pathOf('attach-supervisor');
 }

@@ -16,6 +16,7 @@ import type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
 import { type CheckOptions, type CheckResult, checkVolume as checkOffline } from '../volume/index.ts';
+import { type FillOutcome, type FillParams, isFillOutcome } from './fill-from-media.ts';
 import { type GrowOutcome, VolumeHost } from './volume-host.ts';
 
 export type StatusRecord = Readonly<Record<string, unknown>>;
@@ -31,6 +32,7 @@ export interface VolumeAccess {
   copy(params: CopyParams, events: RequestEvents): Promise<CopyOutcome>;
   /** What that would send. */
   copyPlan(params: CopyParams): Promise<CopyForecast>;
+  fillFromMedia(params: FillParams, events: RequestEvents): Promise<FillOutcome>;
   snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<readonly StatusRecord[]>;
   snapshotList(): Promise<readonly StatusRecord[]>;
   snapshotDelete(name: string): Promise<unknown>;
@@ -56,6 +58,8 @@ export interface ReachOptions {
   readonly workerPath?: string;
   /** The program of the process that reads a store: without it a volume is not opened that is being recovered from one. */
   readonly readerPath?: string;
+  /** The program of the process that reads media; needed to fill from them. */
+  readonly feedPath?: string;
 }
 
 /** @throws whatever connecting, or `Volume.open`, does: `in-use` when another command has the volume. */
@@ -98,6 +102,7 @@ export async function reachVolumes(
     backupPlan: (params) => host.backupPlan(params),
     copy: (params, events) => host.copy(params, once(events)),
     copyPlan: (params) => host.copyPlan(params),
+    fillFromMedia: (params, events) => host.fillFromMedia(params, once(events)),
     snapshotCreate: async (params, events) =>
       (await host.snapshotCreate(params, once(events))).map((one) => ({ ...one })),
     snapshotList: async () => (await host.snapshotList()).map((one) => ({ ...one })),
@@ -132,6 +137,7 @@ async function openHere(
     readOnly: options.readOnly ?? false,
     clock: options.clock,
     workerPath: options.workerPath ?? '',
+    feedPath: options.feedPath,
     peers,
     ...(options.warn === undefined ? {} : { warn: options.warn }),
   });
@@ -216,6 +222,12 @@ class OnlineAccess implements VolumeAccess {
   async copyPlan(params: CopyParams): Promise<CopyForecast> {
     const result = await this.#client.request({ command: 'copy-plan', params });
     if (!isCopyForecast(result)) throw badReply('copy-plan', result);
+    return result;
+  }
+
+  async fillFromMedia(params: FillParams, events: RequestEvents): Promise<FillOutcome> {
+    const result = await this.#client.request({ command: 'fill', params }, listenerOf(events));
+    if (!isFillOutcome(result)) throw badReply('fill', result);
     return result;
   }
 

@@ -20,6 +20,7 @@ import {
 } from './backup-params.ts';
 import type { CopyParams } from './copy-params.ts';
 import { DaemonError, type WireError } from './errors.ts';
+import type { FillParams } from './fill-from-media.ts';
 import type { FreezeHooks } from './freeze-hooks.ts';
 
 export type ControlRequest = { readonly id: number } & (
@@ -27,6 +28,7 @@ export type ControlRequest = { readonly id: number } & (
   | { readonly command: 'show' }
   | { readonly command: 'backup' | 'backup-plan'; readonly params: BackupParams }
   | { readonly command: 'copy' | 'copy-plan'; readonly params: CopyParams }
+  | { readonly command: 'fill'; readonly params: FillParams }
   | { readonly command: 'snapshot-create'; readonly params: SnapshotParams }
   | { readonly command: 'snapshot-list' }
   | { readonly command: 'snapshot-delete'; readonly params: { readonly name: string } }
@@ -61,6 +63,7 @@ export const COMMANDS = [
   'backup-plan',
   'copy',
   'copy-plan',
+  'fill',
   'cancel',
   'grow',
   'snapshot-create',
@@ -129,6 +132,7 @@ function readRequest(id: number, value: Json): ControlRequest {
   if (command === 'backup' || command === 'backup-plan')
     return { id, command, params: readBackupParams(params) };
   if (command === 'copy' || command === 'copy-plan') return { id, command, params: readCopyParams(params) };
+  if (command === 'fill') return { id, command, params: readFillParams(params) };
   if (command === 'cancel') {
     const session = params['session'];
     return { id, command, params: session === undefined ? {} : { session: readString(params, 'session') } };
@@ -175,6 +179,21 @@ function readBackupParams(params: Json): BackupParams {
     ...readMembers(params['others']),
     ...readHooks(params['hooks']),
     ...(params['notify'] === undefined ? {} : { notify: readCommand(params, 'notify') }),
+  };
+}
+
+function readFillParams(params: Json): FillParams {
+  const { places } = params;
+  const countMax = LIMITS.fillMediumCountMax;
+  if (!Array.isArray(places) || places.length === 0 || places.length > countMax)
+    throw badRequest(`Member places is ${show(places)}, wanted a list of 1 to ${countMax}`);
+  return {
+    places: places.map((place: unknown) => {
+      if (typeof place === 'string' && isAbsolute(place)) return place;
+      throw badRequest(`A member of places is ${show(place)}, wanted an absolute path`);
+    }),
+    set: readString(params, 'set'),
+    ...(params['load'] === undefined ? {} : { load: readCommand(params, 'load') }),
   };
 }
 

@@ -73,6 +73,7 @@ function makeHandlers(changed: Partial<ControlHandlers> = {}): ControlHandlers {
     backupPlan: async () => [PLAN],
     copy: async () => COPY,
     copyPlan: async ({ targets }) => ({ ...PLAN, targets, snapshot: undefined }),
+    fillFromMedia: async ({ set }) => ({ volume: 'vol', set, tracks: 1, passedOver: 0, missingTracks: 0 }),
     snapshotCreate: async ({ name }) => [{ volume: 'vol', name }],
     snapshotList: async () => [],
     snapshotDelete: async (name) => ({ name }),

@@ -21,6 +21,7 @@ import {
 } from './control-protocol.ts';
 import type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 import { DaemonError, toWireError } from './errors.ts';
+import type { FillOutcome, FillParams } from './fill-from-media.ts';
 import { LineSplitter } from './lines.ts';
 import { openSocketPath, removeStaleSocket, restrictSocket, type SocketPath } from './socket-path.ts';
 
@@ -41,6 +42,7 @@ export interface ControlHandlers {
   backupPlan(params: BackupParams): Promise<readonly DryRun[]>;
   copy(params: CopyParams, events: RequestEvents): Promise<CopyOutcome>;
   copyPlan(params: CopyParams): Promise<CopyForecast>;
+  fillFromMedia(params: FillParams, events: RequestEvents): Promise<FillOutcome>;
   snapshotCreate(params: SnapshotParams, events: RequestEvents): Promise<unknown>;
   snapshotList(): Promise<unknown>;
   snapshotDelete(name: string): Promise<unknown>;
@@ -208,6 +210,8 @@ class Connection {
         return this.#handlers.copy(request.params, this.#eventsOf(request.id));
       case 'copy-plan':
         return this.#handlers.copyPlan(request.params);
+      case 'fill':
+        return this.#handlers.fillFromMedia(request.params, this.#eventsOf(request.id));
       case 'snapshot-create':
         return this.#handlers.snapshotCreate(request.params, this.#eventsOf(request.id));
       case 'snapshot-list':

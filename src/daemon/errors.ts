@@ -56,6 +56,8 @@ export interface DaemonErrorDetails {
   'too-many': { readonly limit: number };
   /** A volume that is to be recovered has its home. */
   'not-lost': { readonly directory: string };
+  /** Everything of the volume is in its home. */
+  'not-recovering': { readonly directory: string };
   /** A recovery that has begun goes on from what it began with. */
   'other-recovery': { readonly directory: string };
   /** A range of a volume that cannot be recovered by itself. */

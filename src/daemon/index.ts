@@ -19,6 +19,8 @@ export {
 } from './backup-params.ts';
 export type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 export { createDeviceRegistry } from './devices.ts';
+export type { FillOutcome, FillParams } from './fill-from-media.ts';
+export { type MediumFeedOptions, runMediumFeed } from './medium-feed-child.ts';
 export {
   type ByteRange,
   type PreparedRecovery,

@@ -46,12 +46,22 @@ export class RecoveryFill {
   }
 
   async #run(): Promise<void> {
-    const { volume, warn, onRecovered } = this.#options;
+    const { volume, onRecovered } = this.#options;
+    const { recovery } = volume;
+    if (recovery === undefined) return;
+    const end = (): void => this.#stop.abort(recovery.over.reason);
+    recovery.over.addEventListener('abort', end);
+    await this.#fillUntilStopped();
+    recovery.over.removeEventListener('abort', end);
+    if (recovery.over.aborted) onRecovered?.();
+  }
+
+  async #fillUntilStopped(): Promise<void> {
+    const { volume, warn } = this.#options;
     let told = '';
     for (let waitMs: number = LIMITS.fillRetryMsMin; ; waitMs = Math.min(2 * waitMs, LIMITS.fillRetryMsMax)) {
       try {
         await this.#fill();
-        if (volume.recovery === undefined) onRecovered?.();
         return;
       } catch (error) {
         if (this.#stop.signal.aborted) return;

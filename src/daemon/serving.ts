@@ -69,6 +69,8 @@ export interface ServingOptions {
   readonly workerPath: string;
   /** The program of the process that reads a store, for volumes under recovery. */
   readonly readerPath?: string;
+  /** The program of the process that reads media, for fills from them. */
+  readonly feedPath?: string;
   /** What is known better of volumes under recovery than their records tell. */
   readonly recovery?: ServingRecovery | undefined;
   /** Is told what no client can be told, a sentence each. */
@@ -152,7 +154,7 @@ export class Serving {
   }
 
   async #openVolumes(): Promise<void> {
-    const { readOnly, clock, workerPath, readerPath, recovery, warn } = this.#options;
+    const { readOnly, clock, workerPath, readerPath, feedPath, recovery, warn } = this.#options;
     const registry = createDeviceRegistry();
     const openSide = (record: RecoveryRecord): Promise<BackupSide> =>
       recovery?.openSide?.(record) ?? openBackupSide(record, { registry, clock, readerPath, warn });
@@ -166,6 +168,7 @@ export class Serving {
         workerPath,
         warn,
         openSide,
+        feedPath,
         exports: this.#exports,
         peers: this.#peers,
       });

@@ -20,6 +20,7 @@ import type { ControlHandlers, RequestEvents } from './control-server.ts';
 import type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 import { DaemonError } from './errors.ts';
 import type { VolumeExports } from './exports.ts';
+import { fillFromMedia, type FillOutcome, type FillParams } from './fill-from-media.ts';
 import { withFreezeHooks } from './freeze-hooks.ts';
 import { realPathOf } from './real-path.ts';
 import { SessionRegistry, severalSessions } from './sessions.ts';
@@ -35,6 +36,8 @@ export interface HostOptions {
   readonly workerPath: string;
   /** Opens what a volume under recovery is filled from; an owner without it opens no such volume. */
   readonly openSide?: OpenVolumeOptions['openSide'];
+  /** The program of the process that reads media for a fill; an owner without it fills from none. */
+  readonly feedPath?: string | undefined;
   /** Is told what the owner's operator must know, whoever asked for it and still listens; a sentence each. */
   readonly warn?: (sentence: string) => void;
   /** Where clients reach the volume and its snapshots; nowhere, where left out. */
@@ -119,6 +122,29 @@ export class VolumeHost implements ControlHandlers {
   /** What that would read and store; see `planTogether`. */
   async backupPlan(params: BackupParams): Promise<readonly DryRun[]> {
     return planTogether(await this.#members(params), params);
+  }
+
+  /** Fills this volume, which is under recovery, from media; see `fillFromMedia`. It may be cancelled as a session may. */
+  fillFromMedia(params: FillParams, events: RequestEvents): Promise<FillOutcome> {
+    return this.sessions.run(
+      'fill',
+      (session) => {
+        events.session(session.id);
+        return fillFromMedia({
+          volume: this.volume,
+          params,
+          program: present(this.options.feedPath, 'An owner that fills from media has the program for it'),
+          signal: session.signal,
+          warn: (sentence) => this.warn(sentence, events),
+          onProgress: (tracksDone, tracksTotal) => {
+            const progress = { tracksDone, tracksTotal, bytesRead: 0 };
+            session.note(progress);
+            events.progress(progress);
+          },
+        });
+      },
+      params.places.join(', '),
+    );
   }
 
   /** Copies this volume, or a snapshot of it, to other devices; see `copyOnto`. */

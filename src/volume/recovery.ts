@@ -67,6 +67,7 @@ export class Recovery {
   #closing: Promise<void> | undefined;
   #losing: Promise<void> | undefined;
   #owner: RecoveryOwner | undefined;
+  readonly #over = new AbortController();
 
   constructor(options: RecoveryOptions) {
     const { home, geometry, side, state, record } = options;
@@ -106,6 +107,11 @@ export class Recovery {
 
   get record(): RecoveryRecord {
     return this.#record;
+  }
+
+  /** Fires when nothing is missing any more, whoever brought the last of it in, and that is on record. */
+  get over(): AbortSignal {
+    return this.#over.signal;
   }
 
   /** Whether a mirror gets every change. */
@@ -171,6 +177,7 @@ export class Recovery {
     const { state, geometry } = this.#options;
     await this.device.flush();
     await state.end(geometry.trackCount);
+    this.#over.abort(new Error('The recovery is over'));
   }
 
   /** Nothing may be missing any more, or be in flight. A second call waits for the first. */

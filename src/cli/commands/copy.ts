@@ -15,6 +15,7 @@ import {
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { addContainerOptions, type ContainerOptions, readMaxWait } from '../container-options.ts';
 import { UsageError } from '../exit.ts';
+import { storeReaderPath } from '../worker-path.ts';
 
 interface Options extends GlobalOptions, ContainerOptions {
   readonly volume: string;
@@ -105,7 +106,12 @@ async function readTargets(
 
 async function plan(context: CommandContext, volume: string, params: CopyParams): Promise<void> {
   const { output, clock } = context;
-  const access = await reachVolume(volume, { activity: 'copy --dry-run', readOnly: true, clock });
+  const access = await reachVolume(volume, {
+    activity: 'copy --dry-run',
+    readOnly: true,
+    clock,
+    readerPath: storeReaderPath(),
+  });
   try {
     const { reason, base, snapshot, ...forecast } = await access.copyPlan(params);
     output.report(
@@ -125,7 +131,7 @@ async function copyNow(context: CommandContext, volume: string, params: CopyPara
     output.endProgress();
     output.warn(sentence);
   };
-  const access = await reachVolume(volume, { activity: 'copy', clock, warn });
+  const access = await reachVolume(volume, { activity: 'copy', clock, warn, readerPath: storeReaderPath() });
   // Ctrl-C cancels this command's own session, wherever it runs; one that has just not begun is met when it tells its id.
   let session: string | undefined;
   const cancel = (): void => {

@@ -7,7 +7,7 @@ import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import { aborted, addListenOptions, listenersOf, type ListenOptions, tlsOf } from '../listen-options.ts';
-import { storeReaderPath, workerPath } from '../worker-path.ts';
+import { mediumFeedPath, storeReaderPath, workerPath } from '../worker-path.ts';
 
 interface Options extends GlobalOptions, KeyOptions, ListenOptions {
   readonly store: string;
@@ -56,7 +56,8 @@ export const addRecover: AddCommand = (parser, run) =>
         .option('home', {
           type: 'string',
           requiresArg: true,
-          describe: 'Where a volume that is made has its home; default in its directory, or where the lost one was',
+          describe:
+            'Where a volume that is made has its home; default in its directory, or where the lost one was',
         })
         .option('track-size', {
           type: 'string',
@@ -79,7 +80,8 @@ export const addRecover: AddCommand = (parser, run) =>
         .option('rate', {
           type: 'string',
           requiresArg: true,
-          describe: 'Bytes a second that are restored behind at the most, such as 100M; clients never wait for it',
+          describe:
+            'Bytes a second that are restored behind at the most, such as 100M; clients never wait for it',
         })
         .option('as-copy', {
           type: 'boolean',
@@ -87,7 +89,10 @@ export const addRecover: AddCommand = (parser, run) =>
           describe:
             'Make another volume with an id of its own, whose first backup is a full one; without it the volume is the lost one again',
         })
-        .example('$0 recover /backup/store latest:vol /srv/vol', 'Serve vol again, in its old directory or a new one')
+        .example(
+          '$0 recover /backup/store latest:vol /srv/vol',
+          'Serve vol again, in its old directory or a new one',
+        )
         .example(
           '$0 recover nbd://10.0.0.2/vol live /srv/vol --mirror nbd://10.0.0.2/vol',
           'From a live backup side, which gets every write too',
@@ -112,6 +117,7 @@ async function recover(context: CommandContext, options: Options): Promise<void>
       clock,
       workerPath: workerPath(),
       readerPath: storeReaderPath(),
+      feedPath: mediumFeedPath(),
       recovery: {
         openSide: prepared.openSide,
         first: several(options.first).map((text) => readRange('--first', text)),
@@ -158,7 +164,9 @@ async function prepare(context: CommandContext, options: Options): Promise<Prepa
   const { directory, clock, output, signal } = context;
   const isLive = isUri(options.store);
   if (isLive !== (options.set === LIVE)) {
-    const wanted = isLive ? `wanted ${LIVE} with the URI ${options.store}` : 'wanted a set of the store, such as latest';
+    const wanted = isLive
+      ? `wanted ${LIVE} with the URI ${options.store}`
+      : 'wanted a set of the store, such as latest';
     throw new UsageError(`The set is '${options.set}', ${wanted}`);
   }
   const mirror = single('--mirror', options.mirror);

@@ -8,7 +8,7 @@ import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import { aborted, addListenOptions, listenersOf, type ListenOptions, tlsOf } from '../listen-options.ts';
-import { storeReaderPath, workerPath } from '../worker-path.ts';
+import { mediumFeedPath, storeReaderPath, workerPath } from '../worker-path.ts';
 
 interface Options extends GlobalOptions, KeyOptions, ListenOptions {
   readonly volume: readonly string[] | undefined;
@@ -160,6 +160,7 @@ async function serveVolumes(context: CommandContext, options: Options): Promise<
     clock: context.clock,
     workerPath: workerPath(),
     readerPath: storeReaderPath(),
+    feedPath: mediumFeedPath(),
     warn: (sentence) => output.warn(sentence),
   });
   try {
