@@ -1,6 +1,7 @@
 /**
  * Goal: `copy` as people use it: at rest, with a table, refused where it would do harm, forecast, cancelled and gone on
- * with; a command that is killed ends nothing online.
+ * with; a command that is killed ends nothing online, and a server that is killed leaves no target that is
+ * taken for what it is not.
  *
  * Method: incompressible content and a low rate, so that a copy takes a while; each case acts at the first progress.
  */
@@ -8,15 +9,11 @@ import { randomBytes } from 'node:crypto';
 import { existsSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import {
-  cowbell,
-  must,
-  mustCowbell,
-  type Running,
-  startCowbell,
-  temporaryDirectory,
-} from './support/process.ts';
+import { NbdClient } from '../src/nbd/index.ts';
+import { listening } from './support/listening.ts';
+import { cowbell, must, mustCowbell, Running, startCowbell, temporaryDirectory } from './support/process.ts';
 import { eventsOf, startServer, statusOf } from './support/served.ts';
+import { requireTools } from './support/tools.ts';
 
 const MIB = 1024 * 1024;
 const SIZE = 16 * MIB;
@@ -123,4 +120,32 @@ t.test('online: status shows it, a killed command leaves it, cancel and Ctrl-C e
     reason: /no complete copy to the target is known/,
   });
   await must('cmp', [at('copy.raw'), at('home.raw')]);
+});
+
+t.test('killed in its middle: what was half written is never taken for whole', async (t) => {
+  if (!requireTools(t, ['nbdkit'])) return;
+  const { at, volume } = await prepare(t);
+  writeFileSync(at('other.raw'), Buffer.alloc(SIZE, 1));
+  const peer = new Running('nbdkit', ['-f', '-U', at('k.sock'), 'file', at('other.raw')]);
+  t.teardown(() => peer.stop('SIGKILL'));
+  await listening(at('k.sock'), peer);
+  const run = async (target: string) => copied(await mustCowbell(['--json', 'copy', volume, target]));
+  for (const [target, path, then] of [
+    [at('copy.raw'), at('copy.raw'), { level: 'full', reason: /was cut off/ }],
+    [`nbd+unix:///?socket=${at('k.sock')}`, at('other.raw'), { level: 'incremental', reason: null }],
+  ] as const) {
+    await run(target);
+    const { server, uri } = await startServer(t, [volume]);
+    const client = await NbdClient.connect(uri);
+    for (let index = 0; index < 12; index += 1) await client.write(randomBytes(MIB / 2), index * MIB);
+    await client.disconnect();
+    const copy = startCowbell(['--json', 'copy', volume, target, '--rate', '2M']);
+    await copy.waitForLine(/"event":"progress"/);
+    await server.stop('SIGKILL');
+    const ended = await copy.wait();
+    t.equal(ended.status, 1, ended.stderr);
+    t.match(await run(target), then);
+    await must('cmp', [path, at('home.raw')]);
+    t.match(await run(target), { level: 'incremental' });
+  }
 });
