@@ -92,16 +92,18 @@ export function othersOn(
   consumer: string,
   places: readonly CopyPlace[],
 ): readonly string[] {
-  const own = places.map(({ place }) => parseDeviceAddress(place));
   return consumers
     .filter(({ name }) => name !== consumer)
     .filter(({ copy }) =>
-      copy?.targets.some(({ place }) => {
-        const other = parseDeviceAddress(place);
-        return own.some((one) => one.target === other.target && overlap(one.piece, other.piece));
-      }),
+      copy?.targets.some((other) => places.some(({ place }) => shareBytes(place, other.place))),
     )
     .map(({ name }) => name);
+}
+
+/** Whether two places, as `placeOf` or a volume names them, have bytes in common, as far as names tell. */
+export function shareBytes(place: string, other: string): boolean {
+  const [one, two] = [parseDeviceAddress(place), parseDeviceAddress(other)];
+  return one.scheme === two.scheme && one.target === two.target && overlap(one.piece, two.piece);
 }
 
 function overlap(one: DeviceAddress['piece'], other: DeviceAddress['piece']): boolean {

@@ -18,6 +18,7 @@ import {
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { ManualClock } from '../base/index.ts';
+import { MemoryDevice } from '../device/index.ts';
 import { createVolume, isVolumeHome } from '../volume/index.ts';
 import {
   labelled,
@@ -257,7 +258,14 @@ t.test('what is refused beforehand leaves no file and no session', async (t) => 
   t.same(volume.consumers(), []);
 });
 
-t.test('the home of a volume is refused, its own too', async (t) => {
+t.test('a target of larger blocks than tracks is refused', async (t) => {
+  const { volume } = await start(t);
+  const device = new MemoryDevice({ sizeBytes: A.length * TRACK, blockSizeBytes: 2 * TRACK });
+  const registry = { open: async () => device };
+  await t.rejects(copyTo(volume, ['test:large'], { registry }), { code: 'bad-target' });
+});
+
+t.test('the home of a volume is refused', async (t) => {
   const directory = t.testdir({});
   const { home } = await createVolume(join(directory, 'v'), { sizeBytes: 8 * TRACK, trackSizeBytes: TRACK });
   const { volume } = await start(t);

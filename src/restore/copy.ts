@@ -44,6 +44,7 @@ import {
   lookAt,
   othersOn,
   placeOf,
+  shareBytes,
 } from './copy-record.ts';
 import { type CopyCounters, type CopyProgress, CopyRun, tooSmall } from './copy-run.ts';
 import { incompleteNote, isRestoreError, RestoreError } from './errors.ts';
@@ -206,6 +207,7 @@ async function open(options: CopyPlanOptions): Promise<Opened> {
     const used = planRestore(source, targets.table, targets.targets).targets;
     const uris = new Map(options.targets.map(({ name, uri }) => [name, uri]));
     const places = await Promise.all(used.map((one) => placeOf(one, uris.get(one.name) ?? one.name)));
+    for (const place of places) refuseUnsuited(place, volume);
     const consumer = consumerOf(places, table);
     const held = await whatIsHeld(options, { places, consumer, point });
     return { targets, places, consumer, held, roomBytes };
@@ -213,6 +215,20 @@ async function open(options: CopyPlanOptions): Promise<Opened> {
     await targets.discard();
     throw error;
   }
+}
+
+/** What is not known of a target before it is open, and concerns no restore. */
+function refuseUnsuited({ target, place, path }: CopyPlace, { identity, geometry }: Volume): void {
+  const { name, device } = target;
+  // Where it is a file or a device it is locked.
+  if (path === undefined && shareBytes(place, identity.home)) {
+    const details = { target: name, path: place, by: 'the home of the volume' };
+    throw new RestoreError('target-in-use', `Target ${place} is in use: the home of the volume`, details);
+  }
+  // Tracks are written one by one.
+  if (device.blockSizeBytes <= geometry.trackSizeBytes) return;
+  const reason = `has blocks of ${device.blockSizeBytes} bytes, wanted at most a track of ${geometry.trackSizeBytes}`;
+  throw new RestoreError('bad-target', `Target ${place} ${reason}`, { target: name, path: place, reason });
 }
 
 /** A snapshot's point. @throws {VolumeError} `unknown-snapshot`, `snapshot-damaged` */
