@@ -1,5 +1,6 @@
 /** `cowbell recover`: a lost volume serves again at once, and is filled from its backup side behind its clients. */
 
+import type { Argv } from 'yargs';
 import { formatSize } from '../../base/index.ts';
 import { createDeviceRegistry, type PreparedRecovery, prepareRecovery, Serving } from '../../daemon/index.ts';
 import { absolutePath, absolutePlace, isUri, readRange, readSize, several, single } from '../arguments.ts';
@@ -30,7 +31,7 @@ export const addRecover: AddCommand = (parser, run) =>
     'recover <store> <set> <volume>',
     'Serve a lost volume again at once, and restore it behind its clients',
     (command) =>
-      addListenOptions(addKeyOptions(command))
+      addRecoveryOptions(addListenOptions(addKeyOptions(command)))
         .positional('store', {
           type: 'string',
           demandOption: true,
@@ -47,48 +48,6 @@ export const addRecover: AddCommand = (parser, run) =>
           describe:
             'Directory of the volume: a new one, or that of the volume whose home is lost, or one under recovery already',
         })
-        .option('mirror', {
-          type: 'string',
-          requiresArg: true,
-          describe:
-            'NBD URI, file or device that gets every write too, acknowledged when both have it; it may be the backup side itself',
-        })
-        .option('home', {
-          type: 'string',
-          requiresArg: true,
-          describe:
-            'Where a volume that is made has its home; default in its directory, or where the lost one was',
-        })
-        .option('track-size', {
-          type: 'string',
-          requiresArg: true,
-          describe: 'Of a volume recovered from a live backup side; default 64K',
-        })
-        .option('range', {
-          type: 'string',
-          array: true,
-          requiresArg: true,
-          describe:
-            'Only these bytes are lost, <offset>+<length> in whole tracks, of a volume that is there; may be given again',
-        })
-        .option('first', {
-          type: 'string',
-          array: true,
-          requiresArg: true,
-          describe: 'Bytes that are restored before the rest, <offset>+<length>; may be given again',
-        })
-        .option('rate', {
-          type: 'string',
-          requiresArg: true,
-          describe:
-            'Bytes a second that are restored behind at the most, such as 100M; clients never wait for it',
-        })
-        .option('as-copy', {
-          type: 'boolean',
-          default: false,
-          describe:
-            'Make another volume with an id of its own, whose first backup is a full one; without it the volume is the lost one again',
-        })
         .example(
           '$0 recover /backup/store latest:vol /srv/vol',
           'Serve vol again, in its old directory or a new one',
@@ -100,6 +59,53 @@ export const addRecover: AddCommand = (parser, run) =>
         .example('$0 recover /backup/store 01K3 /srv/vol --range 1G+64M', 'Only what a bad disk has lost'),
     (options) => run<Options>(options, recover),
   );
+
+/** What is special to a recovery. */
+function addRecoveryOptions<T>(command: Argv<T>) {
+  return command
+    .option('mirror', {
+      type: 'string',
+      requiresArg: true,
+      describe:
+        'NBD URI, file or device that gets every write too, acknowledged when both have it; it may be the backup side itself',
+    })
+    .option('home', {
+      type: 'string',
+      requiresArg: true,
+      describe:
+        'Where a volume that is made has its home; default in its directory, or where the lost one was',
+    })
+    .option('track-size', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Of a volume recovered from a live backup side; default 64K',
+    })
+    .option('range', {
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe:
+        'Only these bytes are lost, <offset>+<length> in whole tracks, of a volume that is there; may be given again',
+    })
+    .option('first', {
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      describe: 'Bytes that are restored before the rest, <offset>+<length>; may be given again',
+    })
+    .option('rate', {
+      type: 'string',
+      requiresArg: true,
+      describe:
+        'Bytes a second that are restored behind at the most, such as 100M; clients never wait for it',
+    })
+    .option('as-copy', {
+      type: 'boolean',
+      default: false,
+      describe:
+        'Make another volume with an id of its own, whose first backup is a full one; without it the volume is the lost one again',
+    });
+}
 
 async function recover(context: CommandContext, options: Options): Promise<void> {
   const { output, signal, clock, directory } = context;
