@@ -12,7 +12,8 @@ import { bytesOnDisk, type VolumeAtRest } from './backup-image.ts';
 
 export type Codec = 'zstd' | 'fast' | 'none';
 
-const COWBELL = ['env', '-u', 'NODE_OPTIONS', process.execPath, join(ROOT, 'bin/cowbell.cjs')];
+/** The command, as users run it. */
+export const COWBELL = ['env', '-u', 'NODE_OPTIONS', process.execPath, join(ROOT, 'bin/cowbell.cjs')];
 const LIMIT_MS = 900_000;
 
 export interface Saved {
@@ -50,11 +51,11 @@ interface Command {
 }
 
 /**
- * Runs a command that saves to `path`.
+ * Runs a command that saves to `path`, or restores to it.
  *
  * @returns what it took, with its standard output.
  */
-async function timed(path: string, command: Command): Promise<Saved & { readonly stdout: string }> {
+export async function timed(path: string, command: Command): Promise<Saved & { readonly stdout: string }> {
   const { words, env = {}, onStarted } = command;
   const before = existsSync(path) ? bytesOnDisk(path) : 0;
   // What others have still to write would be written in this one's time.
@@ -179,10 +180,11 @@ export class ResticSaver implements Saver {
   }
 
   #env() {
-    return {
-      RESTIC_REPOSITORY: this.#repository,
-      RESTIC_PASSWORD: 'bench',
-      RESTIC_CACHE_DIR: this.#cache,
-    };
+    return resticEnv(this.#repository, this.#cache);
   }
+}
+
+/** What restic needs to know of a repository of this benchmark. */
+export function resticEnv(repository: string, cache: string) {
+  return { RESTIC_REPOSITORY: repository, RESTIC_PASSWORD: 'bench', RESTIC_CACHE_DIR: cache };
 }
