@@ -274,6 +274,8 @@ export const LIMITS = {
   chainReadAheadBytes: 6 * MIB,
   /** Frames that are being read for such a device at once; each is unpacked in memory. */
   chainLoadCountMax: 8,
+  /** Tracks in a row that a restore writes at once; a single track may be as large. */
+  restoreWriteBytesMax: MIB,
   /** Read back of a target at once, each in memory; no less than a track. */
   restoreReadBytesMax: MIB,
   /** Written between two notes of how far a restore has come: a second or two of a disk, to be written anew. */

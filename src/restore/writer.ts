@@ -3,8 +3,8 @@
  *
  *     store --frame by frame--> reader --pieces--> window of writers --> targets --> flush, then the names
  *
- * One loop reads; up to `writers` writes run at once while the next frame is read. A piece is at most one
- * track, so what is in flight is at most `writers` tracks and the frames that hold them. Pieces never overlap
+ * One loop reads; up to `writers` writes run at once while the next frame is read. Tracks of a frame that lie in a
+ * row go in one write, so what is in flight is at most `writers` frames. Pieces never overlap
  * (the table says so), so neither the order of frames nor the number of writers can change the result.
  *
  * Data goes first and zeroes last: damage in the store is then met before anything was zeroed in vain.
@@ -29,6 +29,7 @@ import type { RestorePlan, RestoreTarget, TrackPiece } from './planner.ts';
 import type { SourceRange } from './remap-table.ts';
 import type { ReadPlanEntry, RestoredTrack, RestoreSource } from './restore-source.ts';
 import { counted, loopTurn, named, TargetFailure } from './target-calls.ts';
+import { WriteRow } from './write-row.ts';
 import { WriteWindow } from './write-window.ts';
 
 export interface RestoreProgress {
@@ -184,7 +185,7 @@ class RestoreRun {
       this.#checkCancelled();
       const read = await reads.read(entry);
       if (read === 'ended') break;
-      for (const restored of read) await this.#writeTrack(source, restored);
+      await this.#writeFrame(source, read);
       this.#report();
       await this.#checkpoint();
       // Reads and writes that finish at once would starve timers and signals.
@@ -285,31 +286,46 @@ class RestoreRun {
     return [...this.#touched].map(({ name }) => name);
   }
 
-  async #writeTrack(source: { readonly trackSizeBytes: number }, restored: RestoredTrack): Promise<void> {
-    const { track, content } = restored;
-    assert(this.#plan.tracks.has(track), `Source gave track ${track}, which was not asked for`);
-    assert(!this.#done.has(track), `Source gave track ${track} twice`);
-    if (content === undefined) {
-      for (const piece of this.#plan.piecesOf(track)) await this.#zeroPiece(piece);
-      this.#zeroTracks.add(track);
-      this.#done.add(track);
-      return;
-    }
-    for (const piece of this.#plan.piecesOf(track)) {
-      const endBytes = piece.offsetInTrackBytes + piece.lengthBytes;
-      if (endBytes > content.length) {
-        throw new CorruptionError(`Track ${track} ends at byte ${content.length}, wanted ${endBytes}`, {
-          where: `track ${track} of ${source.trackSizeBytes} bytes`,
-          tracks: [track],
-        });
+  /** Writes tracks that came together; what lies in a row in memory and on a target goes in one write. */
+  async #writeFrame(
+    source: { readonly trackSizeBytes: number },
+    read: readonly RestoredTrack[],
+  ): Promise<void> {
+    let row: WriteRow | undefined;
+    // Tracks of which the last piece is in the row: they are not begun as long as it is not.
+    const begun = TrackSet.empty();
+    const writeRow = async (): Promise<void> => {
+      if (row !== undefined) await this.#writeRow(row);
+      row = undefined;
+      this.#done.addAll(begun);
+    };
+    for (const { track, content } of read) {
+      assert(this.#plan.tracks.has(track), `Source gave track ${track}, which was not asked for`);
+      assert(!this.#done.has(track) && !begun.has(track), `Source gave track ${track} twice`);
+      if (content === undefined) {
+        for (const piece of this.#plan.piecesOf(track)) await this.#zeroPiece(piece);
+        this.#zeroTracks.add(track);
+        this.#done.add(track);
+        continue;
       }
-      this.#checkCancelled();
-      const bytes = content.subarray(piece.offsetInTrackBytes, endBytes);
-      this.#options.digests?.note(piece, bytes);
-      await this.#writePiece(piece, bytes);
+      for (const piece of this.#plan.piecesOf(track)) {
+        const endBytes = piece.offsetInTrackBytes + piece.lengthBytes;
+        if (endBytes > content.length) {
+          throw new CorruptionError(`Track ${track} ends at byte ${content.length}, wanted ${endBytes}`, {
+            where: `track ${track} of ${source.trackSizeBytes} bytes`,
+            tracks: [track],
+          });
+        }
+        this.#checkCancelled();
+        const bytes = content.subarray(piece.offsetInTrackBytes, endBytes);
+        this.#options.digests?.note(piece, bytes);
+        const longer: WriteRow | undefined = row?.with(piece, bytes);
+        if (longer === undefined) await writeRow();
+        row = longer ?? new WriteRow(piece, bytes);
+      }
+      begun.add(track);
     }
-    // Not before: a track of which a piece was not begun must not be recorded.
-    this.#done.add(track);
+    await writeRow();
   }
 
   /** As `writeZeroes` does it: what is zero already stays as it is. */
@@ -319,14 +335,13 @@ class RestoreRun {
     else await this.#zero(target, targetOffsetBytes, lengthBytes);
   }
 
-  #writePiece(piece: TrackPiece, content: Buffer): Promise<void> {
-    const { target, targetOffsetBytes, lengthBytes } = piece;
+  #writeRow({ target, targetOffsetBytes, bytes }: WriteRow): Promise<void> {
     return this.#window.start(() => {
       this.#touched.add(target);
       return counted(
-        named(target, 'Writing to', () => target.device.write(content, targetOffsetBytes)),
+        named(target, 'Writing to', () => target.device.write(bytes, targetOffsetBytes)),
         () => {
-          this.#bytesWritten += lengthBytes;
+          this.#bytesWritten += bytes.length;
         },
       );
     });
