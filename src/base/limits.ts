@@ -54,6 +54,12 @@ export const LIMITS = {
   fillRunCountMax: 4,
   /** After so many tracks in a row that cannot be read a fill gives up: it is not the tracks that are damaged. */
   fillFailuresInARowMax: 64,
+  /** What was used of late is known by regions of this size at least ... */
+  recentRegionBytesMin: MIB,
+  /** ... of which there are so many at most: 256 KiB of stamps ... */
+  recentStampCountMax: 65_536,
+  /** ... and of which so many are kept: a recovery begins with them. */
+  recentRegionCountMax: 1024,
   /** Media of one fill that a request names; a loader needs one place for all of them. */
   fillMediumCountMax: 256,
   /** A fill that failed is tried again after this long at first ... */

@@ -17,6 +17,7 @@ import {
   loseTracks,
   moveRecovery,
   putLostAside,
+  recentRanges,
   type RecoveryLook,
   type RecoveryRecord,
   type SidePlace,
@@ -67,6 +68,8 @@ export interface PreparedRecovery {
   /** The id of the set that it is filled from. */
   readonly set: string | undefined;
   readonly sizeBytes: number;
+  /** What was used of late, the last first; empty where that is not known. */
+  readonly recent: readonly ByteRange[];
   /** For the serving process: gives the side that is open already, once. */
   readonly openSide: (record: RecoveryRecord) => Promise<BackupSide>;
   /** For whoever does not get to serving it. */
@@ -188,16 +191,17 @@ async function prepareVolume(
   record: RecoveryRecord,
 ): Promise<Prepared> {
   const { directory, ranges } = options;
-  const set = facts.place.kind === 'store' ? facts.place.set : undefined;
   const found = await lookForRecovery(directory);
+  const recent = found?.recent === undefined ? [] : recentRanges(found.recent, facts.sizeBytes);
+  const set = facts.place.kind === 'store' ? facts.place.set : undefined;
   if (found?.record !== undefined) {
     const { identity } = found;
     await resume(identity.directory, found.record, record);
-    return { how: 'resumed', volume: identity.name, set, sizeBytes: identity.sizeBytes };
+    return { how: 'resumed', volume: identity.name, set, sizeBytes: identity.sizeBytes, recent };
   }
   if (ranges !== undefined && ranges.length > 0) {
     const { identity } = await loseRanges(options, facts, record, found);
-    return { how: 'in-part', volume: identity.name, set, sizeBytes: identity.sizeBytes };
+    return { how: 'in-part', volume: identity.name, set, sizeBytes: identity.sizeBytes, recent };
   }
   if (found !== undefined && !found.isHomeLost) throw notLost(found);
   const putAside = found === undefined ? undefined : await putLostAside(found.identity);
@@ -217,7 +221,14 @@ async function prepareVolume(
     },
   });
   const how = putAside === undefined ? 'created' : 'replaced';
-  return { how, volume: identity.name, set, sizeBytes, ...(putAside === undefined ? {} : { putAside }) };
+  return {
+    how,
+    volume: identity.name,
+    set,
+    sizeBytes,
+    recent,
+    ...(putAside === undefined ? {} : { putAside }),
+  };
 }
 
 /** The home that the lost volume had, where it did not lie in its directory. */

@@ -25,6 +25,7 @@ import {
 } from './directory.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
+import type { RecentRecord } from './recent-use.ts';
 import type { VolumeState } from './state.ts';
 
 export interface RecoveryLook {
@@ -33,6 +34,8 @@ export interface RecoveryLook {
   readonly record: RecoveryRecord | undefined;
   /** The home is a path, and nothing is there. */
   readonly isHomeLost: boolean;
+  /** What was used of late, as far as that is known. */
+  readonly recent: RecentRecord | undefined;
 }
 
 /** What is in a directory; undefined where it holds no volume. @throws {CorruptionError} */
@@ -43,7 +46,7 @@ export async function lookForRecovery(directory: string): Promise<RecoveryLook |
     const identity = identityOf(directory, state);
     const homePath = homePathOf(directory, identity.home);
     const isHomeLost = homePath !== undefined && !(await isThere(homePath));
-    return { identity, record: state.recovery.record, isHomeLost };
+    return { identity, record: state.recovery.record, isHomeLost, recent: state.recent };
   } finally {
     await state.close();
   }

@@ -50,6 +50,7 @@ const KNOWN_RECORDS: ReadonlySet<string> = new Set([
   'poison',
   'suspect',
   'claims',
+  'recent',
 ]);
 
 const NEW_STATE_FILE = 'state.mdb.new';
@@ -262,6 +263,10 @@ export class StateExam {
       const how = 'it is removed; a store whose last backup was cut short may need a full one next';
       this.#found('claims', 'the record is damaged', how);
       this.#change('state', 'claims', undefined);
+    }
+    if (this.#isDamaged('state', 'recent')) {
+      this.#found('recent', 'the record is damaged', 'it is removed; nothing depends on it');
+      this.#change('state', 'recent', undefined);
     }
     for (const { bytes } of this.#damagedIn('state')) {
       if (KNOWN_RECORDS.has(bytes.toString('latin1')) || isRecoveryKey(bytes.toString('latin1'))) continue;

@@ -31,6 +31,7 @@ export {
 } from './session.ts';
 export { FillingDevice, type FillingDeviceOptions } from './filling-device.ts';
 export { MirroredDevice, type MirroredDeviceOptions } from './mirrored-device.ts';
+export { recentRanges, type RecentRecord } from './recent-use.ts';
 export type { FillOptions, Recovery, RecoveryStatus } from './recovery.ts';
 export type { OpenVolumeOptions } from './opening.ts';
 export type { BaseCandidate } from './base-choice.ts';

@@ -13,6 +13,7 @@ import { type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index
 import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 import { type ClosedEpoch, EpochHistory, type Fold, type FoldedPoint } from './epoch-history.ts';
 import type { FoundSegment } from './intent-log.ts';
+import type { RecentRecord } from './recent-use.ts';
 import { RecoveryState, type RecoveryStart } from './recovery-state.ts';
 
 export const FORMAT_VERSION = 0;
@@ -482,6 +483,22 @@ export class VolumeState {
       if (number === undefined) this.#state.remove('rollback');
       else this.#state.put('rollback', keyOf(number));
     });
+  }
+
+  /** What was used of late, as far as that was kept. */
+  get recent(): RecentRecord | undefined {
+    try {
+      const bytes = this.#state.get('recent');
+      return bytes === undefined ? undefined : JSON.parse(bytes.toString());
+    } catch (error) {
+      // Advice is no reason to refuse a volume; a check mends it.
+      if (error instanceof CorruptionError) return undefined;
+      throw error;
+    }
+  }
+
+  async saveRecent(recent: RecentRecord): Promise<void> {
+    await this.#commit(() => this.#put('recent', recent));
   }
 
   get poison(): PoisonRecord | undefined {

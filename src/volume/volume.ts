@@ -26,6 +26,7 @@ import { homePathOf, lockVolume, openState, type VolumeIdentity } from './direct
 import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
+import { Fills } from './fills.ts';
 import type { FreezePart, PointUse } from './freeze.ts';
 import { beginSessions, createSnapshots } from './group.ts';
 import { growTo } from './grow.ts';
@@ -36,6 +37,7 @@ import { readThrough } from './read-through.ts';
 import type { BackupSession } from './session.ts';
 import { type SessionPreview, type SessionRequest, Sessions } from './sessions.ts';
 import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
+import { RecentUse } from './recent-use.ts';
 import type { Recovery } from './recovery.ts';
 import { Rollbacks } from './rollbacks.ts';
 import { SnapshotDevice } from './snapshot-device.ts';
@@ -60,6 +62,7 @@ export class Volume implements BlockDevice {
   readonly #state: VolumeState;
   readonly #home: BlockDevice;
   readonly #epochs: EpochHistory;
+  readonly #recent: RecentUse;
   readonly #writePath: WritePath;
   readonly #points: Points;
   readonly #snapshots: Snapshots;
@@ -67,13 +70,7 @@ export class Volume implements BlockDevice {
   readonly #freezeTurn = new Slots(1);
   readonly #sessions: Sessions;
   readonly #rollbacks: Rollbacks;
-  /** Where the home is being filled. */
-  #recovery: Recovery | undefined;
-  /** That is over, and may go on mirroring. */
-  #ended: Recovery | undefined;
-  /** Fills under way end with it. */
-  readonly #stopFilling = new AbortController();
-  readonly #fills = new Set<Promise<void>>();
+  readonly #fills: Fills;
   /** Snapshots whose point is on its way to the disk. */
   readonly #finishing = new Set<Promise<CreatedSnapshot>>();
   /** From its beginning no session begins any more. */
@@ -97,6 +94,7 @@ export class Volume implements BlockDevice {
     this.#suspects = parts.state.suspects(parts.geometry.trackCount);
     this.#identity = parts.identity;
     this.geometry = parts.geometry;
+    this.#recent = new RecentUse(parts.geometry.sizeBytes, parts.state.recent);
     this.startedClean = parts.startedClean;
     this.description = `volume ${parts.identity.name}`;
     const readOnly = options.readOnly ?? false;
@@ -111,7 +109,11 @@ export class Volume implements BlockDevice {
       onHomeFailed: (error) => this.#poisonBy(error),
       filling: parts.recovery?.filling,
     });
-    this.#recovery = parts.recovery;
+    this.#fills = new Fills({
+      recovery: parts.recovery,
+      refuse: () => this.#refuse(),
+      flush: () => this.#writePath.flush(),
+    });
     parts.recovery?.attach({
       onHomeFailed: (error) => this.#writePath.failed(error),
       mayWrite: () => !readOnly && this.#poison === undefined,
@@ -201,11 +203,13 @@ export class Volume implements BlockDevice {
 
   read(target: Buffer, offsetBytes: number): void | Promise<void> {
     assertRange(this, offsetBytes, target.length);
+    this.#recent.note(offsetBytes);
     return this.#home.read(target, offsetBytes);
   }
 
   write(source: Buffer, offsetBytes: number, options?: WriteOptions): void | Promise<void> {
     assertRange(this, offsetBytes, source.length);
+    this.#recent.note(offsetBytes);
     return this.#writePath.change({ kind: 'write', source }, offsetBytes, source.length, options);
   }
 
@@ -263,7 +267,7 @@ export class Volume implements BlockDevice {
       startedClean: this.startedClean,
       poisoned: this.#poison,
       suspectTracks: this.#suspects.size,
-      recovery: this.#recovery?.status(),
+      recovery: this.recovery?.status(),
       writesWaiting: this.#writePath.waitingCount,
       trimsForgotten: this.#writePath.forgottenTrimCount,
       sessions: this.#sessions.running.map((session) => session.status()),
@@ -302,7 +306,7 @@ export class Volume implements BlockDevice {
 
   /** What the volume is being filled from; undefined where everything is in its home. */
   get recovery(): Recovery | undefined {
-    return this.#recovery;
+    return this.#fills.recovery;
   }
 
   /**
@@ -312,35 +316,15 @@ export class Volume implements BlockDevice {
    * @throws what filling throws; the recovery goes on, and this may be called again.
    */
   async fill(body: (recovery: Recovery, signal: AbortSignal) => Promise<void>): Promise<void> {
-    const recovery = this.#recovery;
-    if (recovery === undefined) return;
+    if (this.recovery === undefined) return;
     this.#refuseBeginning();
-    const { signal } = this.#stopFilling;
-    const filling = body(recovery, signal).then(() => this.#endRecovery(recovery, signal));
-    this.#fills.add(filling);
-    try {
-      await filling;
-    } finally {
-      this.#fills.delete(filling);
-    }
-  }
-
-  async #endRecovery(recovery: Recovery, signal: AbortSignal): Promise<void> {
-    signal.throwIfAborted();
-    if (!recovery.isComplete || this.#recovery === undefined) return;
-    this.#refuse();
-    await this.#writePath.flush();
-    await recovery.end();
-    this.#recovery = undefined;
-    this.#ended = recovery;
-    // A mirror is written for as long as the volume is open.
-    if (!recovery.isMirrored) await recovery.closeSide();
+    await this.#fills.run(body);
   }
 
   /** @throws {VolumeError} `recovering` */
   #refuseRecovering(what: string): void {
-    if (this.#recovery === undefined) return;
-    const missingTracks = this.#recovery.filling.missingCount;
+    if (this.recovery === undefined) return;
+    const missingTracks = this.recovery.filling.missingCount;
     const message = `Volume ${this.identity.name} is being recovered, ${missingTracks} tracks are missing, and ${what} before that is over`;
     throw new VolumeError('recovering', message, { ...this.#place, missingTracks });
   }
@@ -484,6 +468,7 @@ export class Volume implements BlockDevice {
         points: this.#points,
         onUnknown: (error) => this.#poisonBy(error),
       });
+      this.#recent.grow(sizeBytes);
       this.#identity = { ...this.#identity, sizeBytes };
     });
   }
@@ -523,8 +508,7 @@ export class Volume implements BlockDevice {
 
   async #close(): Promise<void> {
     const reason = new VolumeError('closed', `Volume ${this.identity.name} is being closed`, this.#place);
-    this.#stopFilling.abort(reason);
-    await Promise.allSettled(this.#fills);
+    await this.#fills.stop(reason);
     // A freeze that is under way ends first; the next one is refused.
     await this.#freezeTurn.run(async () => undefined);
     await this.#sessions.end(reason);
@@ -547,7 +531,7 @@ export class Volume implements BlockDevice {
       await this.#writePath.intents?.close();
       await this.#points.close();
       await this.#home.close();
-      await (this.#recovery ?? this.#ended)?.closeSide();
+      await this.#fills.close();
       await this.#state.close();
       await this.#lock.close();
     }
@@ -557,7 +541,13 @@ export class Volume implements BlockDevice {
     return { directory: this.identity.directory };
   }
 
+  async #saveRecent(): Promise<void> {
+    const recent = this.#recent.takeChanged();
+    if (recent !== undefined) await this.#state.saveRecent(recent);
+  }
+
   async #saveClean(): Promise<void> {
+    await this.#saveRecent();
     try {
       await this.#home.flush();
     } catch (error) {
@@ -582,6 +572,7 @@ export class Volume implements BlockDevice {
       },
       prepare: async () => {
         await use.prepare();
+        await this.#saveRecent();
         await this.flush();
         await this.#points.prepare();
       },

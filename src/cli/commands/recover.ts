@@ -126,7 +126,7 @@ async function recover(context: CommandContext, options: Options): Promise<void>
       feedPath: mediumFeedPath(),
       recovery: {
         openSide: prepared.openSide,
-        first: several(options.first).map((text) => readRange('--first', text)),
+        first: [...several(options.first).map((text) => readRange('--first', text)), ...prepared.recent],
         rateBytesPerSecond: rateOf(options),
         onProgress: (_name, { missingTracks, trackCount }) => {
           const done = trackCount - missingTracks;
