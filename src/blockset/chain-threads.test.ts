@@ -9,7 +9,7 @@
 
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { CorruptionError, present } from '../base/index.ts';
 import { builtProgram } from '../sim/index.ts';
 import { TrackSet } from '../tracks/index.ts';
@@ -21,13 +21,13 @@ import { Store } from './store.ts';
 const PROGRAM = builtProgram('chain-reader');
 const TRACKS = 3 * 256 * 4;
 
-async function makeChain(path: string): Promise<Store> {
+async function makeChain(path: string, codec: 'none' | 'zstd' = 'none'): Promise<Store> {
   const store = await Store.init(path);
   const sizeBytes = TRACKS * TRACK_BYTES;
   const { assembly, lanes } = await store.beginSet(
-    newSet({ sizeBytes, point: 'p1', codec: 'none' }),
+    newSet({ sizeBytes, point: 'p1', codec }),
     { count: 3, directories: [] },
-    async (parts) => parts.map((part) => new LaneWriter(part)),
+    async (parts) => parts.map((part) => new LaneWriter({ ...part, compression: { codec } })),
   );
   for (let track = 0; track < TRACKS; track += 1) lanes[track % 3]?.add(track, labelled(`a${track}`));
   await assembly.finish({ bytesRead: 0, diverted: 0, unchanged: 0 });
@@ -44,9 +44,13 @@ async function open(store: Store): Promise<ThreadedChain> {
   return await ThreadedChain.start(chain, { program: PROGRAM, storePath: store.path });
 }
 
-t.test('every track comes once, as the chain has it', async (t) => {
+for (const codec of ['none', 'zstd'] as const) {
+  t.test(`every track comes once, as the chain has it: ${codec}`, (t) => everyTrack(t, codec));
+}
+
+async function everyTrack(t: Test, codec: 'none' | 'zstd'): Promise<void> {
   withoutSyncs(t);
-  const store = await makeChain(join(scratch(t), 's'));
+  const store = await makeChain(join(scratch(t), 's'), codec);
   const chain = await open(store);
   const labels = new Map<number, string>();
   const lanes: number[] = [];
@@ -61,7 +65,7 @@ t.test('every track comes once, as the chain has it', async (t) => {
   t.equal(labels.size, TRACKS - 1);
   for (const [track, label] of labels) t.equal(label, track === 5 ? 'b5' : `a${track}`);
   t.same(lanes.slice(1, 7), [0, 1, 2, 0, 1, 2], 'the lanes in turn');
-});
+}
 
 t.test('a plan that is given up, and a frame that is asked for by itself', async (t) => {
   withoutSyncs(t);

@@ -36,9 +36,11 @@ export function isChainThreadData(value: unknown): value is ChainThreadData {
 
 type Call = { readonly read: ChainPlanEntry } | { readonly close: true };
 
-/** The tracks of a frame in a row, as they travel. */
+/** The tracks of a frame as they travel. */
 interface WireFrame {
   readonly tracks: readonly number[];
+  /** Where each lies in `content`. */
+  readonly offsets: readonly number[];
   readonly lengths: readonly number[];
   readonly content: Uint8Array;
 }
@@ -58,29 +60,56 @@ export async function runChainThread(port: MessagePort, data: ChainThreadData): 
         await chain.close();
         return { gives: undefined, isLast: true };
       }
-      const frame = packed(chain.readFrame(call.read));
+      const frame = packed(chain.readFrame(call.read), chain.trackSizeBytes);
       return { gives: frame, transfer: [frame.content.buffer] };
     };
   });
 }
 
-function packed(read: readonly StoredTrack[]): WireFrame & { readonly content: Uint8Array<ArrayBuffer> } {
+function packed(
+  read: readonly StoredTrack[],
+  trackSizeBytes: number,
+): WireFrame & { readonly content: Uint8Array<ArrayBuffer> } {
+  const tracks = read.map(({ track }) => track);
   const lengths = read.map(({ content }) => content.length);
+  const whole = wholeBuffer(read, trackSizeBytes);
+  if (whole !== undefined) {
+    return { tracks, lengths, offsets: read.map(({ content }) => content.byteOffset), content: whole };
+  }
   const content = new Uint8Array(lengths.reduce((sum, length) => sum + length, 0));
+  const offsets: number[] = [];
   let at = 0;
   for (const { content: part } of read) {
+    offsets.push(at);
     content.set(part, at);
     at += part.length;
   }
-  return { tracks: read.map(({ track }) => track), lengths, content };
+  return { tracks, lengths, offsets, content };
 }
 
-function unpacked({ tracks, lengths, content }: WireFrame): StoredTrack[] {
-  let at = 0;
+/**
+ * The buffer that the tracks were unpacked into, to be handed over as it is: it holds whole tracks and nothing else, and
+ * is none that Node shares among small buffers. Undefined for any other, and where less than half of it is wanted, so that
+ * what is kept of it does not hold the rest: those are copied.
+ */
+function wholeBuffer(
+  read: readonly StoredTrack[],
+  trackSizeBytes: number,
+): Uint8Array<ArrayBuffer> | undefined {
+  const buffer = read[0]?.content.buffer;
+  const isWhole =
+    buffer instanceof ArrayBuffer &&
+    buffer.byteLength > Buffer.poolSize &&
+    buffer.byteLength % trackSizeBytes === 0 &&
+    read.length * trackSizeBytes * 2 >= buffer.byteLength &&
+    read.every(({ content }) => content.buffer === buffer && content.byteOffset % trackSizeBytes === 0);
+  return isWhole ? new Uint8Array(buffer) : undefined;
+}
+
+function unpacked({ tracks, offsets, lengths, content }: WireFrame): StoredTrack[] {
   return tracks.map((track, index) => {
-    const length = lengths[index] ?? 0;
-    at += length;
-    return { track, content: Buffer.from(content.buffer, content.byteOffset + at - length, length) };
+    const offset = content.byteOffset + (offsets[index] ?? 0);
+    return { track, content: Buffer.from(content.buffer, offset, lengths[index]) };
   });
 }
 
