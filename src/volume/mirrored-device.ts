@@ -1,14 +1,17 @@
 /**
  * Two devices that get every change: a change has finished when both have it. Reads are the primary's.
  *
- * A mirror that fails a change or a flush is left out from then on, after `onMirrorLost` has finished, which records it:
- * it no longer equals the primary, and nobody may take it for that. The primary's failures are the caller's.
+ * A mirror that fails a change or a flush is left out from then on, and `onMirrorLost` records it: it no longer equals
+ * the primary, and nobody may take it for that. Until that has finished nothing does that may be on the primary alone.
+ *
+ * What the primary refuses for want of room is taken back from the mirror, so that the two stay equal. Its other failures
+ * are the caller's: they may differ in what has failed.
  *
  * Trims become zeroes, so that both read the same afterwards. Overlapping changes must not be in flight at once: the two
  * would see them in different orders.
  */
 
-import type { MaybePromise } from '../base/index.ts';
+import { LIMITS, type MaybePromise, systemCode } from '../base/index.ts';
 import type {
   BlockDevice,
   DeviceCapabilities,
@@ -22,7 +25,7 @@ export interface MirroredDeviceOptions {
   readonly mirror: BlockDevice;
   /** False where the primary's flush covers the mirror. */
   readonly flushesMirror?: boolean;
-  /** Must have made durable that the mirror is lost when it finishes; may be called for several failures. */
+  /** Must have made durable that the mirror is lost when it finishes. Called once, for the first failure. */
   readonly onMirrorLost: (error: unknown) => Promise<void>;
 }
 
@@ -31,7 +34,9 @@ export class MirroredDevice implements BlockDevice {
   readonly blockSizeBytes: number;
   readonly description: string;
   readonly #options: MirroredDeviceOptions;
-  #isLost = false;
+  /** From the mirror's first failure on; settles when that is on record. */
+  #losing: Promise<void> | undefined;
+  #isOnRecord = false;
 
   constructor(options: MirroredDeviceOptions) {
     const { primary } = options;
@@ -47,7 +52,7 @@ export class MirroredDevice implements BlockDevice {
 
   /** Whether the mirror still gets the changes. */
   get isMirroring(): boolean {
-    return !this.#isLost;
+    return this.#losing === undefined;
   }
 
   read(target: Buffer, offsetBytes: number): MaybePromise<void> {
@@ -55,11 +60,13 @@ export class MirroredDevice implements BlockDevice {
   }
 
   write(source: Buffer, offsetBytes: number, options?: WriteOptions): MaybePromise<void> {
-    return this.#both((device) => device.write(source, offsetBytes, options));
+    return this.#change(offsetBytes, source.length, (device) => device.write(source, offsetBytes, options));
   }
 
   writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): MaybePromise<void> {
-    return this.#both((device) => device.writeZeroes(offsetBytes, lengthBytes, options));
+    return this.#change(offsetBytes, lengthBytes, (device) =>
+      device.writeZeroes(offsetBytes, lengthBytes, options),
+    );
   }
 
   trim(offsetBytes: number, lengthBytes: number, options?: WriteOptions): MaybePromise<void> {
@@ -68,14 +75,13 @@ export class MirroredDevice implements BlockDevice {
 
   /** Makes every change that had finished before this call durable on both. */
   async flush(): Promise<void> {
-    const { primary, flushesMirror = true } = this.#options;
-    if (flushesMirror) await this.#both((device) => device.flush());
-    else await primary.flush();
+    const { flushesMirror = true } = this.#options;
+    await this.#both((device) => device.flush(), flushesMirror);
   }
 
   /** Flushes the mirror alone; its failure loses the mirror and nothing else. */
   async flushMirror(): Promise<void> {
-    if (!this.#isLost) await this.#onMirror((device) => device.flush());
+    await this.onMirror((device) => device.flush());
   }
 
   extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
@@ -87,28 +93,74 @@ export class MirroredDevice implements BlockDevice {
     return this.#options.primary.close();
   }
 
-  #both(perform: (device: BlockDevice) => MaybePromise<void>): MaybePromise<void> {
-    const { primary } = this.#options;
-    if (this.#isLost) return perform(primary);
-    return this.#onBoth(perform);
+  /**
+   * Does something to the mirror alone, if there still is one. Its failure loses the mirror, which is on record then.
+   *
+   * @throws what recording the loss throws.
+   */
+  async onMirror(perform: (mirror: BlockDevice) => MaybePromise<void>): Promise<void> {
+    const { mirror, onMirrorLost } = this.#options;
+    if (this.#losing === undefined) {
+      try {
+        await perform(mirror);
+      } catch (error) {
+        this.#losing ??= onMirrorLost(error).then(() => {
+          this.#isOnRecord = true;
+        });
+      }
+    }
+    await this.#losing;
   }
 
-  async #onBoth(perform: (device: BlockDevice) => MaybePromise<void>): Promise<void> {
+  #change(
+    offsetBytes: number,
+    lengthBytes: number,
+    perform: (device: BlockDevice) => MaybePromise<void>,
+  ): MaybePromise<void> {
+    if (this.#isOnRecord) return perform(this.#options.primary);
+    return this.#changeBoth(offsetBytes, lengthBytes, perform);
+  }
+
+  async #changeBoth(
+    offsetBytes: number,
+    lengthBytes: number,
+    perform: (device: BlockDevice) => MaybePromise<void>,
+  ): Promise<void> {
+    try {
+      await this.#both(perform, true);
+    } catch (error) {
+      if (isRefusal(error)) await this.#makeEqual(offsetBytes, lengthBytes);
+      throw error;
+    }
+  }
+
+  /** Nobody changes the range meanwhile. */
+  async #makeEqual(offsetBytes: number, lengthBytes: number): Promise<void> {
     const { primary } = this.#options;
-    const onMirror = this.#onMirror(perform);
+    const endBytes = offsetBytes + lengthBytes;
+    await this.onMirror(async (mirror) => {
+      for (let at = offsetBytes; at < endBytes; at += LIMITS.fillRunBytesMax) {
+        const content = Buffer.allocUnsafe(Math.min(LIMITS.fillRunBytesMax, endBytes - at));
+        await primary.read(content, at);
+        await mirror.write(content, at);
+      }
+    });
+  }
+
+  async #both(perform: (device: BlockDevice) => MaybePromise<void>, isMirrors: boolean): Promise<void> {
+    const { primary } = this.#options;
+    const onMirror = isMirrors ? this.onMirror(perform) : this.#losing;
     // Both must have ended before the buffer is the caller's again.
     const [done] = await Promise.allSettled([(async () => perform(primary))(), onMirror]);
     if (done.status === 'rejected') throw done.reason;
+    // The mirror may have failed somebody else meanwhile.
     await onMirror;
+    await this.#losing;
   }
+}
 
-  async #onMirror(perform: (device: BlockDevice) => MaybePromise<void>): Promise<void> {
-    const { mirror, onMirrorLost } = this.#options;
-    try {
-      await perform(mirror);
-    } catch (error) {
-      this.#isLost = true;
-      await onMirrorLost(error);
-    }
-  }
+/** Nothing is wrong with the device: it has no room. */
+function isRefusal(error: unknown): boolean {
+  const code = systemCode(error);
+  return code === 'no-space' || code === 'ENOSPC' || code === 'not-fast';
 }
