@@ -45,7 +45,7 @@ export interface FillingDeviceOptions {
   readonly saveMap: (pieces: MapPieces) => Promise<void>;
   /** Writing what was brought in failed. */
   readonly onDeviceFailed: (error: unknown) => void;
-  /** Whether the device may be written; while it may not, what is missing is read past it. */
+  /** Whether the device may be written; while it may not, or has no room, what is missing is read past it. */
   readonly mayWrite: () => boolean;
 }
 
@@ -60,6 +60,8 @@ export class FillingDevice implements BlockDevice {
   /** Pieces of the map that were not saved as they are. */
   readonly #unsaved = new Set<number>();
   readonly #flushes = new SharedFlush(() => this.#flush());
+  /** Failures of the device to take what was brought in. */
+  readonly #unstored = new ErrorSet();
   #askedCount = 0;
   #unasked: Deferred | undefined;
 
@@ -101,8 +103,14 @@ export class FillingDevice implements BlockDevice {
     if (this.#missing.firstIn(run) === undefined) return device.read(target, offsetBytes);
     if (!this.#options.mayWrite()) return this.#readPast(target, offsetBytes);
     return this.#asked(async () => {
-      await this.bringIn(run);
-      await device.read(target, offsetBytes);
+      try {
+        await this.bringIn(run);
+      } catch (error) {
+        // The content is there all the same.
+        if (!this.#unstored.has(error)) throw error;
+        return this.#readPast(target, offsetBytes);
+      }
+      return device.read(target, offsetBytes);
     });
   }
 
@@ -158,11 +166,7 @@ export class FillingDevice implements BlockDevice {
 
   /** Finishes when nothing is in the way of a change of the range; what comes meanwhile may be. */
   makeReadyFor(offsetBytes: number, lengthBytes: number): Promise<void> {
-    return this.#asked(async () => {
-      await this.#bringInParts(offsetBytes, lengthBytes);
-      const busy = this.#firstBusyIn(this.#options.geometry.tracksOf(offsetBytes, lengthBytes));
-      if (busy !== undefined) await busy;
-    });
+    return this.#asked(() => this.#clearTheWay(offsetBytes, lengthBytes));
   }
 
   /**
@@ -239,8 +243,7 @@ export class FillingDevice implements BlockDevice {
     const run = this.#options.geometry.tracksOf(offsetBytes, lengthBytes);
     if (this.#missing.firstIn(run) === undefined) return perform();
     return this.#asked(async () => {
-      await this.#bringInParts(offsetBytes, lengthBytes);
-      for (let busy = this.#firstBusyIn(run); busy !== undefined; busy = this.#firstBusyIn(run)) await busy;
+      while (!this.isReadyFor(offsetBytes, lengthBytes)) await this.#clearTheWay(offsetBytes, lengthBytes);
       // Nothing is awaited since: whoever wants one of these now waits for this change.
       const whole = this.#missing.tracksIn(run).toArray();
       await this.#whileBusy(whole, async () => {
@@ -261,9 +264,10 @@ export class FillingDevice implements BlockDevice {
     return parts;
   }
 
-  async #bringInParts(offsetBytes: number, lengthBytes: number): Promise<void> {
+  async #clearTheWay(offsetBytes: number, lengthBytes: number): Promise<void> {
     for (const track of this.#partsOf(offsetBytes, lengthBytes))
       await this.bringIn({ first: track, count: 1 });
+    await this.#firstBusyIn(this.#options.geometry.tracksOf(offsetBytes, lengthBytes));
   }
 
   #firstBusyIn(run: TrackRun): Promise<void> | undefined {
@@ -318,6 +322,7 @@ export class FillingDevice implements BlockDevice {
         await device.writeZeroes(offsetBytes, geometry.lengthOf(run), { mayTrim: true });
       else await device.write(content, offsetBytes);
     } catch (error) {
+      this.#unstored.add(error);
       onDeviceFailed(error);
       throw error;
     }
@@ -338,6 +343,19 @@ export class FillingDevice implements BlockDevice {
     this.#unsaved.clear();
     await Promise.all([device.flush(), flushBeside?.()]);
     await saveMap(pieces);
+  }
+}
+
+/** Keeps none of them from being forgotten. */
+class ErrorSet {
+  readonly #errors = new WeakSet();
+
+  add(error: unknown): void {
+    if (error instanceof Error) this.#errors.add(error);
+  }
+
+  has(error: unknown): boolean {
+    return error instanceof Error && this.#errors.has(error);
   }
 }
 

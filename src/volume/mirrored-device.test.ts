@@ -108,7 +108,7 @@ t.test('a mirror that fails is on record before the change is acknowledged, and 
     t.notOk(await hasEnded(other), 'nor does anything later say that it has finished');
   recording.resolve();
   await write;
-  await Promise.all(others);
+  for (const other of others) await other;
   mirror.forgetOperations();
   await device.write(labelled('c', 512), 2048);
   await device.trim(0, 512);
