@@ -58,3 +58,60 @@ t.test('a medium that arrives fills what is missing', async (t) => {
   await side.stop();
   await must('cmp', [at('vol/home.raw'), at('side/home.raw')]);
 });
+
+t.test('a medium fills a new backup side, beside writes to both (EXAMPLES R3)', async (t) => {
+  if (!requireTools(t, ['qemu-io', 'nbdcopy', 'cmp', 'dd', 'truncate'])) return;
+  const directory = temporaryDirectory(t);
+  const at = (name: string): string => join(directory, name);
+  await mustCowbell(['volume', 'create', at('vol'), '--size', `${MIB_COUNT}M`]);
+  const first = startCowbell(['serve', at('vol')]);
+  await first.waitForLine(/^ready /);
+  await must('dd', ['if=/dev/urandom', `of=${at('t0.raw')}`, 'bs=1M', `count=${MIB_COUNT}`, 'status=none']);
+  await must('nbdcopy', [at('t0.raw'), uriOf(at('vol'))]);
+  await first.stop();
+
+  await must('dd', [
+    'if=/dev/urandom',
+    `of=${at('mirror.raw')}`,
+    'bs=1M',
+    `count=${MIB_COUNT}`,
+    'status=none',
+  ]);
+  const words = ['serve', at('vol'), '--mirror', at('mirror.raw'), '--mirror-rate', '1', '--json'];
+  const server = startCowbell(words);
+  await server.waitForLine(/"event":"ready"/);
+  const uri = uriOf(at('vol'));
+  await mustCowbell(['backup', '--store', at('snap.tar'), at('vol')]);
+  await write(uri, '-P 2 4M 64k', '-P 5 20M 512');
+  t.match((await statusOf(at('vol')))['mirroring'], { trackCount: MIB_COUNT * 16 });
+  const filled = eventsOf(await mustCowbell(['fill', at('vol'), at('snap.tar'), '--json']));
+  t.match(
+    filled.find(({ event }) => event === 'filled'),
+    { volume: 'vol', missingTracks: 0 },
+  );
+  await write(uri, '-P 7 8M 64k');
+  await server.stop();
+  await must('cmp', [at('vol/home.raw'), at('mirror.raw')]);
+
+  await must('truncate', ['-s', '1M', at('small.raw')]);
+  const small = await cowbell(['serve', at('vol'), '--mirror', at('small.raw')]);
+  t.equal(small.status, 1);
+  t.match(small.stderr, /Mirror file .*small\.raw of volume vol has 1048576 bytes, wanted 25165824/);
+});
+
+t.test('a mirror is brought up from the volume behind its clients', async (t) => {
+  if (!requireTools(t, ['qemu-io', 'nbdcopy', 'cmp', 'dd', 'truncate'])) return;
+  const directory = temporaryDirectory(t);
+  const at = (name: string): string => join(directory, name);
+  await mustCowbell(['volume', 'create', at('vol'), '--size', `${MIB_COUNT}M`]);
+  await must('truncate', ['-s', `${MIB_COUNT}M`, at('mirror.raw')]);
+  const server = startCowbell(['serve', at('vol'), '--mirror', at('mirror.raw')]);
+  await server.waitForLine(/^ready /);
+  const uri = uriOf(at('vol'));
+  await must('dd', ['if=/dev/urandom', `of=${at('t0.raw')}`, 'bs=1M', `count=${MIB_COUNT}`, 'status=none']);
+  await must('nbdcopy', [at('t0.raw'), uri]);
+  await server.waitForLine(/^Mirror .* equals vol/);
+  await write(uri, '-P 7 8M 512', '-z 12M 1M');
+  await server.stop();
+  await must('cmp', [at('vol/home.raw'), at('mirror.raw')]);
+});

@@ -48,7 +48,7 @@ async function withMirror(
 ): Promise<BackupSide> {
   if (uri === undefined) return side;
   try {
-    const mirror = await open(registry, uri, false);
+    const mirror = await openMirror(registry, uri);
     const { device } = side;
     const close = async (): Promise<void> => {
       await mirror.close();
@@ -60,6 +60,11 @@ async function withMirror(
     await side.close();
     throw error;
   }
+}
+
+/** A device that gets every change of a volume. */
+export function openMirror(registry: SideOptions['registry'], uri: string): Promise<BlockDevice> {
+  return open(registry, uri, false);
 }
 
 function open(registry: SideOptions['registry'], uri: string, readOnly: boolean): Promise<BlockDevice> {

@@ -3,11 +3,12 @@
  * what is current is passed over.
  *
  * A medium may be applied where nothing on it can be older than what the overwrite map knows of: it holds the point that
- * the volume is recovered from, or a live backup side was its source and its point was fixed after the recovery began.
+ * the volume is recovered from, or a live backup side was its source and its point was fixed after the recovery began. A
+ * mirror that is brought up takes points of the volume that were fixed after its map began (EXAMPLES R3).
  */
 
 import { type FedTrack, MediumFeed, type MediaPlaces, type MediumSet } from './medium-feed.ts';
-import type { Recovery, Volume } from '../volume/index.ts';
+import type { FillingDevice, Mirroring, Recovery, Volume } from '../volume/index.ts';
 import { DaemonError } from './errors.ts';
 
 /** What a fill from media is asked for. */
@@ -47,38 +48,50 @@ export interface FillFromMediaOptions {
  */
 export async function fillFromMedia(options: FillFromMediaOptions): Promise<FillOutcome> {
   const { volume, params, program, signal, warn } = options;
-  if (volume.recovery === undefined) throw notRecovering(volume);
+  if (volume.recovery === undefined && volume.mirroring === undefined) throw notRecovering(volume);
   const feed = await MediumFeed.open({ media: params, set: params.set, program, warn });
   const giveUp = (): void => void feed.close();
   signal.addEventListener('abort', giveUp);
   const taken = { tracks: 0, passedOver: 0 };
   try {
-    await volume.fill(async (recovery, stopped) => {
-      assertFits(volume, recovery, feed.set);
-      const wanted = recovery.filling.missing();
+    const takeAll = async (filling: FillingDevice, stopped: AbortSignal): Promise<void> => {
+      const wanted = filling.missing();
       for await (const batch of feed.read(wanted)) {
         stopped.throwIfAborted();
-        await take(recovery, batch, taken);
+        await take(filling, batch, taken);
         options.onProgress(taken.tracks + taken.passedOver, wanted.size);
       }
-    });
+    };
+    if (volume.recovery === undefined) {
+      await volume.fillMirror(async (mirroring, stopped) => {
+        assertFitsMirror(volume, mirroring, feed.set);
+        await takeAll(mirroring.filling, stopped);
+        await mirroring.filling.flush();
+      });
+    } else {
+      await volume.fill(async (recovery, stopped) => {
+        assertFits(volume, recovery, feed.set);
+        await takeAll(recovery.filling, stopped);
+      });
+    }
   } finally {
     signal.removeEventListener('abort', giveUp);
     await feed.close();
   }
-  const missingTracks = volume.recovery?.filling.missingCount ?? 0;
+  const { filling } = volume.recovery ?? volume.mirroring ?? {};
+  const missingTracks = filling?.missingCount ?? 0;
   return { volume: volume.identity.name, set: feed.set.set, ...taken, missingTracks };
 }
 
 /** Whoever waits for a track comes first. */
 async function take(
-  recovery: Recovery,
+  filling: FillingDevice,
   batch: readonly FedTrack[],
   taken: { tracks: number; passedOver: number },
 ): Promise<void> {
-  await recovery.filling.whenUnasked();
+  await filling.whenUnasked();
   for (const { track, content } of batch) {
-    const isTaken = await recovery.offer(track, content === undefined ? undefined : asBuffer(content));
+    const isTaken = await filling.offer(track, content === undefined ? undefined : asBuffer(content));
     if (isTaken) taken.tracks += 1;
     else taken.passedOver += 1;
   }
@@ -88,27 +101,42 @@ function asBuffer(bytes: Uint8Array): Buffer {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-function assertFits(volume: Volume, recovery: Recovery, set: MediumSet): void {
-  const { name, sizeBytes, trackSizeBytes } = volume.identity;
-  const { record } = recovery;
-  const refuse = (why: string): DaemonError =>
-    new DaemonError('other-recovery', `Set ${set.set} of the medium cannot fill volume ${name}: ${why}`, {
-      directory: volume.identity.directory,
-    });
-  if (set.sizeBytes !== sizeBytes || set.trackSizeBytes !== trackSizeBytes) {
-    const found = `${set.sizeBytes} bytes in tracks of ${set.trackSizeBytes}`;
-    throw refuse(`it has ${found}, wanted ${sizeBytes} in tracks of ${trackSizeBytes}`);
-  }
+function assertFits(volume: Volume, { record }: Recovery, set: MediumSet): void {
+  assertSameShape(volume, set);
   if (set.point === record.point) return;
   if (record.side.kind === 'store')
-    throw refuse(`it holds point ${set.point}, wanted ${record.point ?? 'none'}`);
-  if (set.createdMs < record.startedMs) {
-    const [fixed, began] = [set.createdMs, record.startedMs].map((ms) => new Date(ms).toISOString());
-    throw refuse(`it was fixed at ${fixed}, before the recovery began at ${began}, and may be older than it`);
-  }
+    throw misfit(volume, set, `it holds point ${set.point}, wanted ${record.point ?? 'none'}`);
+  assertLater(volume, set, record.startedMs, 'the recovery began');
+}
+
+/** What the mirror lacks has not changed since its map began, so a later point of the volume has it as it is. */
+function assertFitsMirror(volume: Volume, { startedMs }: Mirroring, set: MediumSet): void {
+  assertSameShape(volume, set);
+  if (set.volumeId !== volume.identity.volumeId) throw misfit(volume, set, 'it is of another volume');
+  assertLater(volume, set, startedMs, 'the mirror was begun');
+}
+
+function assertSameShape(volume: Volume, set: MediumSet): void {
+  const { sizeBytes, trackSizeBytes } = volume.identity;
+  if (set.sizeBytes === sizeBytes && set.trackSizeBytes === trackSizeBytes) return;
+  const found = `${set.sizeBytes} bytes in tracks of ${set.trackSizeBytes}`;
+  throw misfit(volume, set, `it has ${found}, wanted ${sizeBytes} in tracks of ${trackSizeBytes}`);
+}
+
+function assertLater(volume: Volume, set: MediumSet, startedMs: number, what: string): void {
+  if (set.createdMs >= startedMs) return;
+  const [fixed, began] = [set.createdMs, startedMs].map((ms) => new Date(ms).toISOString());
+  throw misfit(volume, set, `it was fixed at ${fixed}, before ${what} at ${began}, and may be older`);
+}
+
+function misfit({ identity }: Volume, { set }: MediumSet, why: string): DaemonError {
+  const { name, directory } = identity;
+  return new DaemonError('other-recovery', `Set ${set} of the medium cannot fill volume ${name}: ${why}`, {
+    directory,
+  });
 }
 
 function notRecovering({ identity }: Volume): DaemonError {
-  const message = `Volume ${identity.name} is not being recovered: everything is in its home`;
+  const message = `Volume ${identity.name} is not being recovered, and no mirror of it is brought up: nothing is missing`;
   return new DaemonError('not-recovering', message, { directory: identity.directory });
 }

@@ -42,7 +42,13 @@ export {
   type HookProcessOptions,
   runHookProcess,
 } from './hook-process.ts';
-export { type FurtherListener, Serving, type ServingOptions, type ServingTls } from './serving.ts';
+export {
+  type FurtherListener,
+  Serving,
+  type ServingMirror,
+  type ServingOptions,
+  type ServingTls,
+} from './serving.ts';
 export {
   openStoreReader,
   type StoreReader,

@@ -9,7 +9,7 @@
 import { type Clock, LIMITS, messageOf } from '../base/index.ts';
 import { RateLimit } from '../backup/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
-import type { Volume } from '../volume/index.ts';
+import type { FillOptions, Volume } from '../volume/index.ts';
 
 export interface FillProgress {
   readonly missingTracks: number;
@@ -70,7 +70,7 @@ export class RecoveryFill {
         if (reason !== told) warn(`Volume ${name} cannot be filled now, and will be tried again: ${reason}`);
         told = reason;
       }
-      await this.#wait(waitMs);
+      await wait(waitMs, this.#stop.signal);
       if (this.#stop.signal.aborted) return;
     }
   }
@@ -78,32 +78,38 @@ export class RecoveryFill {
   async #fill(): Promise<void> {
     const { volume, first, rateBytesPerSecond, clock, onProgress } = this.#options;
     const { trackCount } = volume.geometry;
-    const rate =
-      rateBytesPerSecond === undefined
-        ? undefined
-        : new RateLimit({ bytesPerSecond: rateBytesPerSecond, clock, wait: (ms) => this.#wait(ms) });
     await volume.fill((recovery, signal) =>
       recovery.fillAll({
         signal: AbortSignal.any([signal, this.#stop.signal]),
         ...(first === undefined ? {} : { first }),
-        ...(rate === undefined ? {} : { take: (bytes) => rate.take(bytes) }),
+        ...fillRate(rateBytesPerSecond, clock, this.#stop.signal),
         onProgress: (missingTracks) => onProgress?.({ missingTracks, trackCount }),
       }),
     );
   }
+}
 
-  /** Ends early when the fill is stopped. */
-  #wait(ms: number): Promise<void> {
-    const { signal } = this.#stop;
-    return new Promise((resolve) => {
-      const done = (): void => {
-        clearTimeout(timer);
-        signal.removeEventListener('abort', done);
-        resolve();
-      };
-      const timer = setTimeout(done, ms);
-      signal.addEventListener('abort', done);
-      if (signal.aborted) done();
-    });
-  }
+/** How a fill is held to its rate. */
+export function fillRate(
+  bytesPerSecond: number | undefined,
+  clock: Clock,
+  signal: AbortSignal,
+): Pick<FillOptions, 'take'> {
+  if (bytesPerSecond === undefined) return {};
+  const rate = new RateLimit({ bytesPerSecond, clock, wait: (ms) => wait(ms, signal) });
+  return { take: (bytes) => rate.take(bytes) };
+}
+
+/** Ends early when the signal fires. */
+function wait(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const done = (): void => {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    signal.addEventListener('abort', done);
+    if (signal.aborted) done();
+  });
 }

@@ -28,13 +28,14 @@ import {
   type NbdLog,
   NbdServer,
 } from '../nbd/index.ts';
-import { type BackupSide, readVolumeIdentity, type RecoveryRecord } from '../volume/index.ts';
-import { openBackupSide } from './backup-side.ts';
+import { type BackupSide, readVolumeIdentity, type RecoveryRecord, type Volume } from '../volume/index.ts';
+import { openBackupSide, openMirror } from './backup-side.ts';
 import { CONTROL_SOCKET_NAME } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
 import { VolumeExports } from './exports.ts';
+import { MirrorFill } from './mirror-fill.ts';
 import { type FillProgress, RecoveryFill } from './recovery-fill.ts';
 import { openSocketPath, removeDeadSocket, removeStaleSocket, type SocketPath } from './socket-path.ts';
 import { VolumeHost } from './volume-host.ts';
@@ -73,8 +74,19 @@ export interface ServingOptions {
   readonly feedPath?: string;
   /** What is known better of volumes under recovery than their records tell. */
   readonly recovery?: ServingRecovery | undefined;
+  /** A path or URI of a device that becomes the equal of the volume, of which there is just one, and stays it. */
+  readonly mirror?: ServingMirror | undefined;
   /** Is told what no client can be told, a sentence each. */
   readonly warn: (sentence: string) => void;
+}
+
+/** How a new backup side is brought up. */
+export interface ServingMirror {
+  readonly uri: string;
+  readonly rateBytesPerSecond?: number | undefined;
+  readonly onProgress?: (volume: string, progress: FillProgress) => void;
+  /** Both hold the same from now on. */
+  readonly onEqual?: (volume: string) => void;
 }
 
 /** How volumes under recovery are filled. */
@@ -96,7 +108,7 @@ export class Serving {
   readonly #controls: ControlServer[] = [];
   readonly #places: SocketPath[] = [];
   readonly #uris: string[] = [];
-  readonly #fills: RecoveryFill[] = [];
+  readonly #fills: (RecoveryFill | MirrorFill)[] = [];
   readonly #options: ServingOptions;
   #stopped: Promise<void> | undefined;
 
@@ -154,7 +166,7 @@ export class Serving {
   }
 
   async #openVolumes(): Promise<void> {
-    const { readOnly, clock, workerPath, readerPath, feedPath, recovery, warn } = this.#options;
+    const { readOnly, clock, workerPath, readerPath, feedPath, recovery, mirror, warn } = this.#options;
     const registry = createDeviceRegistry();
     const openSide = (record: RecoveryRecord): Promise<BackupSide> =>
       recovery?.openSide?.(record) ?? openBackupSide(record, { registry, clock, readerPath, warn });
@@ -168,6 +180,7 @@ export class Serving {
         workerPath,
         warn,
         openSide,
+        openMirror: mirror && (() => openMirror(registry, mirror.uri)),
         feedPath,
         exports: this.#exports,
         peers: this.#peers,
@@ -232,7 +245,9 @@ export class Serving {
     const { first = [], rateBytesPerSecond, onProgress, onRecovered } = recovery;
     for (const { volume } of this.#hosts) {
       const { name } = volume.identity;
-      if (volume.recovery === undefined || readOnly) continue;
+      if (readOnly) continue;
+      if (volume.mirroring !== undefined) this.#fills.push(this.#mirrorFill(volume));
+      if (volume.recovery === undefined) continue;
       this.#fills.push(
         new RecoveryFill({
           volume,
@@ -247,6 +262,18 @@ export class Serving {
         }),
       );
     }
+  }
+
+  #mirrorFill(volume: Volume): MirrorFill {
+    const { clock, mirror } = this.#options;
+    const { name } = volume.identity;
+    return new MirrorFill({
+      volume,
+      clock,
+      rateBytesPerSecond: mirror?.rateBytesPerSecond,
+      onProgress: (progress) => mirror?.onProgress?.(name, progress),
+      onEqual: () => mirror?.onEqual?.(name),
+    });
   }
 
   async #answerControl(): Promise<void> {

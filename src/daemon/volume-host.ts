@@ -36,6 +36,8 @@ export interface HostOptions {
   readonly workerPath: string;
   /** Opens what a volume under recovery is filled from; an owner without it opens no such volume. */
   readonly openSide?: OpenVolumeOptions['openSide'];
+  /** Opens a device that is to become the volume's equal. */
+  readonly openMirror?: OpenVolumeOptions['openMirror'];
   /** The program of the process that reads media for a fill; an owner without it fills from none. */
   readonly feedPath?: string | undefined;
   /** Is told what the owner's operator must know, whoever asked for it and still listens; a sentence each. */
@@ -82,7 +84,7 @@ export class VolumeHost implements ControlHandlers {
 
   /** Takes the volume's lock and opens it. Errors are those of `Volume.open`. */
   static async open(directory: string, options: HostOptions): Promise<VolumeHost> {
-    const { registry, readOnly, clock, activity, warn, exports, openSide } = options;
+    const { registry, readOnly, clock, activity, warn, exports, openSide, openMirror } = options;
     const opened: { volume?: Volume } = {};
     const volume = await Volume.open(directory, {
       registry,
@@ -90,6 +92,7 @@ export class VolumeHost implements ControlHandlers {
       clock,
       activity,
       ...(openSide === undefined ? {} : { openSide }),
+      openMirror,
       onWarning: (sentence) => warn?.(sentence),
       onSnapshotDropped: (name) => {
         // While the volume is being opened nothing of it is exported.

@@ -51,6 +51,10 @@ export interface VolumeErrorDetails {
   'rollback-unfinished': { readonly directory: string };
   /** The volume is being recovered, and what that needs cannot be opened. */
   'side-unavailable': { readonly directory: string; readonly side: string };
+  /** A device cannot be the volume's mirror. */
+  'mirror-unusable': { readonly directory: string };
+  /** Not while a mirror gets every change. */
+  mirrored: { readonly directory: string };
   /** A snapshot may need what a range of the home held that is to be recovered. */
   'has-snapshots': { readonly directory: string; readonly snapshot: string };
   /** Not while the volume is being recovered. */

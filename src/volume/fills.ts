@@ -3,11 +3,17 @@
  * finds that nothing is missing any more ends the recovery.
  */
 
+import type { VolumeIdentity } from './directory.ts';
+import { VolumeError } from './errors.ts';
+import type { Mirroring } from './mirroring.ts';
 import type { Recovery } from './recovery.ts';
 
 export interface FillsOptions {
+  readonly identity: Pick<VolumeIdentity, 'name' | 'directory'>;
   /** Undefined where everything is in the home. */
   readonly recovery: Recovery | undefined;
+  /** Undefined where no mirror is brought up. */
+  readonly mirroring: Mirroring | undefined;
   /** Throws where the home may not be written. */
   readonly refuse: () => void;
   readonly flush: () => Promise<void>;
@@ -29,12 +35,47 @@ export class Fills {
     return this.#recovery;
   }
 
+  get mirroring(): Mirroring | undefined {
+    return this.#options.mirroring;
+  }
+
+  /**
+   * Of what goes around the device that fills or mirrors.
+   *
+   * @param what a clause: what the volume cannot do.
+   * @throws {VolumeError} `recovering`, `mirrored`
+   */
+  refuseAny(what: string): void {
+    const { name, directory } = this.#options.identity;
+    if (this.#recovery !== undefined) {
+      const missingTracks = this.#recovery.filling.missingCount;
+      const message = `Volume ${name} is being recovered, ${missingTracks} tracks are missing, and ${what} before that is over`;
+      throw new VolumeError('recovering', message, { directory, missingTracks });
+    }
+    if (this.#options.mirroring === undefined) return;
+    const message = `Volume ${name} is mirrored, and ${what} meanwhile; serve it without the mirror`;
+    throw new VolumeError('mirrored', message, { directory });
+  }
+
   /** See `Volume.fill`. */
   async run(body: (recovery: Recovery, signal: AbortSignal) => Promise<void>): Promise<void> {
     const recovery = this.#recovery;
     if (recovery === undefined) return;
     const { signal } = this.#stop;
     const filling = body(recovery, signal).then(() => this.#end(recovery));
+    this.#running.add(filling);
+    try {
+      await filling;
+    } finally {
+      this.#running.delete(filling);
+    }
+  }
+
+  /** See `Volume.fillMirror`. */
+  async runMirror(body: (mirroring: Mirroring, signal: AbortSignal) => Promise<void>): Promise<void> {
+    const { mirroring } = this.#options;
+    if (mirroring === undefined) return;
+    const filling = body(mirroring, this.#stop.signal);
     this.#running.add(filling);
     try {
       await filling;
@@ -52,6 +93,7 @@ export class Fills {
   /** Nothing may be in flight any more. */
   async close(): Promise<void> {
     await this.#options.recovery?.closeSide();
+    await this.#options.mirroring?.close();
   }
 
   async #end(recovery: Recovery): Promise<void> {

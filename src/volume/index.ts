@@ -32,7 +32,9 @@ export {
 export { FillingDevice, type FillingDeviceOptions } from './filling-device.ts';
 export { MirroredDevice, type MirroredDeviceOptions } from './mirrored-device.ts';
 export { recentRanges, type RecentRecord } from './recent-use.ts';
-export type { FillOptions, Recovery, RecoveryStatus } from './recovery.ts';
+export type { Mirroring, MirroringStatus } from './mirroring.ts';
+export type { FillOptions } from './fill-all.ts';
+export type { Recovery, RecoveryStatus } from './recovery.ts';
 export type { OpenVolumeOptions } from './opening.ts';
 export type { BaseCandidate } from './base-choice.ts';
 export type { SessionPreview, SessionRequest } from './sessions.ts';

@@ -4,7 +4,7 @@
  */
 
 import type { FileHandle } from 'node:fs/promises';
-import { type Clock, LIMITS, messageOf, randomId, type Timer } from '../base/index.ts';
+import { type Clock, LIMITS, messageOf, randomId, systemClock, type Timer } from '../base/index.ts';
 import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
 import type { BackupSide, RecoveryRecord } from './backup-side.ts';
@@ -13,6 +13,7 @@ import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
 import { findSegments, IntentLog, type IntentPlace, removeSegments } from './intent-log.ts';
+import { Mirroring } from './mirroring.ts';
 import { Recovery } from './recovery.ts';
 import { Snapshots, type SnapshotsOptions } from './snapshots.ts';
 import { directoryIdentity, homeStamp, type LoadedEpochs, type VolumeState } from './state.ts';
@@ -36,6 +37,8 @@ export interface OpenVolumeOptions {
   readonly timer?: Timer;
   /** Opens what a volume under recovery is filled from; without it, such a volume is not opened. */
   readonly openSide?: (record: RecoveryRecord) => Promise<BackupSide>;
+  /** Opens a device that is to become the volume's equal, and gets every change as long as the volume is open. */
+  readonly openMirror?: (() => Promise<BlockDevice>) | undefined;
   /** Tracks of one region of the intent log; LIMITS.intentRegionTracks where left out. */
   readonly intentRegionTracks?: number;
 }
@@ -53,6 +56,8 @@ export interface OpenParts {
   readonly startedClean: boolean;
   /** Of a volume whose home is being filled; `home` is its device then. */
   readonly recovery: Recovery | undefined;
+  /** Of a volume that a mirror is brought up from; `home` is its device then. */
+  readonly mirroring: Mirroring | undefined;
   /** Why the home may not hold what it did at the last stop; undefined where it does. */
   readonly homeDamage: string | undefined;
 }
@@ -74,9 +79,11 @@ export async function openParts(
   const geometry = new Geometry(identity.sizeBytes, identity.trackSizeBytes);
   const opened = await openHome(identity, readOnly, options);
   let recovery: Recovery | undefined;
+  let mirroring: Mirroring | undefined;
   try {
     recovery = await openRecovery(opened, { identity, geometry, state }, options);
-    const home = recovery?.device ?? opened;
+    mirroring = await openMirroring(recovery?.device ?? opened, identity, geometry, options);
+    const home = mirroring?.device ?? recovery?.device ?? opened;
     const intentPlace = intentPlaceOf(identity, geometry, options);
     const loaded = state.load(geometry.trackCount, await findSegments(intentPlace));
     const { history, isClean } = loaded;
@@ -98,11 +105,13 @@ export async function openParts(
       geometry,
       startedClean,
       recovery,
+      mirroring,
       homeDamage,
     };
   } catch (error) {
     await opened.close();
     await recovery?.closeSide();
+    await mirroring?.close();
     throw error;
   }
 }
@@ -246,6 +255,23 @@ function sideUnavailable(
   const place = side.kind === 'store' ? `set ${side.set} of ${side.storePath}` : side.uri;
   const message = `Volume ${name} is being recovered from ${place}, which cannot be used: ${why}`;
   return new VolumeError('side-unavailable', message, { directory, side: place }, { cause });
+}
+
+/** @throws {VolumeError} `mirror-unusable` */
+async function openMirroring(
+  home: BlockDevice,
+  { name, directory }: VolumeIdentity,
+  geometry: Geometry,
+  { openMirror, clock = systemClock, onWarning }: OpenVolumeOptions,
+): Promise<Mirroring | undefined> {
+  const mirror = await openMirror?.();
+  if (mirror === undefined) return undefined;
+  if (mirror.sizeBytes >= geometry.sizeBytes)
+    return new Mirroring({ home, mirror, geometry, startedMs: clock.now(), name, onWarning });
+  await mirror.close();
+  const { description, sizeBytes } = mirror;
+  const message = `Mirror ${description} of volume ${name} has ${sizeBytes} bytes, wanted ${geometry.sizeBytes}`;
+  throw new VolumeError('mirror-unusable', message, { directory });
 }
 
 /** Whether the home looks as it did at the clean stop. A home that cannot be watched is believed. */

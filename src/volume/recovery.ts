@@ -14,10 +14,11 @@
  * the home's content of current tracks is copied over before anybody uses the volume.
  */
 
-import { allFinished, LIMITS, messageOf } from '../base/index.ts';
+import { LIMITS, messageOf } from '../base/index.ts';
 import type { BlockDevice } from '../device/index.ts';
 import { type TrackRun, TrackSet } from '../tracks/index.ts';
 import type { BackupSide, RecoveryRecord } from './backup-side.ts';
+import { fillAll, type FillOptions } from './fill-all.ts';
 import { FillingDevice } from './filling-device.ts';
 import type { Geometry } from './geometry.ts';
 import { MirroredDevice } from './mirrored-device.ts';
@@ -40,16 +41,6 @@ export interface RecoveryOwner {
   readonly onHomeFailed: (error: unknown) => void;
   /** Whether the home may be written. */
   readonly mayWrite: () => boolean;
-}
-
-export interface FillOptions {
-  /** What is brought in before the rest, in this order. */
-  readonly first?: readonly TrackRun[];
-  /** Waits until so many more bytes may be read; at once where left out. */
-  readonly take?: (bytes: number) => Promise<void>;
-  readonly signal?: AbortSignal;
-  /** Called after each run, with the tracks still missing. Must not throw. */
-  readonly onProgress?: (missingCount: number) => void;
 }
 
 export interface RecoveryStatus extends RecoveryRecord {
@@ -155,16 +146,17 @@ export class Recovery {
    * may be called again.
    */
   async fillAll(options: FillOptions = {}): Promise<void> {
-    const failures = new FillFailures();
-    const running = new Set<Promise<void>>();
-    try {
-      for await (const runs of this.#fillOrder(options.first ?? []))
-        await this.#startRuns(runs, { options, failures, running });
-    } finally {
-      await Promise.allSettled(running);
-    }
-    await allFinished([...running]);
-    failures.throwFirst();
+    const { geometry } = this.#options;
+    const { filling } = this;
+    const order = (): AsyncGenerator<Iterable<TrackRun>> => this.#order();
+    await fillAll({ filling, geometry, mayWrite: () => this.#mayWrite(), order }, options);
+  }
+
+  async *#order(): AsyncGenerator<Iterable<TrackRun>, void, undefined> {
+    const { side } = this.#options;
+    const missing = this.filling.missing();
+    if (side.order === undefined) yield missing.runs();
+    else yield* side.order(missing);
   }
 
   /** See `FillingDevice.offer`. */
@@ -186,63 +178,6 @@ export class Recovery {
     return this.#closing;
   }
 
-  async *#fillOrder(first: readonly TrackRun[]): AsyncGenerator<Iterable<TrackRun>, void, undefined> {
-    yield first;
-    const { side } = this.#options;
-    const missing = this.filling.missing();
-    if (side.order === undefined) yield missing.runs();
-    else yield* side.order(missing);
-  }
-
-  /** Starts what of the runs is missing; what is under way then goes on beside what comes after. */
-  async #startRuns(
-    runs: Iterable<TrackRun>,
-    {
-      options,
-      failures,
-      running,
-    }: {
-      readonly options: FillOptions;
-      readonly failures: FillFailures;
-      readonly running: Set<Promise<void>>;
-    },
-  ): Promise<void> {
-    const { signal, take, onProgress } = options;
-    const { geometry } = this.#options;
-    const runTracks = Math.max(1, Math.floor(LIMITS.fillRunBytesMax / geometry.trackSizeBytes));
-    for (const whole of runs) {
-      for (const run of this.filling.missingIn(whole).runs(runTracks)) {
-        signal?.throwIfAborted();
-        await this.filling.whenUnasked();
-        await take?.(geometry.lengthOf(run));
-        const filled = this.#fillRun(run, failures).then(() => {
-          running.delete(filled);
-          onProgress?.(this.filling.missingCount);
-        });
-        // It is looked at later.
-        filled.catch(() => undefined);
-        running.add(filled);
-        // One that has failed stays, and ends the fill here.
-        if (running.size >= LIMITS.fillRunCountMax) await Promise.race(running);
-      }
-    }
-  }
-
-  /** @param failures is told what the side could not give. */
-  async #fillRun(run: TrackRun, failures: FillFailures): Promise<void> {
-    try {
-      await this.filling.bringIn(run);
-      failures.succeeded();
-    } catch (error) {
-      if (!this.#mayWrite()) throw error;
-      // One of them may be damaged; the others are not.
-      if (run.count === 1) failures.add(error);
-      else
-        for (let track = run.first; track < run.first + run.count; track += 1)
-          await this.#fillRun({ first: track, count: 1 }, failures);
-    }
-  }
-
   /** Finishes when it is on record, for everybody who finds the mirror lost. */
   #loseMirror(error: unknown): Promise<void> {
     this.#losing ??= this.#recordLoss(error);
@@ -255,26 +190,5 @@ export class Recovery {
     const { mirror = 'its mirror' } = this.#record;
     onWarning?.(`Volume ${name} is no longer mirrored to ${mirror}: ${messageOf(error)}`);
     await state.saveRecord(this.#record);
-  }
-}
-
-/** Tracks that the side could not give. */
-class FillFailures {
-  #first: { readonly error: unknown } | undefined;
-  #inARow = 0;
-
-  succeeded(): void {
-    this.#inARow = 0;
-  }
-
-  /** @throws the error, where it seems that nothing can be read any more. */
-  add(error: unknown): void {
-    this.#first ??= { error };
-    this.#inARow += 1;
-    if (this.#inARow >= LIMITS.fillFailuresInARowMax) throw error;
-  }
-
-  throwFirst(): void {
-    if (this.#first !== undefined) throw this.#first.error;
   }
 }

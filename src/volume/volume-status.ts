@@ -1,6 +1,7 @@
 /** What a volume tells of itself. */
 
 import type { VolumeIdentity } from './directory.ts';
+import type { MirroringStatus } from './mirroring.ts';
 import type { RecoveryStatus } from './recovery.ts';
 import type { SessionStatus } from './session.ts';
 import type { SnapshotInfo } from './snapshot-info.ts';
@@ -28,6 +29,8 @@ export interface VolumeStatus extends VolumeIdentity {
   readonly suspectTracks: number;
   /** Where the home is being filled: from where, and how far that is. */
   readonly recovery: RecoveryStatus | undefined;
+  /** Where a mirror gets every change: how far it is. */
+  readonly mirroring: MirroringStatus | undefined;
   readonly writesWaiting: number;
   readonly trimsForgotten: number;
   /** The backup sessions that run. */

@@ -37,6 +37,7 @@ import { readThrough } from './read-through.ts';
 import type { BackupSession } from './session.ts';
 import { type SessionPreview, type SessionRequest, Sessions } from './sessions.ts';
 import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
+import type { Mirroring } from './mirroring.ts';
 import { RecentUse } from './recent-use.ts';
 import type { Recovery } from './recovery.ts';
 import { Rollbacks } from './rollbacks.ts';
@@ -110,7 +111,9 @@ export class Volume implements BlockDevice {
       filling: parts.recovery?.filling,
     });
     this.#fills = new Fills({
+      identity: parts.identity,
       recovery: parts.recovery,
+      mirroring: parts.mirroring,
       refuse: () => this.#refuse(),
       flush: () => this.#writePath.flush(),
     });
@@ -268,6 +271,7 @@ export class Volume implements BlockDevice {
       poisoned: this.#poison,
       suspectTracks: this.#suspects.size,
       recovery: this.recovery?.status(),
+      mirroring: this.mirroring?.status(),
       writesWaiting: this.#writePath.waitingCount,
       trimsForgotten: this.#writePath.forgottenTrimCount,
       sessions: this.#sessions.running.map((session) => session.status()),
@@ -321,12 +325,15 @@ export class Volume implements BlockDevice {
     await this.#fills.run(body);
   }
 
-  /** @throws {VolumeError} `recovering` */
-  #refuseRecovering(what: string): void {
-    if (this.recovery === undefined) return;
-    const missingTracks = this.recovery.filling.missingCount;
-    const message = `Volume ${this.identity.name} is being recovered, ${missingTracks} tracks are missing, and ${what} before that is over`;
-    throw new VolumeError('recovering', message, { ...this.#place, missingTracks });
+  /** The mirror that is brought up, or is the volume's equal, as long as it is open. */
+  get mirroring(): Mirroring | undefined {
+    return this.#fills.mirroring;
+  }
+
+  /** Fills the mirror, in whatever way the body does; it ends early when the signal fires. */
+  async fillMirror(body: (mirroring: Mirroring, signal: AbortSignal) => Promise<void>): Promise<void> {
+    this.#refuseBeginning();
+    await this.#fills.runMirror(body);
   }
 
   // --- Snapshots ---
@@ -350,7 +357,7 @@ export class Volume implements BlockDevice {
     const made = (): PreparedSnapshot => present(prepared, 'A snapshot was not prepared');
     return this.#freezePart({
       prepare: async () => {
-        if (this.identity.snapshotBy === 'clone') this.#refuseRecovering('cannot be cloned');
+        if (this.identity.snapshotBy === 'clone') this.#fills.refuseAny('cannot be cloned');
         prepared = await this.#snapshots.prepare(name, this.#clock.now());
       },
       whileClosed: () => this.#snapshots.takeClone(made()),
@@ -457,7 +464,7 @@ export class Volume implements BlockDevice {
   async grow(sizeBytes: number): Promise<void> {
     await this.#freezeTurn.run(async () => {
       this.#refuseBeginning();
-      this.#refuseRecovering('cannot grow');
+      this.#fills.refuseAny('cannot grow');
       await growTo(sizeBytes, {
         identity: this.#identity,
         geometry: this.geometry,

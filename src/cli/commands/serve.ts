@@ -2,8 +2,8 @@
 
 import { tmpdir } from 'node:os';
 import type { Argv } from 'yargs';
-import { Serving, StoreServing } from '../../daemon/index.ts';
-import { absolutePath, several, single } from '../arguments.ts';
+import { Serving, type ServingMirror, StoreServing } from '../../daemon/index.ts';
+import { absolutePath, absolutePlace, readSize, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
@@ -17,6 +17,8 @@ interface Options extends GlobalOptions, KeyOptions, ListenOptions {
   readonly writable: boolean;
   readonly overlayDir: string | undefined;
   readonly readOnly: boolean;
+  readonly mirror: string | undefined;
+  readonly mirrorRate: string | undefined;
 }
 
 export const addServe: AddCommand = (parser, run) =>
@@ -32,6 +34,18 @@ export const addServe: AddCommand = (parser, run) =>
             'Directories of volumes; each gets <volume>/nbd.sock, and its base name is the export name',
         })
         .option('read-only', { type: 'boolean', default: false, describe: 'Refuse writes' })
+        .option('mirror', {
+          type: 'string',
+          requiresArg: true,
+          describe:
+            'NBD URI, file or device that is made equal to the volume, whatever it holds, and gets every write from then on',
+        })
+        .option('mirror-rate', {
+          type: 'string',
+          requiresArg: true,
+          implies: 'mirror',
+          describe: 'Bytes a second that are copied to the mirror behind at the most, such as 100M',
+        })
         .example('$0 serve /srv/vol', 'Only on /srv/vol/nbd.sock')
         .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809', 'Two volumes over TCP too')
         .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809=a', 'Only the first over TCP')
@@ -106,6 +120,8 @@ function assertTogether(options: Options, store: string | undefined): void {
     const message = `Volume ${volume} and --store ${store} are both given; serve them from two processes`;
     throw new UsageError(message);
   }
+  if (options.mirror !== undefined)
+    throw new UsageError('--mirror and --store are both given: only volumes are mirrored');
   if (sets.length === 0) {
     throw new UsageError(`No set of store ${store} is given, wanted --set <set>, such as --set latest`);
   }
@@ -150,6 +166,35 @@ async function serveSets(context: CommandContext, options: Options, store: strin
   }
 }
 
+/** @throws {UsageError} */
+function mirrorOf(context: CommandContext, options: Options): ServingMirror | undefined {
+  const mirror = single('--mirror', options.mirror);
+  if (mirror === undefined) return undefined;
+  const volumes = several(options.volume);
+  if (volumes.length > 1)
+    throw new UsageError(`--mirror is given with ${volumes.length} volumes, wanted one`);
+  if (options.readOnly) throw new UsageError('--mirror and --read-only are both given, wanted one of them');
+  const { output, clock, directory } = context;
+  const uri = absolutePlace(mirror, directory);
+  const rate = single('--mirror-rate', options.mirrorRate);
+  const startedMs = clock.monotonicMs();
+  return {
+    uri,
+    rateBytesPerSecond: rate === undefined ? undefined : Math.max(1, readSize('--mirror-rate', rate)),
+    onProgress: (volume, { missingTracks, trackCount }) =>
+      output.progress({
+        title: `Mirroring ${volume}`,
+        done: trackCount - missingTracks,
+        total: trackCount,
+        event: { volume, missingTracks, trackCount },
+      }),
+    onEqual: (volume) => {
+      const durationMs = Math.round(clock.monotonicMs() - startedMs);
+      output.report({ event: 'mirrored', volume, mirror: uri, durationMs }, `Mirror ${uri} equals ${volume}`);
+    },
+  };
+}
+
 async function serveVolumes(context: CommandContext, options: Options): Promise<void> {
   const { output, signal, directory } = context;
   const serving = await Serving.start({
@@ -157,6 +202,7 @@ async function serveVolumes(context: CommandContext, options: Options): Promise<
     listeners: listenersOf(context, options),
     tls: tlsOf(options, directory),
     readOnly: options.readOnly,
+    mirror: mirrorOf(context, options),
     clock: context.clock,
     workerPath: workerPath(),
     readerPath: storeReaderPath(),
