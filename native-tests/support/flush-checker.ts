@@ -25,12 +25,13 @@ interface SentWrite extends Range {
 export class FlushChecker {
   readonly #sectorCount: number;
   readonly #random: SeededRandom;
+  readonly #before: Buffer | undefined;
   /** The last flushed version of each sector; 0 is a sector never written. */
   readonly #flushed: Uint32Array;
   /** Versions of each sector that were sent after the flushed one, ascending. */
   readonly #later = new Map<number, number[]>();
   /** Versions that wrote zeroes. */
-  readonly #zeroes = new Set<number>([0]);
+  readonly #zeroes = new Set<number>();
   readonly #inFlight = new Set<Range>();
   /** Answered writes that no flush covers yet. */
   #unflushed: SentWrite[] = [];
@@ -38,10 +39,15 @@ export class FlushChecker {
   #answeredCount = 0;
   #flushedCount = 0;
 
-  /** Uses the first `sizeBytes` of an export, which must be zero. */
-  constructor(options: { readonly sizeBytes: number; readonly random: SeededRandom }) {
+  /** Uses the first `sizeBytes` of an export, which must hold `before`: zeroes where it is left out. */
+  constructor(options: {
+    readonly sizeBytes: number;
+    readonly random: SeededRandom;
+    readonly before?: Buffer;
+  }) {
     this.#sectorCount = options.sizeBytes / SECTOR_BYTES;
     this.#random = options.random;
+    this.#before = options.before;
     this.#flushed = new Uint32Array(this.#sectorCount);
   }
 
@@ -168,6 +174,8 @@ export class FlushChecker {
 
   #content(sector: number, version: number): Buffer {
     if (this.#zeroes.has(version)) return ZERO_SECTOR;
+    if (version === 0)
+      return this.#before?.subarray(sector * SECTOR_BYTES, (sector + 1) * SECTOR_BYTES) ?? ZERO_SECTOR;
     const stamp = Buffer.alloc(8);
     stamp.writeUInt32LE(version, 0);
     stamp.writeUInt32LE(sector, 4);
