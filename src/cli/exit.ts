@@ -44,6 +44,7 @@ const USAGE_CODES: ReadonlySet<string> = new Set([
   'key-needed',
   'not-encrypted',
   'bad-table',
+  'bad-range',
   'bad-remap-file',
   'bad-progress-file',
   'unknown-target',

@@ -5,6 +5,8 @@
  * Nothing of the volume is changed before the side is open.
  */
 
+import { stat } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { type Clock, KIB } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
 import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
@@ -13,6 +15,7 @@ import {
   type BackupSide,
   createVolume,
   Geometry,
+  homePathOf,
   lookForRecovery,
   loseTracks,
   moveRecovery,
@@ -91,7 +94,8 @@ interface SideFacts {
 /**
  * Prepares the recovery; durable when it resolves.
  *
- * @throws {DaemonError} `not-lost`, `other-recovery`, `bad-range`; {VolumeError} `in-use`, `exists`, `has-snapshots`;
+ * @throws {DaemonError} `not-lost`, `other-recovery`, `bad-range`; {VolumeError} `in-use`, `exists`, `has-snapshots`,
+ *   `home-unusable`;
  *   what opening the side throws.
  */
 export async function prepareRecovery(options: RecoverOptions): Promise<PreparedRecovery> {
@@ -194,7 +198,8 @@ async function prepareVolume(
   const found = await lookForRecovery(directory);
   const recent = found?.recent === undefined ? [] : recentRanges(found.recent, facts.sizeBytes);
   const set = facts.place.kind === 'store' ? facts.place.set : undefined;
-  if (found?.record !== undefined) {
+  // A home that was lost once more has nothing that could go on.
+  if (found?.record !== undefined && !found.isHomeLost) {
     const { identity } = found;
     await resume(identity.directory, found.record, record);
     return { how: 'resumed', volume: identity.name, set, sizeBytes: identity.sizeBytes, recent };
@@ -204,8 +209,9 @@ async function prepareVolume(
     return { how: 'in-part', volume: identity.name, set, sizeBytes: identity.sizeBytes, recent };
   }
   if (found !== undefined && !found.isHomeLost) throw notLost(found);
-  const putAside = found === undefined ? undefined : await putLostAside(found.identity);
   const home = options.home ?? lostHome(found);
+  if (home !== undefined) await assertHasPlace(directory, home);
+  const putAside = found === undefined ? undefined : await putLostAside(found.identity);
   const { isCopy = false } = options;
   const { volumeId, point, sizeBytes, trackSizeBytes } = facts;
   const identity = await createVolume(directory, {
@@ -229,6 +235,21 @@ async function prepareVolume(
     recent,
     ...(putAside === undefined ? {} : { putAside }),
   };
+}
+
+/**
+ * A home that is not there because its filesystem is not mounted is not lost.
+ *
+ * @throws {VolumeError} `home-unusable`
+ */
+async function assertHasPlace(directory: string, home: string): Promise<void> {
+  const path = homePathOf(directory, home);
+  if (path === undefined) return;
+  const place = dirname(path);
+  const found = await stat(place).catch(() => undefined);
+  if (found?.isDirectory() === true) return;
+  const message = `Directory ${place} of the home is not there; mount its filesystem, make it, or name another home with --home`;
+  throw new VolumeError('home-unusable', message, { home });
 }
 
 /** The home that the lost volume had, where it did not lie in its directory. */
@@ -270,7 +291,8 @@ async function loseRanges(
     const message = `Directory ${directory} holds no volume of which a range could be recovered`;
     throw new VolumeError('not-a-volume', message, { directory });
   }
-  const { sizeBytes, trackSizeBytes, volumeId, name } = found.identity;
+  const { sizeBytes, trackSizeBytes, volumeId, name, home } = found.identity;
+  if (found.isHomeLost) throw badRange(`The home ${home} of ${name} is lost, not a range of it`);
   if (facts.volumeId !== undefined && facts.volumeId !== volumeId)
     throw badRange(`The set is of another volume than ${name}, whose other ranges would not go with it`);
   if (facts.sizeBytes < sizeBytes)

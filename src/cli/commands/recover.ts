@@ -110,9 +110,12 @@ function addRecoveryOptions<T>(command: Argv<T>) {
 async function recover(context: CommandContext, options: Options): Promise<void> {
   const { output, signal, clock, directory } = context;
   const startedMs = clock.monotonicMs();
+  const wanted = rangesOf('--first', options.first);
   const prepared = await prepare(context, options);
   const { volume, set = null, how, putAside = null } = prepared;
+  const first = withinVolume(wanted, prepared, output);
   if (putAside !== null) output.warn(`What was left of the lost volume is in ${putAside}`);
+  if (how === 'resumed') warnOfIgnored(context, options, volume);
   let serving: Serving;
   try {
     serving = await Serving.start({
@@ -126,7 +129,7 @@ async function recover(context: CommandContext, options: Options): Promise<void>
       feedPath: mediumFeedPath(),
       recovery: {
         openSide: prepared.openSide,
-        first: [...several(options.first).map((text) => readRange('--first', text)), ...prepared.recent],
+        first: [...first, ...prepared.recent],
         rateBytesPerSecond: rateOf(options),
         onProgress: (_name, { missingTracks, trackCount }) => {
           const done = trackCount - missingTracks;
@@ -160,6 +163,21 @@ async function recover(context: CommandContext, options: Options): Promise<void>
   }
 }
 
+/** A recovery that goes on is what it was begun as. */
+function warnOfIgnored({ output }: CommandContext, options: Options, volume: string): void {
+  const given = Object.entries({
+    '--range': options.range,
+    '--mirror': options.mirror,
+    '--home': options.home,
+    '--track-size': options.trackSize,
+    '--as-copy': options.asCopy || undefined,
+  }).flatMap(([option, value]) => (value === undefined ? [] : [option]));
+  if (given.length === 0) return;
+  output.warn(
+    `${volume} is under recovery already and goes on as it began, without regard to ${given.join(', ')}`,
+  );
+}
+
 function describe({ volume, set, how, sizeBytes }: PreparedRecovery): string {
   const from = set === undefined ? 'its live backup side' : `set ${set}`;
   const what = how === 'in-part' ? `ranges of ${volume}` : `${volume}, ${formatSize(sizeBytes)},`;
@@ -187,7 +205,7 @@ async function prepare(context: CommandContext, options: Options): Promise<Prepa
     directory: absolutePath('The volume', options.volume, directory),
     home: home === undefined ? undefined : absolutePlace(home, directory),
     mirror: mirror === undefined ? undefined : absolutePlace(mirror, directory),
-    ranges: several(options.range).map((text) => readRange('--range', text)),
+    ranges: rangesOf('--range', options.range),
     isCopy: options.asCopy,
     trackSizeBytes: trackSize === undefined ? undefined : readSize('--track-size', trackSize),
     registry: createDeviceRegistry(),
@@ -201,4 +219,28 @@ async function prepare(context: CommandContext, options: Options): Promise<Prepa
 function rateOf(options: Options): number | undefined {
   const rate = single('--rate', options.rate);
   return rate === undefined ? undefined : Math.max(1, readSize('--rate', rate));
+}
+
+type Range = ReturnType<typeof readRange>;
+
+/** Those of `--first` that begin in the volume. */
+function withinVolume(
+  ranges: readonly Range[],
+  { volume, sizeBytes }: PreparedRecovery,
+  output: CommandContext['output'],
+): readonly Range[] {
+  return ranges.filter(({ offsetBytes, lengthBytes }) => {
+    if (offsetBytes < sizeBytes) return true;
+    output.warn(`--first ${offsetBytes}+${lengthBytes} is behind the end of ${volume}, and is left out`);
+    return false;
+  });
+}
+
+/** @throws {UsageError} */
+function rangesOf(option: string, texts: string | readonly string[] | undefined): readonly Range[] {
+  return several(texts).map((text) => {
+    const range = readRange(option, text);
+    if (range.lengthBytes > 0) return range;
+    throw new UsageError(`${option} is '${text}', wanted at least one byte`);
+  });
 }
