@@ -9,12 +9,13 @@
  *   cowbell restore --> new files, at other addresses
  *   cowbell store list, prune --dry-run, merge, verify
  *   cowbell restore --> a new file, from the one set that is left of three
+ *   cowbell recover                       the home is gone: served again at once, restored behind
  *   e2fsck, debugfs, sha256sum, cmp        judge the result; none of them is ours
  *
  * Before each backup the guest writes a manifest of checksums and syncs; afterwards every file in it must be
  * in the restored filesystem, byte for byte, whatever the writer did to other files meanwhile. The last backup
  * is taken when nothing writes, beside a copy of the volume that nbdcopy makes: what is restored after its chain
- * was merged must be that copy, every byte.
+ * was merged must be that copy, every byte, and so must the volume be when its home was deleted and it is recovered.
  *
  * The working directory is removed at the end, unless the demo failed or `--keep` was given.
  */
@@ -353,6 +354,33 @@ async function mergeAndCompare(): Promise<void> {
   say('what the merged set restored is what nbdcopy copied, every byte');
 }
 
+/** The home is deleted: the volume is served again at once, and its home filled behind who reads it. */
+async function loseAndRecover(): Promise<void> {
+  rmSync(join(volume, 'home.raw'));
+  say('the home of the volume is deleted');
+  const begin = performance.now();
+  const server = startCowbell(['recover', store, 'latest', volume]);
+  try {
+    await server.waitForLine(/^ready /);
+    const first = ['-r', '-f', 'raw', '-c', `read ${VOLUME_MIB / 2}M 4k`, exported('disk')];
+    await must('qemu-io', first);
+    say(`cowbell recover: the first read was answered ${seconds(begin)} s after the command began`);
+    const recovered = join(work, 'recovered.img');
+    await must('nbdcopy', [exported('disk'), recovered], { timeoutMs: 120_000 });
+    await must('cmp', [atRest, recovered]);
+    say('what is read while it is restored is what nbdcopy copied, every byte');
+    say(await server.waitForLine(/^Recovered /));
+  } finally {
+    await server.stop();
+  }
+  await must('cmp', [atRest, join(volume, 'home.raw')]);
+  say('and so is its home');
+}
+
+function seconds(sinceMs: number): string {
+  return ((performance.now() - sinceMs) / 1000).toFixed(2);
+}
+
 async function story(vm: Vm, server: Running, uri: string): Promise<void> {
   await attach(vm, uri);
   await vm.must(`mkfs.ext4 -q ${DEVICE}; mount -t ext4 ${DEVICE} /mnt; cp -a /data/first /mnt/files`);
@@ -378,6 +406,7 @@ async function story(vm: Vm, server: Running, uri: string): Promise<void> {
 
   await restoreAndJudge(full, first, incremental, second);
   await mergeAndCompare();
+  await loseAndRecover();
 }
 
 async function main(): Promise<void> {
