@@ -13,6 +13,7 @@ import { type MessagePort, Worker } from 'node:worker_threads';
 import { allFinished, answerCalls, assert, LIMITS, ThreadCalls } from '../base/index.ts';
 import type { TrackSet } from '../tracks/index.ts';
 import type { ChainPlanEntry, ChainView } from './chain-view.ts';
+import { reuseFrameRoom } from './frame-codec.ts';
 import type { StoreKey } from './key-slots.ts';
 import type { StoredTrack } from './lane-reader.ts';
 import type { SetHeader } from './set-format.ts';
@@ -34,7 +35,9 @@ export function isChainThreadData(value: unknown): value is ChainThreadData {
   return typeof value === 'object' && value !== null && 'sets' in value;
 }
 
-type Call = { readonly read: ChainPlanEntry } | { readonly close: true };
+type Call =
+  /** `room` is memory that the thread may unpack into. */
+  { readonly read: ChainPlanEntry; readonly room?: ArrayBuffer | undefined } | { readonly close: true };
 
 /** The tracks of a frame as they travel. */
 interface WireFrame {
@@ -60,6 +63,7 @@ export async function runChainThread(port: MessagePort, data: ChainThreadData): 
         await chain.close();
         return { gives: undefined, isLast: true };
       }
+      if (call.room !== undefined) reuseFrameRoom(call.room);
       const frame = packed(chain.readFrame(call.read), chain.trackSizeBytes);
       return { gives: frame, transfer: [frame.content.buffer] };
     };
@@ -131,6 +135,8 @@ export class ThreadedChain {
   readonly #takesChain: boolean;
   readonly #threads: readonly ThreadCalls[];
   readonly #ahead = new Map<ChainPlanEntry, Promise<unknown>>();
+  /** Memory for frames to come. */
+  readonly #spare: ArrayBuffer[] = [];
 
   private constructor(chain: ChainView, threads: readonly ThreadCalls[], takesChain: boolean) {
     this.header = chain.header;
@@ -204,6 +210,17 @@ export class ThreadedChain {
     return unpacked(frame);
   }
 
+  /**
+   * Nobody needs the content of a frame any more: its memory is used again.
+   *
+   * @param read all of what `readFrame` gave; not to be touched from now on.
+   */
+  recycle(read: readonly StoredTrack[]): void {
+    const room = read[0]?.content.buffer;
+    const isOwn = room instanceof ArrayBuffer && room.byteLength > Buffer.poolSize;
+    if (isOwn && this.#spare.length < AHEAD * this.#threads.length) this.#spare.push(room);
+  }
+
   async close(): Promise<void> {
     this.#ahead.clear();
     await Promise.allSettled(
@@ -219,7 +236,8 @@ export class ThreadedChain {
   #read(entry: ChainPlanEntry): Promise<unknown> {
     const [least] = this.#threads.toSorted((a, b) => a.waitingCount - b.waitingCount);
     assert(least !== undefined, 'A threaded chain has threads');
-    const reading = least.call({ read: entry });
+    const room = this.#spare.pop();
+    const reading = least.call({ read: entry, room }, room === undefined ? [] : [room]);
     // Where the plan is given up nobody asks for it any more.
     reading.catch(() => undefined);
     return reading;

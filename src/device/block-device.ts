@@ -88,6 +88,18 @@ export interface BlockDevice {
    */
   share?(target: BlockDevice, offsetBytes: number, lengthBytes: number): Promise<boolean>;
   /**
+   * Begins to have a range of what was written made durable, and does not wait for it: for who writes much and will not
+   * read it soon. Absent where nothing can be begun.
+   */
+  beginWriteBack?(offsetBytes: number, lengthBytes: number): void;
+  /**
+   * Waits, blocking the thread, until what of the range was written is on the disk, and forgets what is kept of it in
+   * memory. A flush is needed all the same.
+   *
+   * @throws what the disk refused: a later flush need not tell of it.
+   */
+  endWriteBack?(offsetBytes: number, lengthBytes: number): void;
+  /**
    * Becomes as large as `sizeBytes`, a multiple of the block size, or stays as it is where it cannot: `sizeBytes` tells.
    * A file is made longer, by zeroes; a block device takes up what it has become since it was opened, with what is
    * there. Durable with the next flush. Absent where a device never can.

@@ -19,6 +19,8 @@
 import { close as closeCallback, readSync, type Stats, writeSync } from 'node:fs';
 import { promisify } from 'node:util';
 import {
+  beginWriteBack,
+  endWriteBack,
   assert,
   hasSparseFiles,
   LIMITS,
@@ -246,6 +248,25 @@ class FileDevice implements BlockDevice {
     return this.#flush.flush().catch((error: unknown) => {
       throw deviceErrorFrom('Flush', this.description, error, 'flush-failed');
     });
+  }
+
+  beginWriteBack(offsetBytes: number, lengthBytes: number): void {
+    this.#assertWritable(offsetBytes, lengthBytes);
+    this.#writeBack(beginWriteBack, offsetBytes, lengthBytes);
+  }
+
+  endWriteBack(offsetBytes: number, lengthBytes: number): void {
+    this.#assertWritable(offsetBytes, lengthBytes);
+    this.#writeBack(endWriteBack, offsetBytes, lengthBytes);
+  }
+
+  #writeBack(perform: typeof beginWriteBack, offsetBytes: number, lengthBytes: number): void {
+    try {
+      // A system that cannot is none the worse: the flush does it all.
+      perform(this.#descriptor, this.#startBytes + offsetBytes, lengthBytes);
+    } catch (error) {
+      throw this.#failed('Writing back', offsetBytes, lengthBytes, error);
+    }
   }
 
   async extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {

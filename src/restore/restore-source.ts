@@ -43,4 +43,6 @@ export interface RestoreSource<Entry extends ReadPlanEntry = ReadPlanEntry> {
    * @throws {CorruptionError} when a track is damaged or missing.
    */
   readFrame(entry: Entry): MaybePromise<readonly RestoredTrack[]>;
+  /** Takes back all of what `readFrame` gave, which nobody uses any more; absent where that is of no use. */
+  recycle?(read: readonly RestoredTrack[]): void;
 }

@@ -30,6 +30,7 @@ import type { SourceRange } from './remap-table.ts';
 import type { ReadPlanEntry, RestoredTrack, RestoreSource } from './restore-source.ts';
 import { counted, loopTurn, named, TargetFailure } from './target-calls.ts';
 import { WriteRow } from './write-row.ts';
+import { TargetsWriteBehind } from './write-behind.ts';
 import { WriteWindow } from './write-window.ts';
 
 export interface RestoreProgress {
@@ -155,6 +156,7 @@ class RestoreRun {
   readonly #plan: RestorePlan;
   readonly #options: RestoreOptions;
   readonly #window: WriteWindow;
+  readonly #behind = new TargetsWriteBehind();
   readonly #touched = new Set<RestoreTarget>();
   /** Tracks that need not be written, or whose writes were started. */
   readonly #done: TrackSet;
@@ -288,14 +290,15 @@ class RestoreRun {
 
   /** Writes tracks that came together; what lies in a row in memory and on a target goes in one write. */
   async #writeFrame(
-    source: { readonly trackSizeBytes: number },
+    source: Pick<RestoreSource, 'trackSizeBytes' | 'recycle'>,
     read: readonly RestoredTrack[],
   ): Promise<void> {
+    const rows = new RowsInFlight(() => source.recycle?.(read));
     let row: WriteRow | undefined;
     // Tracks of which the last piece is in the row: they are not begun as long as it is not.
     const begun = TrackSet.empty();
     const writeRow = async (): Promise<void> => {
-      if (row !== undefined) await this.#writeRow(row);
+      if (row !== undefined) await this.#writeRow(row, rows);
       row = undefined;
       this.#done.addAll(begun);
     };
@@ -326,6 +329,7 @@ class RestoreRun {
       begun.add(track);
     }
     await writeRow();
+    rows.end();
   }
 
   /** As `writeZeroes` does it: what is zero already stays as it is. */
@@ -335,13 +339,16 @@ class RestoreRun {
     else await this.#zero(target, targetOffsetBytes, lengthBytes);
   }
 
-  #writeRow({ target, targetOffsetBytes, bytes }: WriteRow): Promise<void> {
+  #writeRow({ target, targetOffsetBytes, bytes }: WriteRow, rows: RowsInFlight): Promise<void> {
+    rows.begin();
     return this.#window.start(() => {
       this.#touched.add(target);
       return counted(
         named(target, 'Writing to', () => target.device.write(bytes, targetOffsetBytes)),
         () => {
           this.#bytesWritten += bytes.length;
+          rows.end();
+          this.#behind.note(target, targetOffsetBytes, bytes.length);
         },
       );
     });
@@ -388,4 +395,25 @@ class RestoreRun {
 
 function bytesOf(plan: RestorePlan, tracks: TrackSet): number {
   return plan.rangesOf(tracks).reduce((sum, { lengthBytes }) => sum + lengthBytes, 0);
+}
+
+/** The writes of one frame: when the last has succeeded, nobody needs the frame any more. */
+class RowsInFlight {
+  readonly #onOver: () => void;
+  /** One for those that are still to begin. */
+  #count = 1;
+
+  constructor(onOver: () => void) {
+    this.#onOver = onOver;
+  }
+
+  begin(): void {
+    this.#count += 1;
+  }
+
+  /** Called for each that has succeeded, and when none will begin any more. */
+  end(): void {
+    this.#count -= 1;
+    if (this.#count === 0) this.#onOver();
+  }
 }
