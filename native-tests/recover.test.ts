@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { SeededRandom } from '../src/base/index.ts';
 import { FlushChecker } from './support/flush-checker.ts';
-import { cowbell, must, mustCowbell } from './support/process.ts';
+import { childrenOf, cowbell, must, mustCowbell } from './support/process.ts';
 import {
   eventOf,
   type Lost,
@@ -222,6 +222,33 @@ t.test('backups and snapshots while the fill runs', async (t) => {
   t.ok((await readFrom(snapshotUri, 0, SIZE)).equals(atSnapshot), 'all of the snapshot, afterwards');
   await mustCowbell(['snapshot', 'delete', volume, 'during']);
   await assertHome(t, recovering, at('home.raw'), model);
+});
+
+t.test('the process that reads the store is killed', async (t) => {
+  const { at, volume, store, model } = await lose(t);
+  const recovering = await startRecovery(t, [store, 'latest', volume, ...HELD]);
+  const { server, uri } = recovering;
+  const readers = childrenOf(server.child.pid);
+  t.equal(readers.length, 1);
+  for (const reader of readers) process.kill(reader, 'SIGKILL');
+  let failures = 0;
+  await until('read again', async () => {
+    try {
+      const found = await readFrom(uri, 9 * MIB, MIB);
+      t.ok(found.equals(model.subarray(9 * MIB, 10 * MIB)), 'the same bytes');
+      return true;
+    } catch (error) {
+      if (!/EIO|Cannot read/.test(String(error))) throw error;
+      failures += 1;
+      return false;
+    }
+  });
+  t.comment(`${failures} reads failed before another process was started`);
+  t.match(server.stderr, /is opened again: the process that read it has died/);
+  t.equal((await server.stop()).status, 0);
+  const serving = await startServer(t, [volume]);
+  await until('recovered', async () => (await recoveryOf(volume)) === undefined);
+  await assertHome(t, serving, at('home.raw'), model);
 });
 
 t.test('named ranges come first', async (t) => {
