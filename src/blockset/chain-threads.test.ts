@@ -45,10 +45,11 @@ async function open(store: Store): Promise<ThreadedChain> {
 }
 
 for (const codec of ['none', 'zstd'] as const) {
-  t.test(`every track comes once, as the chain has it: ${codec}`, (t) => everyTrack(t, codec));
+  t.test(`every track comes once, as the chain has it: ${codec}`, (t) => everyTrack(t, codec, false));
+  t.test(`so it does where the memory is given back: ${codec}`, (t) => everyTrack(t, codec, true));
 }
 
-async function everyTrack(t: Test, codec: 'none' | 'zstd'): Promise<void> {
+async function everyTrack(t: Test, codec: 'none' | 'zstd', isRecycling: boolean): Promise<void> {
   withoutSyncs(t);
   const store = await makeChain(join(scratch(t), 's'), codec);
   const chain = await open(store);
@@ -56,10 +57,12 @@ async function everyTrack(t: Test, codec: 'none' | 'zstd'): Promise<void> {
   const lanes: number[] = [];
   for (const entry of chain.readPlan(chain.tracks())) {
     lanes.push(entry.lane);
-    for (const { track, content } of await chain.readFrame(entry)) {
+    const read = await chain.readFrame(entry);
+    for (const { track, content } of read) {
       t.notOk(labels.has(track));
       labels.set(track, labelOf(content));
     }
+    if (isRecycling) chain.recycle(read);
   }
   await chain.close();
   t.equal(labels.size, TRACKS - 1);
