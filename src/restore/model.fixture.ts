@@ -92,6 +92,11 @@ export class ModelSource implements RestoreSource<ModelEntry> {
     });
   }
 
+  /** Whoever gives content back too early writes this. */
+  recycle(read: readonly RestoredTrack[]): void {
+    for (const { content } of read) content?.fill(0xee);
+  }
+
   trackContent(track: number): Buffer {
     return this.content.subarray(track * this.trackSizeBytes, (track + 1) * this.trackSizeBytes);
   }
