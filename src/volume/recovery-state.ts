@@ -12,6 +12,7 @@ import type { RecoveryRecord } from './backup-side.ts';
 
 const RECORD_KEY = 'recovery';
 const MAP_PREFIX = 'overwrite-map ';
+const SIDE_ONLY_KEY = 'side-only';
 /** Tracks of one piece of the map: at most 8 KiB of a roaring bitmap. */
 const PIECE_TRACKS = 65_536;
 
@@ -37,12 +38,12 @@ export function tracksOfMapPiece(piece: number, trackCount: number): TrackRun {
 
 /** Whether a record of the state file is part of a recovery. */
 export function isRecoveryKey(key: string): boolean {
-  return key === RECORD_KEY || key.startsWith(MAP_PREFIX);
+  return key === RECORD_KEY || key === SIDE_ONLY_KEY || key.startsWith(MAP_PREFIX);
 }
 
 /** Whether the records of a state file have all of a recovery, or none of it. */
 export function hasWholeRecovery(keys: readonly string[], trackCount: number): boolean {
-  const found = keys.filter(isRecoveryKey);
+  const found = keys.filter(isRecoveryKey).filter((key) => key !== SIDE_ONLY_KEY);
   return found.length === 0 || (found.includes(RECORD_KEY) && found.length === 1 + pieceCountOf(trackCount));
 }
 
@@ -79,6 +80,17 @@ export class RecoveryState {
     return TrackSet.union(pieces);
   }
 
+  /** The tracks of which the side may hold something newer than a medium. @throws {CorruptionError} */
+  sideOnly(trackCount: number): TrackSet {
+    const bytes = this.#state.get(SIDE_ONLY_KEY);
+    if (bytes === undefined) return TrackSet.empty();
+    return TrackSet.deserialize(bytes, `${this.#file.path} side-only tracks`, trackCount);
+  }
+
+  async saveSideOnly(tracks: TrackSet): Promise<void> {
+    await this.#commit(() => this.#state.put(SIDE_ONLY_KEY, tracks.serialize()));
+  }
+
   #damaged(what: string): CorruptionError {
     const where = this.#file.path;
     return new CorruptionError(`State of a recovery in ${where} is damaged: ${what} is missing`, { where });
@@ -98,8 +110,11 @@ export class RecoveryState {
     await this.#commit(() => this.put(start));
   }
 
+  /** Without effect where the recovery is over: there is no map any more that the record would go with. */
   async saveRecord(record: RecoveryRecord): Promise<void> {
-    await this.#commit(() => this.#state.put(RECORD_KEY, json(record)));
+    await this.#commit(() => {
+      if (this.#state.get(RECORD_KEY) !== undefined) this.#state.put(RECORD_KEY, json(record));
+    });
   }
 
   /** What it says is current must be durable in the home. Calls must not overlap. */
@@ -114,6 +129,7 @@ export class RecoveryState {
   async end(trackCount: number): Promise<void> {
     await this.#commit(() => {
       this.#state.remove(RECORD_KEY);
+      this.#state.remove(SIDE_ONLY_KEY);
       for (let piece = 0; piece < pieceCountOf(trackCount); piece += 1) this.#state.remove(keyOf(piece));
     });
   }

@@ -11,7 +11,9 @@
  * arrived. Both go through one overwrite map, so neither ever replaces what is newer.
  *
  * Where a mirror is kept, what was written since the last flush may be on one of the two only after an unclean stop:
- * the home's content of current tracks is copied over before anybody uses the volume.
+ * before anybody uses the volume the home's content of current tracks is copied over, and that of the side of missing
+ * ones. Where the mirror is the side, that holds what the home has lost, and is newer than any medium: such tracks are
+ * the side's only.
  */
 
 import { LIMITS, messageOf } from '../base/index.ts';
@@ -56,7 +58,8 @@ export class Recovery {
   readonly #mirrored: MirroredDevice | undefined;
   #record: RecoveryRecord;
   #closing: Promise<void> | undefined;
-  #losing: Promise<void> | undefined;
+  /** Tracks that no medium may give. */
+  #sideOnly: TrackSet;
   #owner: RecoveryOwner | undefined;
   readonly #over = new AbortController();
 
@@ -65,6 +68,7 @@ export class Recovery {
     this.#options = options;
     this.#record = record;
     const { mirror } = side;
+    this.#sideOnly = state.sideOnly(geometry.trackCount);
     this.filling = new FillingDevice({
       device: home,
       geometry,
@@ -82,7 +86,7 @@ export class Recovery {
             primary: this.filling,
             mirror,
             flushesMirror: false,
-            onMirrorLost: (error) => this.#loseMirror(error),
+            onMirrorLost: (error) => this.#recordLoss(error),
           });
     this.device = this.#mirrored ?? this.filling;
   }
@@ -119,24 +123,44 @@ export class Recovery {
     return { ...this.#record, missingTracks: this.filling.missingCount, trackCount };
   }
 
-  /** See the header. @param written what may have been written since the last flush. */
+  /** See the header. To be called before `attach`. @param written what may have been written since the last flush. */
   async reconcile(written: TrackSet): Promise<void> {
-    const { geometry, side, home } = this.#options;
-    const mirror = this.#mirrored === undefined ? undefined : side.mirror;
-    if (mirror === undefined) return;
+    const { side, home, state } = this.#options;
+    const mirrored = this.#mirrored;
+    if (mirrored === undefined) return;
+    const missing = this.filling.missing();
+    await this.#copyRuns(written.difference(missing), async (content, offsetBytes) => {
+      await home.read(content, offsetBytes);
+      await mirrored.onMirror((mirror) => mirror.write(content, offsetBytes));
+    });
+    const lost = written.intersection(missing);
+    if (side.mirror === side.device) {
+      this.#sideOnly = TrackSet.union([this.#sideOnly, lost]).intersection(missing);
+      await state.saveSideOnly(this.#sideOnly);
+    } else {
+      // What the side cannot give now, the mirror cannot be made equal to.
+      await this.#copyRuns(lost, (content, offsetBytes) =>
+        mirrored.onMirror(async (mirror) => {
+          await side.device.read(content, offsetBytes);
+          await mirror.write(content, offsetBytes);
+        }),
+      );
+    }
+    await mirrored.flushMirror();
+  }
+
+  /** As long as there is a mirror to copy to. */
+  async #copyRuns(
+    tracks: TrackSet,
+    copy: (content: Buffer, offsetBytes: number) => Promise<void>,
+  ): Promise<void> {
+    const { geometry } = this.#options;
     const runTracks = Math.max(1, Math.floor(LIMITS.fillRunBytesMax / geometry.trackSizeBytes));
     const buffer = Buffer.allocUnsafe(runTracks * geometry.trackSizeBytes);
-    for (const run of written.difference(this.filling.missing()).runs(runTracks)) {
-      const content = buffer.subarray(0, geometry.lengthOf(run));
-      await home.read(content, geometry.offsetOf(run.first));
-      try {
-        await mirror.write(content, geometry.offsetOf(run.first));
-      } catch (error) {
-        await this.#loseMirror(error);
-        return;
-      }
+    for (const run of tracks.runs(runTracks)) {
+      if (!this.isMirrored) return;
+      await copy(buffer.subarray(0, geometry.lengthOf(run)), geometry.offsetOf(run.first));
     }
-    await this.#mirrored?.flushMirror();
   }
 
   /**
@@ -159,9 +183,9 @@ export class Recovery {
     else yield* side.order(missing);
   }
 
-  /** See `FillingDevice.offer`. */
-  offer(track: number, content: Buffer | undefined): Promise<boolean> {
-    return this.filling.offer(track, content);
+  /** See `FillingDevice.offer`. Nothing is taken of a track that only the side may give: it stays missing. */
+  async offer(track: number, content: Buffer | undefined): Promise<boolean> {
+    return !this.#sideOnly.has(track) && (await this.filling.offer(track, content));
   }
 
   /** Ends the recovery, durably: nothing is missing any more. */
@@ -176,12 +200,6 @@ export class Recovery {
   closeSide(): Promise<void> {
     this.#closing ??= this.#options.side.close();
     return this.#closing;
-  }
-
-  /** Finishes when it is on record, for everybody who finds the mirror lost. */
-  #loseMirror(error: unknown): Promise<void> {
-    this.#losing ??= this.#recordLoss(error);
-    return this.#losing;
   }
 
   async #recordLoss(error: unknown): Promise<void> {
