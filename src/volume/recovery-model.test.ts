@@ -22,7 +22,7 @@ import {
   TRACK_SECTORS,
 } from './recovery-world.fixture.ts';
 
-const RUNS = Number(env['COWBELL_RUNS'] ?? 20);
+const RUNS = Number(env['COWBELL_RUNS'] ?? 16);
 const FIRST_SEED = Number(env['COWBELL_SEED'] ?? 1);
 const LAST_SEED = env['COWBELL_SEED'] === undefined ? FIRST_SEED + RUNS - 1 : FIRST_SEED;
 const STEPS = 60;
@@ -206,7 +206,9 @@ async function deleteSnapshot(world: RecoveryWorld): Promise<void> {
   await world.settle();
   const name = world.random.pick([...world.snapshots.keys()]);
   world.snapshots.delete(name);
+  world.scheduler.open();
   await world.volume.deleteSnapshot(name);
+  world.scheduler.close();
 }
 
 function runSession(world: RecoveryWorld): void {
@@ -365,7 +367,8 @@ async function runSeed(seed: number, mirrorKind: MirrorKind): Promise<ReadonlyMa
   try {
     await world.start();
     for (let step = 0; step < STEPS; step += 1) {
-      await within((async () => world.random.pick(CHOICES)(world))(), 'a command', 10_000);
+      const command = world.random.pick(CHOICES);
+      await within((async () => command(world))(), `step ${step}, ${command.toString()}`, 10_000);
       world.check();
       while (world.scheduler.parkedCount > 0 && world.random.chance(0.5)) world.scheduler.releaseOne();
       if (world.random.chance(0.6)) await turns(1);

@@ -235,6 +235,7 @@ export class RecoveryWorld {
 
   /** Stops cleanly and opens again. */
   async reopen(): Promise<void> {
+    this.scheduler.open();
     await this.#endSessions();
     await this.settle();
     this.scheduler.open();
