@@ -22,7 +22,7 @@ import {
   TRACK_SECTORS,
 } from './recovery-world.fixture.ts';
 
-const RUNS = Number(env['COWBELL_RUNS'] ?? 16);
+const RUNS = Number(env['COWBELL_RUNS'] ?? 8);
 const FIRST_SEED = Number(env['COWBELL_SEED'] ?? 1);
 const LAST_SEED = env['COWBELL_SEED'] === undefined ? FIRST_SEED + RUNS - 1 : FIRST_SEED;
 const STEPS = 60;
