@@ -22,7 +22,7 @@ import {
   TRACK_SECTORS,
 } from './recovery-world.fixture.ts';
 
-const RUNS = Number(env['COWBELL_RUNS'] ?? 8);
+const RUNS = Number(env['COWBELL_RUNS'] ?? 10);
 const FIRST_SEED = Number(env['COWBELL_SEED'] ?? 1);
 const LAST_SEED = env['COWBELL_SEED'] === undefined ? FIRST_SEED + RUNS - 1 : FIRST_SEED;
 const STEPS = 60;
@@ -295,7 +295,7 @@ const COMMANDS: readonly (readonly [number, Command])[] = [
   [2, runSession],
   [1, (world) => world.reopen()],
   [2, (world) => world.powerCut()],
-  [2, (world) => world.harmSide()],
+  [5, (world) => world.harmSide()],
   [2, (world) => world.healSide()],
 ];
 
