@@ -8,7 +8,7 @@
  */
 
 import { type FedTrack, MediumFeed, type MediaPlaces, type MediumSet } from './medium-feed.ts';
-import type { FillingDevice, Mirroring, Recovery, Volume } from '../volume/index.ts';
+import type { Mirroring, Recovery, Volume } from '../volume/index.ts';
 import { DaemonError } from './errors.ts';
 
 /** What a fill from media is asked for. */
@@ -54,24 +54,24 @@ export async function fillFromMedia(options: FillFromMediaOptions): Promise<Fill
   signal.addEventListener('abort', giveUp);
   const taken = { tracks: 0, passedOver: 0 };
   try {
-    const takeAll = async (filling: FillingDevice, stopped: AbortSignal): Promise<void> => {
-      const wanted = filling.missing();
+    const takeAll = async (target: Recovery | Mirroring, stopped: AbortSignal): Promise<void> => {
+      const wanted = target.filling.missing();
       for await (const batch of feed.read(wanted)) {
         stopped.throwIfAborted();
-        await take(filling, batch, taken);
+        await take(target, batch, taken);
         options.onProgress(taken.tracks + taken.passedOver, wanted.size);
       }
     };
     if (volume.recovery === undefined) {
       await volume.fillMirror(async (mirroring, stopped) => {
         assertFitsMirror(volume, mirroring, feed.set);
-        await takeAll(mirroring.filling, stopped);
+        await takeAll(mirroring, stopped);
         await mirroring.filling.flush();
       });
     } else {
       await volume.fill(async (recovery, stopped) => {
         assertFits(volume, recovery, feed.set);
-        await takeAll(recovery.filling, stopped);
+        await takeAll(recovery, stopped);
       });
     }
   } finally {
@@ -85,13 +85,13 @@ export async function fillFromMedia(options: FillFromMediaOptions): Promise<Fill
 
 /** Whoever waits for a track comes first. */
 async function take(
-  filling: FillingDevice,
+  target: Recovery | Mirroring,
   batch: readonly FedTrack[],
   taken: { tracks: number; passedOver: number },
 ): Promise<void> {
-  await filling.whenUnasked();
+  await target.filling.whenUnasked();
   for (const { track, content } of batch) {
-    const isTaken = await filling.offer(track, content === undefined ? undefined : asBuffer(content));
+    const isTaken = await target.offer(track, content === undefined ? undefined : asBuffer(content));
     if (isTaken) taken.tracks += 1;
     else taken.passedOver += 1;
   }

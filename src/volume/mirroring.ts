@@ -112,6 +112,11 @@ export class Mirroring {
     }
   }
 
+  /** See `FillingDevice.offer`. */
+  offer(track: number, content: Buffer | undefined): Promise<boolean> {
+    return this.filling.offer(track, content);
+  }
+
   close(): Promise<void> {
     return this.#options.mirror.close();
   }
