@@ -364,7 +364,7 @@ async function loseAndRecover(): Promise<void> {
     await server.waitForLine(/^ready /);
     const first = ['-r', '-f', 'raw', '-c', `read ${VOLUME_MIB / 2}M 4k`, exported('disk')];
     await must('qemu-io', first);
-    say(`cowbell recover: the first read was answered ${seconds(begin)} s after the command began`);
+    say(`cowbell recover: the first read was answered ${secondsSince(begin)} s after the command began`);
     const recovered = join(work, 'recovered.img');
     await must('nbdcopy', [exported('disk'), recovered], { timeoutMs: 120_000 });
     await must('cmp', [atRest, recovered]);
@@ -377,7 +377,7 @@ async function loseAndRecover(): Promise<void> {
   say('and so is its home');
 }
 
-function seconds(sinceMs: number): string {
+function secondsSince(sinceMs: number): string {
   return ((performance.now() - sinceMs) / 1000).toFixed(2);
 }
 
