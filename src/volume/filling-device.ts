@@ -47,6 +47,8 @@ export interface FillingDeviceOptions {
   readonly onDeviceFailed: (error: unknown) => void;
   /** Whether the device may be written; while it may not, or has no room, what is missing is read past it. */
   readonly mayWrite: () => boolean;
+  /** Whether a missing track may come from elsewhere than the source; any may where left out. */
+  readonly mayOffer?: (track: number) => boolean;
 }
 
 export class FillingDevice implements BlockDevice {
@@ -188,9 +190,10 @@ export class FillingDevice implements BlockDevice {
    * Takes a track's content from elsewhere than the source: a medium that has arrived.
    *
    * @param content the whole track's; undefined for one of zeroes.
-   * @returns whether it was missing.
+   * @returns whether it was taken: it was missing, and may come from there.
    */
   async offer(track: number, content: Buffer | undefined): Promise<boolean> {
+    if (this.#options.mayOffer?.(track) === false) return false;
     const run = { first: track, count: 1 };
     for (;;) {
       if (!this.#missing.has(track)) return false;

@@ -93,7 +93,7 @@ t.test('what only the side has is brought by no medium', async (t) => {
     await cut(test);
     if (isReopened) await recovering.reopen();
     await recovering.volume.fill(async (recovery) => {
-      t.equal(await recovery.offer(1, labelled('s1')), false, 'it is older than what the side holds');
+      t.equal(await recovery.filling.offer(1, labelled('s1')), false, 'it is older than what the side holds');
       t.equal(await recovery.offer(3, labelled('s3')), true);
     });
     await recovering.volume.fill((recovery) => recovery.fillAll());

@@ -78,6 +78,7 @@ export class Recovery {
       flushBeside: async () => this.#mirrored?.flushMirror(),
       onDeviceFailed: (error) => this.#owner?.onHomeFailed(error),
       mayWrite: () => this.#mayWrite(),
+      mayOffer: (track) => !this.#sideOnly.has(track),
     });
     this.#mirrored =
       mirror === undefined || record.mirrorLost !== undefined
@@ -183,9 +184,9 @@ export class Recovery {
     else yield* side.order(missing);
   }
 
-  /** See `FillingDevice.offer`. Nothing is taken of a track that only the side may give: it stays missing. */
-  async offer(track: number, content: Buffer | undefined): Promise<boolean> {
-    return !this.#sideOnly.has(track) && (await this.filling.offer(track, content));
+  /** See `FillingDevice.offer`. */
+  offer(track: number, content: Buffer | undefined): Promise<boolean> {
+    return this.filling.offer(track, content);
   }
 
   /** Ends the recovery, durably: nothing is missing any more. */
