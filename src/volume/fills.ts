@@ -103,7 +103,7 @@ export class Fills {
     await this.#options.flush();
     await recovery.end();
     this.#recovery = undefined;
-    // A mirror is written for as long as the volume is open.
-    if (!recovery.isMirrored) await recovery.closeSide();
+    // A mirror is written for as long as the volume is open, and one that was lost a moment ago perhaps still is.
+    if (recovery.record.mirror === undefined) await recovery.closeSide();
   }
 }

@@ -8,9 +8,10 @@
 import { cpSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { SeededRandom } from '../base/index.ts';
+import { present, SeededRandom } from '../base/index.ts';
+import { MemoryArea } from '../container/index.ts';
 import { FaultyDevice, MemoryDevice } from '../device/index.ts';
-import { labelled, TEST_TRACK_BYTES as TRACK } from '../sim/index.ts';
+import { labelled, labelOf, TEST_TRACK_BYTES as TRACK, writeLabel } from '../sim/index.ts';
 import { labelsOn, makeRecovering, type Recovering } from './recovering.fixture.ts';
 
 const COUNT = 4;
@@ -116,4 +117,48 @@ t.test('a mirror that cannot be made equal at the opening is left out', async (t
   await recovering.volume.write(labelled('x'), 2 * TRACK);
   await recovering.volume.flush();
   t.same(mirror.operations, []);
+});
+
+t.test('What a session protects is brought in before it is written over', async (t) => {
+  const side = new MemoryDevice({ sizeBytes: 4 * TRACK });
+  for (let track = 0; track < 4; track += 1) side.write(labelled(`s${track}`), track * TRACK);
+  const { volume } = await makeRecovering(t, {
+    side: { device: side, close: async () => undefined },
+    trackCount: 4,
+  });
+  const session = await volume.beginSession({
+    consumer: 'store',
+    level: 'full',
+    candidates: [],
+    areas: [new MemoryArea({ sizeBytes: 4 * TRACK, trackSizeBytes: TRACK })],
+  });
+  await writeLabel(volume, 2, 'new');
+  const [diverted] = await session.take(4);
+  t.equal(diverted?.track, 2);
+  t.equal(labelOf(present(diverted?.content, 'The old content')), 's2');
+  session.fail(new Error('enough was seen'));
+  await session.whenEnded();
+  const content = Buffer.alloc(TRACK);
+  await volume.read(content, 2 * TRACK);
+  t.equal(labelOf(content), 'new');
+});
+
+t.test('So does what a snapshot keeps', async (t) => {
+  const side = new MemoryDevice({ sizeBytes: 4 * TRACK });
+  for (let track = 0; track < 4; track += 1) side.write(labelled(`s${track}`), track * TRACK);
+  const { volume } = await makeRecovering(t, {
+    side: { device: side, close: async () => undefined },
+    trackCount: 4,
+  });
+  await volume.createSnapshot('then');
+  await writeLabel(volume, 1, 'new');
+  const snapshot = volume.openSnapshot('then');
+  const labels: string[] = [];
+  for (let track = 0; track < 4; track += 1) {
+    const content = Buffer.alloc(TRACK);
+    await snapshot.read(content, track * TRACK);
+    labels.push(labelOf(content));
+  }
+  await snapshot.close();
+  t.same(labels, ['s0', 's1', 's2', 's3']);
 });
