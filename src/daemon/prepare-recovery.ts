@@ -28,7 +28,7 @@ import {
 } from '../volume/index.ts';
 import { openBackupSide } from './backup-side.ts';
 import { DaemonError } from './errors.ts';
-import { openStoreReader, type StoreReader } from './store-reader.ts';
+import { openStoreReader, type StoreReader, type StoreReaderOptions } from './store-reader.ts';
 
 /** What one question for extents is about. */
 const EXTENTS_STEP_BYTES = 1024 * 1024 * KIB;
@@ -58,6 +58,8 @@ export interface RecoverOptions {
   readonly registry: DeviceRegistry;
   readonly clock: Clock;
   readonly readerPath: string;
+  /** See `StoreReaderOptions`. */
+  readonly started?: StoreReaderOptions['started'];
   readonly warn: (sentence: string) => void;
   readonly signal?: AbortSignal;
 }
@@ -119,12 +121,13 @@ export async function prepareRecovery(options: RecoverOptions): Promise<Prepared
 }
 
 function openReader(
-  { key, readerPath: program, signal }: RecoverOptions,
+  { key, readerPath: program, started, signal }: RecoverOptions,
   from: { readonly storePath: string; readonly set: string },
 ): Promise<StoreReader> {
   return openStoreReader({
     ...from,
     program,
+    started,
     ...(key === undefined ? {} : { key }),
     ...(signal === undefined ? {} : { signal }),
   });

@@ -49,6 +49,8 @@ export interface StoreReaderOptions {
   readonly key?: StoreKey;
   /** The module that the child runs; it calls `runStoreReader`. */
   readonly program: string;
+  /** A process that runs this program already, and was told nothing yet; one is started where left out. */
+  readonly started?: ChildProcess | undefined;
   /** Gives the opening up. A reader that is open is ended by `close`. */
   readonly signal?: AbortSignal;
   /** The child was started; for tests that kill it. */
@@ -267,10 +269,10 @@ class ReaderChild {
 
   constructor(options: StoreReaderOptions) {
     this.#options = options;
-    this.#process = fork(options.program, [], {
-      serialization: 'advanced',
-      stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
-    });
+    this.#process = options.started ?? startProgram(options.program);
+    // One that was started beforehand did not keep this process from ending.
+    this.#process.ref();
+    this.#process.channel?.ref();
     this.ready = this.#ready.promise;
     this.ready.catch(() => undefined);
     this.#listen();
@@ -377,4 +379,8 @@ class ReaderChild {
       { store, set, exitCode, signal },
     );
   }
+}
+
+function startProgram(program: string): ChildProcess {
+  return fork(program, [], { serialization: 'advanced', stdio: ['ignore', 'ignore', 'pipe', 'ipc'] });
 }

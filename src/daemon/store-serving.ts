@@ -19,7 +19,7 @@ import { openOverlay } from '../restore/index.ts';
 import { DaemonError } from './errors.ts';
 import { assertKnownExports, type FurtherListener, loadTls, type ServingTls } from './serving.ts';
 import { openSocketPath, removeDeadSocket, type SocketPath } from './socket-path.ts';
-import { openStoreReader, type StoreReader } from './store-reader.ts';
+import { openStoreReader, type StoreReader, type StoreReaderOptions } from './store-reader.ts';
 
 export interface StoreServingOptions {
   /** Absolute. */
@@ -36,6 +36,8 @@ export interface StoreServingOptions {
   readonly overlay?: { readonly directory: string };
   /** The program of a reader; see `StoreReaderOptions`. */
   readonly program: string;
+  /** Takes the place of the first of them; see `StoreReaderOptions`. */
+  readonly started?: StoreReaderOptions['started'];
   readonly clock: Clock;
   /** Is told what no client can be told, a sentence each. */
   readonly warn: (sentence: string) => void;
@@ -115,7 +117,8 @@ export class StoreServing {
     const common = { storePath, program, ...(key && { key }), ...(signal && { signal }) };
     await allFinished(
       sets.map(async (set, index) => {
-        this.#readers[index] = await openStoreReader({ ...common, set });
+        const { started } = index === 0 ? this.#options : {};
+        this.#readers[index] = await openStoreReader({ ...common, set, started });
       }),
     );
     const names = namesOf(this.#readers);

@@ -8,6 +8,7 @@ import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import { aborted, addListenOptions, listenersOf, type ListenOptions, tlsOf } from '../listen-options.ts';
+import { takeStartedReader } from '../started-reader.ts';
 import { mediumFeedPath, storeReaderPath, workerPath } from '../worker-path.ts';
 
 interface Options extends GlobalOptions, KeyOptions, ListenOptions {
@@ -211,6 +212,7 @@ async function prepare(context: CommandContext, options: Options): Promise<Prepa
     registry: createDeviceRegistry(),
     clock,
     readerPath: storeReaderPath(),
+    started: takeStartedReader(),
     warn: (sentence) => output.warn(sentence),
     signal,
   });

@@ -8,6 +8,7 @@ import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import { aborted, addListenOptions, listenersOf, type ListenOptions, tlsOf } from '../listen-options.ts';
+import { takeStartedReader } from '../started-reader.ts';
 import { mediumFeedPath, storeReaderPath, workerPath } from '../worker-path.ts';
 
 interface Options extends GlobalOptions, KeyOptions, ListenOptions {
@@ -151,6 +152,7 @@ async function serveSets(context: CommandContext, options: Options, store: strin
     tls: tlsOf(options, directory),
     ...(options.writable ? { overlay: { directory: overlay } } : {}),
     program: storeReaderPath(),
+    started: takeStartedReader(),
     clock: context.clock,
     warn: (sentence) => output.warn(sentence),
     signal,
