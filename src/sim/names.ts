@@ -2,7 +2,7 @@
 
 import { type Dirent, lstatSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import type { SeededRandom } from '../base/index.ts';
+import { type SeededRandom, systemCode } from '../base/index.ts';
 
 /** What a name stands for. `lock` is an LMDB lock file, which is never opened and does not survive. */
 export interface Entry {
@@ -31,8 +31,20 @@ function visit(path: string, depth: number, tree: Map<string, { path: string; li
     const kind = kindOf(dirent);
     if (kind === undefined) continue;
     const child = join(path, dirent.name);
-    listing.set(dirent.name, { kind, id: idOf(child) });
+    const id = idWhereThere(child);
+    // It was removed, on the thread pool, since the directory was read.
+    if (id === undefined) continue;
+    listing.set(dirent.name, { kind, id });
     if (kind === 'directory' && depth > 1) visit(child, depth - 1, tree);
+  }
+}
+
+function idWhereThere(path: string): string | undefined {
+  try {
+    return idOf(path);
+  } catch (error) {
+    if (systemCode(error) === 'ENOENT') return undefined;
+    throw error;
   }
 }
 
