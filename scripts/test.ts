@@ -34,8 +34,16 @@ const SIMULATIONS: readonly (readonly string[])[] = [
 const NATIVE = 'native-tests/';
 const UNIT_OPTIONS = ['--jobs=2'];
 const NATIVE_OPTIONS = ['--jobs=1', '--timeout=600'];
+/** Those beside the machines wait for processes most of the time. */
+const OTHER_OPTIONS = ['--jobs=2', '--timeout=600'];
 /** What they see of times or memory would be of the others, too. */
-const MEASURING = ['loop-stall', 'memory-bound', 'snapshot-load'];
+const MEASURING = [
+  'loop-stall',
+  'memory-bound',
+  'recover-first-read',
+  'serve-store-first-read',
+  'snapshot-load',
+];
 
 const total: Tally = { passed: 0, failed: 0, skipped: 0 };
 
@@ -120,15 +128,19 @@ async function runNative(files: readonly string[]): Promise<Tally> {
   const isMeasuring = (file: string): boolean =>
     MEASURING.some((name) => file === `${NATIVE}${name}.test.ts`);
   const isMachine = (file: string): boolean => file.startsWith(`${NATIVE}vm-`);
-  const run = async (name: string, belongs: (file: string) => boolean): Promise<Tally> => {
+  const run = async (
+    name: string,
+    belongs: (file: string) => boolean,
+    options = NATIVE_OPTIONS,
+  ): Promise<Tally> => {
     const own = files.filter(belongs);
     if (own.length === 0) return { passed: 0, failed: 0, skipped: 0 };
-    return await runTests(own, NATIVE_OPTIONS, `.cache/native-tests-${name}.tap`);
+    return await runTests(own, options, `.cache/native-tests-${name}.tap`);
   };
   const measuring = await run('measuring', isMeasuring);
   const beside = await Promise.all([
     run('machines', isMachine),
-    run('others', (file) => !isMeasuring(file) && !isMachine(file)),
+    run('others', (file) => !isMeasuring(file) && !isMachine(file), OTHER_OPTIONS),
   ]);
   const all = [measuring, ...beside];
   const sum = (member: keyof Tally): number => all.reduce((count, tally) => count + tally[member], 0);
