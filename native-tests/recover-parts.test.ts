@@ -98,6 +98,17 @@ t.test('ranges of a home that is there', async (t) => {
   t.ok(readHead(at('out.raw'), SIZE).equals(model));
   t.equal((await part.server.stop()).status, 0);
   t.ok(readHead(at('home.raw'), SIZE).equals(model), 'the home');
+
+  const again = await cowbell([...words, ...damaged]);
+  t.equal(again.status, 1);
+  t.match(
+    again.stderr,
+    /^cowbell: These ranges of vol were recovered from set \S+ of \S+ already, .* say --again\n$/,
+  );
+  const meant = await startRecovery(t, [store, 'latest', volume, ...damaged, '--again']);
+  t.match(meant.begun, { how: 'in-part' });
+  await meant.server.waitForLine(/"event":"recovered"/);
+  t.equal((await meant.server.stop()).status, 0);
 });
 
 t.test('a home that is lost once more, under recovery', async (t) => {

@@ -60,6 +60,8 @@ export interface DaemonErrorDetails {
   'not-recovering': { readonly directory: string };
   /** A recovery that has begun goes on from what it began with. */
   'other-recovery': { readonly directory: string };
+  /** The same ranges were recovered before. */
+  'recovered-already': { readonly directory: string };
   /** A range of a volume that cannot be recovered by itself. */
   'bad-range': Readonly<Record<string, never>>;
   /** The process that reads a set of a store has died: nothing can be read of the set any more. */

@@ -16,6 +16,7 @@ import {
   createVolume,
   Geometry,
   homePathOf,
+  lookForLost,
   lookForRecovery,
   loseTracks,
   moveRecovery,
@@ -51,6 +52,8 @@ export interface RecoverOptions {
   readonly mirror?: string | undefined;
   /** Only these are lost, of a volume that is there; whole tracks. */
   readonly ranges?: readonly ByteRange[] | undefined;
+  /** Ranges are recovered though they were before: what was written to them since is lost. */
+  readonly again?: boolean;
   /** The volume is to be another one than that which the set is of. */
   readonly isCopy?: boolean;
   /** Of a side that has no tracks of its own. */
@@ -181,12 +184,16 @@ async function dataTracks(device: BlockDevice, geometry: Geometry): Promise<Trac
   return tracks;
 }
 
-function recordOf({ mirror, clock }: RecoverOptions, { place, point }: SideFacts): RecoveryRecord {
+function recordOf(
+  { mirror, ranges = [], clock }: RecoverOptions,
+  { place, point }: SideFacts,
+): RecoveryRecord {
   return {
     side: place,
     startedMs: clock.now(),
     ...(point === undefined ? {} : { point: point.point }),
     ...(mirror === undefined ? {} : { mirror }),
+    ...(ranges.length === 0 ? {} : { ranges }),
   };
 }
 
@@ -208,11 +215,12 @@ async function prepareVolume(
     return { how: 'resumed', volume: identity.name, set, sizeBytes: identity.sizeBytes, recent };
   }
   if (ranges !== undefined && ranges.length > 0) {
+    if (options.again !== true) assertNotAgain(found, record);
     const { identity } = await loseRanges(options, facts, record, found);
     return { how: 'in-part', volume: identity.name, set, sizeBytes: identity.sizeBytes, recent };
   }
   if (found !== undefined && !found.isHomeLost) throw notLost(found);
-  const home = options.home ?? lostHome(found);
+  const home = options.home ?? lostHome(found ?? (await lookForLost(directory)));
   if (home !== undefined) await assertHasPlace(directory, home);
   const putAside = found === undefined ? undefined : await putLostAside(found.identity);
   const { isCopy = false } = options;
@@ -255,6 +263,22 @@ async function assertHasPlace(directory: string, home: string): Promise<void> {
   throw new VolumeError('home-unusable', message, { home });
 }
 
+/**
+ * A unit that starts the same command again must not undo what was written since it was over.
+ *
+ * @throws {DaemonError} `recovered-already`
+ */
+function assertNotAgain(found: RecoveryLook | undefined, { ranges }: RecoveryRecord): void {
+  const before = found?.recovered;
+  if (found === undefined || before === undefined) return;
+  // Whatever set that was: the latest one changes with each backup.
+  if (JSON.stringify(before.ranges) !== JSON.stringify(ranges)) return;
+  const { name, directory } = found.identity;
+  const began = new Date(before.startedMs).toISOString();
+  const message = `These ranges of ${name} were recovered from ${describePlace(before.side)} already, begun at ${began}; what was written to them since would be lost: serve the volume, or say --again`;
+  throw new DaemonError('recovered-already', message, { directory });
+}
+
 /** The home that the lost volume had, where it did not lie in its directory. */
 function lostHome(found: RecoveryLook | undefined): string | undefined {
   if (found === undefined) return undefined;
@@ -270,14 +294,7 @@ async function resume(directory: string, before: RecoveryRecord, wanted: Recover
     throw new DaemonError('other-recovery', message, { directory });
   }
   // A mirror that was lost is no equal, and one that comes new is none yet.
-  const { mirror, mirrorLost, startedMs } = before;
-  await moveRecovery(directory, {
-    side: wanted.side,
-    startedMs,
-    ...(before.point === undefined ? {} : { point: before.point }),
-    ...(mirror === undefined ? {} : { mirror }),
-    ...(mirrorLost === undefined ? {} : { mirrorLost }),
-  });
+  await moveRecovery(directory, { ...before, side: wanted.side });
 }
 
 function describePlace(place: SidePlace): string {

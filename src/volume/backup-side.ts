@@ -23,6 +23,8 @@ export interface RecoveryRecord {
   readonly point?: string;
   /** A device that gets every change too: its path or URI. */
   readonly mirror?: string;
+  /** The ranges of bytes that were lost; everything was, where left out. */
+  readonly ranges?: readonly { readonly offsetBytes: number; readonly lengthBytes: number }[];
   /** Why the mirror gets no changes any more. */
   readonly mirrorLost?: string;
   readonly startedMs: number;

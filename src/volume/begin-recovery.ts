@@ -34,6 +34,8 @@ export interface RecoveryLook {
   readonly record: RecoveryRecord | undefined;
   /** The home is a path, and nothing is there. */
   readonly isHomeLost: boolean;
+  /** The last recovery of ranges that is over. */
+  readonly recovered: RecoveryRecord | undefined;
   /** What was used of late, as far as that is known. */
   readonly recent: RecentRecord | undefined;
 }
@@ -46,10 +48,22 @@ export async function lookForRecovery(directory: string): Promise<RecoveryLook |
     const identity = identityOf(directory, state);
     const homePath = homePathOf(directory, identity.home);
     const isHomeLost = homePath !== undefined && !(await isThere(homePath));
-    return { identity, record: state.recovery.record, isHomeLost, recent: state.recent };
+    const { recovery, recent } = state;
+    return { identity, record: recovery.record, isHomeLost, recovered: recovery.recovered, recent };
   } finally {
     await state.close();
   }
+}
+
+/** What was put aside last of a volume whose place was not taken yet: a recovery was interrupted there. */
+export async function lookForLost(directory: string): Promise<RecoveryLook | undefined> {
+  if (!(await isThere(directory))) return undefined;
+  const aside = (await readdir(directory)).filter((name) => name.startsWith(LOST_PREFIX));
+  const found = await Promise.all(
+    aside.map(async (name) => ({ name, atMs: (await stat(join(directory, name))).mtimeMs })),
+  );
+  const [last] = found.toSorted((a, b) => b.atMs - a.atMs);
+  return last === undefined ? undefined : lookForRecovery(join(directory, last.name));
 }
 
 /**

@@ -28,7 +28,7 @@ import { TrackSet } from '../tracks/index.ts';
 import type { Finding } from './check.ts';
 import { Geometry } from './geometry.ts';
 import { type FoundSegment, segmentName } from './intent-log.ts';
-import { hasWholeRecovery, isRecoveryKey } from './recovery-state.ts';
+import { hasWholeRecovery, isRecoveryKey, RECOVERED_KEY } from './recovery-state.ts';
 import {
   FORMAT_VERSION,
   type OpenRecord,
@@ -51,6 +51,7 @@ const KNOWN_RECORDS: ReadonlySet<string> = new Set([
   'suspect',
   'claims',
   'recent',
+  RECOVERED_KEY,
 ]);
 
 const NEW_STATE_FILE = 'state.mdb.new';
@@ -264,9 +265,9 @@ export class StateExam {
       this.#found('claims', 'the record is damaged', how);
       this.#change('state', 'claims', undefined);
     }
-    if (this.#isDamaged('state', 'recent')) {
-      this.#found('recent', 'the record is damaged', 'it is removed; nothing depends on it');
-      this.#change('state', 'recent', undefined);
+    for (const advice of ['recent', RECOVERED_KEY].filter((key) => this.#isDamaged('state', key))) {
+      this.#found(advice, 'the record is damaged', 'it is removed; nothing depends on it');
+      this.#change('state', advice, undefined);
     }
     for (const { bytes } of this.#damagedIn('state')) {
       if (KNOWN_RECORDS.has(bytes.toString('latin1')) || isRecoveryKey(bytes.toString('latin1'))) continue;

@@ -1,6 +1,7 @@
 export { type ContainerArea, DeviceArea, MemoryArea } from '../container/index.ts';
 export type { BackupSide, RecoveryRecord, SidePlace } from './backup-side.ts';
 export {
+  lookForLost,
   lookForRecovery,
   loseTracks,
   moveRecovery,

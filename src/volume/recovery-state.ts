@@ -13,6 +13,8 @@ import type { RecoveryRecord } from './backup-side.ts';
 const RECORD_KEY = 'recovery';
 const MAP_PREFIX = 'overwrite-map ';
 const SIDE_ONLY_KEY = 'side-only';
+/** Of the last recovery of a part that is over. */
+export const RECOVERED_KEY = 'recovered';
 /** Tracks of one piece of the map: at most 8 KiB of a roaring bitmap. */
 const PIECE_TRACKS = 65_536;
 
@@ -67,6 +69,17 @@ export class RecoveryState {
     // They go together: without its record, what is missing would pass for what is there.
     if (this.#state.get(keyOf(0)) !== undefined) throw this.#damaged('its record');
     return undefined;
+  }
+
+  /** The last recovery of ranges that is over, as far as that is known. */
+  get recovered(): RecoveryRecord | undefined {
+    try {
+      const bytes = this.#state.get(RECOVERED_KEY);
+      return bytes === undefined ? undefined : JSON.parse(bytes.toString());
+    } catch (error) {
+      if (error instanceof CorruptionError) return undefined;
+      throw error;
+    }
   }
 
   /** The tracks whose current content is in the home, durably. @throws {CorruptionError} */
@@ -127,7 +140,9 @@ export class RecoveryState {
 
   /** The recovery is over, durably: everything is in the home, and durable there. */
   async end(trackCount: number): Promise<void> {
+    const { record } = this;
     await this.#commit(() => {
+      if (record?.ranges !== undefined) this.#state.put(RECOVERED_KEY, json(record));
       this.#state.remove(RECORD_KEY);
       this.#state.remove(SIDE_ONLY_KEY);
       for (let piece = 0; piece < pieceCountOf(trackCount); piece += 1) this.#state.remove(keyOf(piece));

@@ -22,6 +22,7 @@ interface Options extends GlobalOptions, KeyOptions, ListenOptions {
   readonly first: string | readonly string[] | undefined;
   readonly rate: string | undefined;
   readonly asCopy: boolean;
+  readonly again: boolean;
 }
 
 /** Stands for the set where the backup side is no store. */
@@ -99,6 +100,11 @@ function addRecoveryOptions<T>(command: Argv<T>) {
       requiresArg: true,
       describe:
         'Bytes a second that are restored behind at the most, such as 100M; clients never wait for it',
+    })
+    .option('again', {
+      type: 'boolean',
+      default: false,
+      describe: 'Recover the same ranges once more: what was written to them since is lost',
     })
     .option('as-copy', {
       type: 'boolean',
@@ -200,6 +206,8 @@ async function prepare(context: CommandContext, options: Options): Promise<Prepa
   const storePath = isLive ? '' : absolutePath('The store', options.store, directory);
   // Checked before anything is opened.
   rateOf(options);
+  if (options.again && several(options.range).length === 0)
+    throw new UsageError('--again is given without --range, wanted both');
   return await prepareRecovery({
     from: isLive ? { uri: options.store } : { storePath, set: options.set },
     ...(isLive ? {} : await storeKey(context, storePath, options)),
@@ -208,6 +216,7 @@ async function prepare(context: CommandContext, options: Options): Promise<Prepa
     mirror: mirror === undefined ? undefined : absolutePlace(mirror, directory),
     ranges: rangesOf('--range', options.range),
     isCopy: options.asCopy,
+    again: options.again,
     trackSizeBytes: trackSize === undefined ? undefined : readSize('--track-size', trackSize),
     registry: createDeviceRegistry(),
     clock,
