@@ -1,0 +1,32 @@
+/**
+ * Goal: a recovery that was interrupted between putting the lost volume aside and making the new one still knows where
+ * the home was; of several that were put aside the last one counts.
+ *
+ * Method: volumes whose homes lie elsewhere and are removed.
+ */
+
+import { rmSync, utimesSync } from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import { MIB } from '../base/index.ts';
+import { makeScratchDirectory } from '../sim/index.ts';
+import { createVolume, lookForLost, lookForRecovery, putLostAside } from './index.ts';
+
+t.test('What was put aside last tells where the home was', async (t) => {
+  const scratch = makeScratchDirectory();
+  t.teardown(() => rmSync(scratch, { recursive: true }));
+  const directory = join(scratch, 'v');
+  t.equal(await lookForLost(directory), undefined, 'nothing is there');
+  for (const name of ['first.raw', 'second.raw']) {
+    const home = join(scratch, name);
+    const identity = await createVolume(directory, { sizeBytes: MIB, trackSizeBytes: 4096, home });
+    t.equal((await lookForRecovery(directory))?.isHomeLost, false);
+    rmSync(home);
+    t.equal((await lookForRecovery(directory))?.isHomeLost, true);
+    const aside = await putLostAside(identity);
+    // Both may be made within one tick of the clock.
+    if (name === 'first.raw') utimesSync(aside, 1, 1);
+    t.equal(await lookForRecovery(directory), undefined, 'its place is free');
+    t.equal((await lookForLost(directory))?.identity.home, home);
+  }
+});
