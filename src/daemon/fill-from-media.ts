@@ -7,9 +7,10 @@
  * mirror that is brought up takes points of the volume that were fixed after its map began (EXAMPLES R3).
  */
 
-import { type FedTrack, MediumFeed, type MediaPlaces, type MediumSet } from './medium-feed.ts';
+import { type FedTrack, MediumFeed, type MediaPlaces } from './medium-feed.ts';
 import type { Mirroring, Recovery, Volume } from '../volume/index.ts';
 import { DaemonError } from './errors.ts';
+import type { SetFacts } from './set-facts.ts';
 
 /** What a fill from media is asked for. */
 export interface FillParams extends MediaPlaces {
@@ -101,7 +102,7 @@ function asBuffer(bytes: Uint8Array): Buffer {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-function assertFits(volume: Volume, { record }: Recovery, set: MediumSet): void {
+function assertFits(volume: Volume, { record }: Recovery, set: SetFacts): void {
   assertSameShape(volume, set);
   if (set.point === record.point) return;
   if (record.side.kind === 'store')
@@ -110,26 +111,26 @@ function assertFits(volume: Volume, { record }: Recovery, set: MediumSet): void 
 }
 
 /** What the mirror lacks has not changed since its map began, so a later point of the volume has it as it is. */
-function assertFitsMirror(volume: Volume, { startedMs }: Mirroring, set: MediumSet): void {
+function assertFitsMirror(volume: Volume, { startedMs }: Mirroring, set: SetFacts): void {
   assertSameShape(volume, set);
   if (set.volumeId !== volume.identity.volumeId) throw misfit(volume, set, 'it is of another volume');
   assertLater(volume, set, startedMs, 'the mirror was begun');
 }
 
-function assertSameShape(volume: Volume, set: MediumSet): void {
+function assertSameShape(volume: Volume, set: SetFacts): void {
   const { sizeBytes, trackSizeBytes } = volume.identity;
   if (set.sizeBytes === sizeBytes && set.trackSizeBytes === trackSizeBytes) return;
   const found = `${set.sizeBytes} bytes in tracks of ${set.trackSizeBytes}`;
   throw misfit(volume, set, `it has ${found}, wanted ${sizeBytes} in tracks of ${trackSizeBytes}`);
 }
 
-function assertLater(volume: Volume, set: MediumSet, startedMs: number, what: string): void {
+function assertLater(volume: Volume, set: SetFacts, startedMs: number, what: string): void {
   if (set.createdMs >= startedMs) return;
   const [fixed, began] = [set.createdMs, startedMs].map((ms) => new Date(ms).toISOString());
   throw misfit(volume, set, `it was fixed at ${fixed}, before ${what} at ${began}, and may be older`);
 }
 
-function misfit({ identity }: Volume, { set }: MediumSet, why: string): DaemonError {
+function misfit({ identity }: Volume, { set }: SetFacts, why: string): DaemonError {
   const { name, directory } = identity;
   return new DaemonError('other-recovery', `Set ${set} of the medium cannot fill volume ${name}: ${why}`, {
     directory,

@@ -49,11 +49,6 @@ export {
   type ServingOptions,
   type ServingTls,
 } from './serving.ts';
-export {
-  openStoreReader,
-  type StoreReader,
-  type StoreReaderOptions,
-  type StoreReaderSet,
-} from './store-reader.ts';
+export { openStoreReader, type StoreReader, type StoreReaderOptions } from './store-reader.ts';
 export { runStoreReader, type StoreReaderChannel } from './store-reader-child.ts';
 export { type ServedSet, StoreServing, type StoreServingOptions } from './store-serving.ts';

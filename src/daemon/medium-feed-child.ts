@@ -6,7 +6,7 @@
  */
 
 import { systemClock, toWireError } from '../base/index.ts';
-import { type SetHeader, trackCountOf } from '../blockset/index.ts';
+import { trackCountOf } from '../blockset/index.ts';
 import { MediaChain, type OpenInput } from '../media/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import {
@@ -15,8 +15,8 @@ import {
   type FeedParentMessage,
   isFeedParentMessage,
   type MediaPlaces,
-  type MediumSet,
 } from './medium-feed-messages.ts';
+import { factsOf } from './set-facts.ts';
 
 /** Tracks of zeroes in one batch. */
 const ZEROES_AT_ONCE = 4096;
@@ -43,7 +43,7 @@ export async function runMediumFeed({ send, onMessage, openMedia }: MediumFeedOp
       onFailure: async ({ medium, reason }) => warn(`Medium ${medium} failed: ${reason}`),
     });
     try {
-      await send({ kind: 'begun', set: describe(chain.header) });
+      await send({ kind: 'begun', set: factsOf(chain.header) });
       const wanted = await asked.take('wanted');
       const tracks = TrackSet.deserialize(
         Buffer.from(wanted.tracks),
@@ -78,11 +78,6 @@ async function* batches(chain: MediaChain, wanted: TrackSet): AsyncGenerator<rea
     const batch = await chain.readFrame();
     if (batch.length > 0) yield batch;
   }
-}
-
-function describe(header: SetHeader): MediumSet {
-  const { id, volumeId, volumeName, point, createdMs, sizeBytes, trackSizeBytes } = header;
-  return { set: id, volumeId, volumeName, point, createdMs, sizeBytes, trackSizeBytes };
 }
 
 /** Messages in the order in which they came. */

@@ -9,18 +9,7 @@
  */
 
 import type { WireError } from '../base/index.ts';
-
-/** The set on the media. */
-export interface MediumSet {
-  readonly set: string;
-  readonly volumeId: string;
-  readonly volumeName: string;
-  readonly point: string;
-  /** Milliseconds since the Unix epoch. */
-  readonly createdMs: number;
-  readonly sizeBytes: number;
-  readonly trackSizeBytes: number;
-}
+import type { SetFacts } from './set-facts.ts';
 
 export interface MediaPlaces {
   /** Files, pipes and devices, absolute, in turn. */
@@ -36,7 +25,7 @@ export type FeedParentMessage =
   | { readonly kind: 'more' };
 
 export type FeedChildMessage =
-  | { readonly kind: 'begun'; readonly set: MediumSet }
+  | { readonly kind: 'begun'; readonly set: SetFacts }
   | { readonly kind: 'batch'; readonly tracks: readonly FedTrack[] }
   | { readonly kind: 'warning'; readonly sentence: string }
   | { readonly kind: 'failed'; readonly error: WireError };

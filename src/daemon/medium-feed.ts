@@ -13,10 +13,10 @@ import {
   type FeedParentMessage,
   isFeedChildMessage,
   type MediaPlaces,
-  type MediumSet,
 } from './medium-feed-messages.ts';
+import type { SetFacts } from './set-facts.ts';
 
-export type { FedTrack, MediaPlaces, MediumSet } from './medium-feed-messages.ts';
+export type { FedTrack, MediaPlaces } from './medium-feed-messages.ts';
 
 /** What is kept of the child's error output, for the message when it dies. */
 const STDERR_BYTES_MAX = 4096;
@@ -32,10 +32,10 @@ export interface MediumFeedRequest {
 
 export class MediumFeed {
   /** What is on the media. */
-  readonly set: MediumSet;
+  readonly set: SetFacts;
   readonly #child: FeedChild;
 
-  private constructor(child: FeedChild, set: MediumSet) {
+  private constructor(child: FeedChild, set: SetFacts) {
     this.#child = child;
     this.set = set;
   }

@@ -30,6 +30,7 @@ import { NbdServer } from '../nbd/index.ts';
 import { ChainDevice, type RestoreSource } from '../restore/index.ts';
 import { type TrackRun, TrackSet } from '../tracks/index.ts';
 import { openSocketPath } from './socket-path.ts';
+import { factsOf } from './set-facts.ts';
 import {
   type CallGives,
   type CallMessage,
@@ -108,12 +109,8 @@ class Reader {
   }
 
   ready(): ChildMessage {
-    const { id: set, volumeId, volumeName, point, createdMs, sizeBytes, trackSizeBytes } = this.#chain.header;
-    return {
-      kind: 'ready',
-      set: { set, volumeId, volumeName, point, createdMs, sizeBytes, trackSizeBytes },
-      tracks: this.#chain.tracks().serialize(),
-    };
+    const { header } = this.#chain;
+    return { kind: 'ready', set: factsOf(header), tracks: this.#chain.tracks().serialize() };
   }
 
   async answer(call: CallMessage): Promise<ChildMessage> {

@@ -12,19 +12,7 @@
 import type { WireError } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
-
-/** The set that is read. */
-export interface StoreReaderSet {
-  /** Its whole id. */
-  readonly set: string;
-  readonly volumeId: string;
-  readonly volumeName: string;
-  readonly point: string;
-  /** Milliseconds since the Unix epoch. */
-  readonly createdMs: number;
-  readonly sizeBytes: number;
-  readonly trackSizeBytes: number;
-}
+import type { SetFacts } from './set-facts.ts';
 
 export interface StartMessage {
   readonly kind: 'start';
@@ -54,7 +42,7 @@ export type CallGives = readonly TrackRun[] | WireError | undefined;
 export type ChildMessage =
   | {
       readonly kind: 'ready';
-      readonly set: StoreReaderSet;
+      readonly set: SetFacts;
       /** Serialised: the tracks that are not zero. */
       readonly tracks: Uint8Array;
     }

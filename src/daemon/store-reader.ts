@@ -30,10 +30,8 @@ import {
   type ChildMessage,
   isChildMessage,
   type ParentMessage,
-  type StoreReaderSet,
 } from './store-reader-messages.ts';
-
-export type { StoreReaderSet } from './store-reader-messages.ts';
+import type { SetFacts } from './set-facts.ts';
 
 /** How long a child may take to end before it is killed. */
 const END_MS_MAX = 5_000;
@@ -64,7 +62,7 @@ export interface StoreReader {
    * `reader-died` once the child has died. Closing it is `close`.
    */
   readonly device: BlockDevice;
-  readonly set: StoreReaderSet;
+  readonly set: SetFacts;
   /** The tracks whose content is not zero. Not to be changed. */
   readonly tracks: TrackSet;
   /**
@@ -121,7 +119,7 @@ export async function openStoreReader(options: StoreReaderOptions): Promise<Stor
 
 class OpenReader implements StoreReader {
   readonly device: BlockDevice;
-  readonly set: StoreReaderSet;
+  readonly set: SetFacts;
   readonly tracks: TrackSet;
   readonly #child: ReaderChild;
   readonly #nbd: NbdDevice;
@@ -131,7 +129,7 @@ class OpenReader implements StoreReader {
     child: ReaderChild,
     opened: {
       readonly nbd: NbdDevice;
-      readonly set: StoreReaderSet;
+      readonly set: SetFacts;
       readonly tracks: Uint8Array;
       readonly storePath: string;
     },
