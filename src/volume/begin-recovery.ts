@@ -11,10 +11,11 @@
 
 import { mkdir, readdir, rename, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { syncDirectory, systemCode } from '../base/index.ts';
+import { syncDirectory } from '../base/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import type { RecoveryRecord } from './backup-side.ts';
 import {
+  exists,
   homePathOf,
   identityOf,
   lockVolume,
@@ -42,12 +43,12 @@ export interface RecoveryLook {
 
 /** What is in a directory; undefined where it holds no volume. @throws {CorruptionError} */
 export async function lookForRecovery(directory: string): Promise<RecoveryLook | undefined> {
-  if (!(await isThere(join(directory, STATE_FILE)))) return undefined;
+  if (!(await exists(join(directory, STATE_FILE)))) return undefined;
   const state = await openState(directory, { readOnly: true });
   try {
     const identity = identityOf(directory, state);
     const homePath = homePathOf(directory, identity.home);
-    const isHomeLost = homePath !== undefined && !(await isThere(homePath));
+    const isHomeLost = homePath !== undefined && !(await exists(homePath));
     const { recovery, recent } = state;
     return { identity, record: recovery.record, isHomeLost, recovered: recovery.recovered, recent };
   } finally {
@@ -57,7 +58,7 @@ export async function lookForRecovery(directory: string): Promise<RecoveryLook |
 
 /** What was put aside last of a volume whose place was not taken yet: a recovery was interrupted there. */
 export async function lookForLost(directory: string): Promise<RecoveryLook | undefined> {
-  if (!(await isThere(directory))) return undefined;
+  if (!(await exists(directory))) return undefined;
   const aside = (await readdir(directory)).filter((name) => name.startsWith(LOST_PREFIX));
   const found = await Promise.all(
     aside.map(async (name) => ({ name, atMs: (await stat(join(directory, name))).mtimeMs })),
@@ -127,15 +128,5 @@ async function withState(directory: string, body: (state: VolumeState) => Promis
     }
   } finally {
     await lock.close();
-  }
-}
-
-async function isThere(path: string): Promise<boolean> {
-  try {
-    await stat(path);
-    return true;
-  } catch (error) {
-    if (systemCode(error) === 'ENOENT' || systemCode(error) === 'ENOTDIR') return false;
-    throw error;
   }
 }

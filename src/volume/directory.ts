@@ -322,7 +322,8 @@ function isLeftOver(name: string): boolean {
   return name === LOCK_FILE || isOfState || name.endsWith('.sock') || name.startsWith(LOST_PREFIX);
 }
 
-async function exists(path: string): Promise<boolean> {
+/** Whether something is at a path. */
+export async function exists(path: string): Promise<boolean> {
   try {
     await stat(path);
     return true;

@@ -61,21 +61,17 @@ export class Fills {
   async run(body: (recovery: Recovery, signal: AbortSignal) => Promise<void>): Promise<void> {
     const recovery = this.#recovery;
     if (recovery === undefined) return;
-    const { signal } = this.#stop;
-    const filling = body(recovery, signal).then(() => this.#end(recovery));
-    this.#running.add(filling);
-    try {
-      await filling;
-    } finally {
-      this.#running.delete(filling);
-    }
+    await this.#track(body(recovery, this.#stop.signal).then(() => this.#end(recovery)));
   }
 
   /** See `Volume.fillMirror`. */
   async runMirror(body: (mirroring: Mirroring, signal: AbortSignal) => Promise<void>): Promise<void> {
     const { mirroring } = this.#options;
     if (mirroring === undefined) return;
-    const filling = body(mirroring, this.#stop.signal);
+    await this.#track(body(mirroring, this.#stop.signal));
+  }
+
+  async #track(filling: Promise<void>): Promise<void> {
     this.#running.add(filling);
     try {
       await filling;
