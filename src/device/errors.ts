@@ -90,3 +90,9 @@ export function deviceErrorFrom(
     { cause: error },
   );
 }
+
+/** Whether nothing is wrong with the device: it has no room, or the call would not have been fast. It may have been done in part. */
+export function isRefusal(error: unknown): boolean {
+  const code = systemCode(error);
+  return code === 'no-space' || code === 'ENOSPC' || code === 'not-fast';
+}

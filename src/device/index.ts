@@ -7,7 +7,13 @@ export {
   type WriteOptions,
   type ZeroOptions,
 } from './block-device.ts';
-export { DeviceError, type DeviceErrorCode, type DeviceErrorDetails, deviceErrorFrom } from './errors.ts';
+export {
+  DeviceError,
+  type DeviceErrorCode,
+  type DeviceErrorDetails,
+  deviceErrorFrom,
+  isRefusal,
+} from './errors.ts';
 export {
   FaultyDevice,
   type FaultyGate,

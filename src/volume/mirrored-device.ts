@@ -11,13 +11,14 @@
  * would see them in different orders.
  */
 
-import { LIMITS, type MaybePromise, systemCode } from '../base/index.ts';
-import type {
-  BlockDevice,
-  DeviceCapabilities,
-  DeviceExtent,
-  WriteOptions,
-  ZeroOptions,
+import { LIMITS, type MaybePromise } from '../base/index.ts';
+import {
+  type BlockDevice,
+  type DeviceCapabilities,
+  type DeviceExtent,
+  isRefusal,
+  type WriteOptions,
+  type ZeroOptions,
 } from '../device/index.ts';
 
 export interface MirroredDeviceOptions {
@@ -157,10 +158,4 @@ export class MirroredDevice implements BlockDevice {
     await onMirror;
     await this.#losing;
   }
-}
-
-/** Nothing is wrong with the device: it has no room. */
-function isRefusal(error: unknown): boolean {
-  const code = systemCode(error);
-  return code === 'no-space' || code === 'ENOSPC' || code === 'not-fast';
 }
