@@ -86,6 +86,25 @@ export const LIMITS = {
   /** ... and points kept for each of them: those of some full backups in a row that failed, and a base. */
   pointClaimCountMax: 4,
 
+  /** One segment of a delta log: what is given back at once when a log goes, and made in advance while one fills. */
+  deltaSegmentBytes: 64 * MIB,
+  /** A segment holds its header and some records at least. */
+  deltaSegmentBytesMin: 64 * KIB,
+  /** A member of little room has smaller segments, so that there are at least so many. */
+  deltaSegmentCountMin: 16,
+  /** A member with no room left lets so many segments beyond it begin a log: the backup that frees room needs one. */
+  deltaSegmentsOverMax: 4,
+  /** Payload of one delta record: it is checked as a whole, and read as a whole for a part of it. */
+  deltaRecordBytesMax: MIB,
+  /** Payloads up to this size are copied behind their header, which costs less than a call of their own. */
+  deltaCopyBytesMax: 32 * KIB,
+  /** Members of one delta store: each write waits for all. */
+  deltaMemberCountMax: 8,
+  /** Tracks of which the logs hold a part, known by blocks; of more it is not known when they become whole. */
+  deltaPartTrackCountMax: 262_144,
+  /** What a reader of delta logs reads at once while it looks for records. */
+  deltaScanBytes: MIB,
+
   /** Targets of copies that a volume remembers the point of; each may keep a boundary. */
   copyRecordCountMax: 64,
 

@@ -27,6 +27,10 @@ export const SYNC_NAMES = [
   'volume-directory',
   'intent-log-create',
   'intent-log',
+  /** What is written to the logs of a delta store, the creation of a segment, and the names of segments. */
+  'delta',
+  'delta-create',
+  'delta-directory',
   'snapshot-store',
   'snapshot-directory',
   'set-data',

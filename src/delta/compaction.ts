@@ -1,0 +1,129 @@
+/**
+ * Rewrites a log to the newest content: a record of which every block was replaced by a later one of the same log goes.
+ *
+ * What comes out at the end of the log is the same; what it was in between is not known any more. Points and sizes stay,
+ * and the last record, which the next log follows. The rest keep their numbers. Logs are compacted one by one, since
+ * what comes out at the end of each may be asked for.
+ */
+
+import { payloadBytesOf, recordBytes, SEGMENT_HEADER_BYTES } from './format.ts';
+import { BlockMap, blocksOf } from './block-map.ts';
+import { copyRecords, type CopySource, LogCopier } from './log-copy.ts';
+import { LogMerge } from './log-merge.ts';
+import type { MemberLog } from './log-set.ts';
+import type { Entry } from './log-stream.ts';
+
+const GROWTH = 2;
+
+/** Numbers of records that stay, and what they take. */
+export interface Kept {
+  readonly sequences: ReadonlySet<number>;
+  readonly bytes: number;
+  readonly lastMs: number;
+}
+
+/** What has to stay of a log. Takes some 24 bytes of memory for each of its records. */
+export async function chooseKept(source: CopySource, trackBytes: number): Promise<Kept> {
+  const changes = new Changes();
+  const sequences = new Set<number>();
+  let bytes = 0;
+  let last: Entry | undefined;
+  const keep = (entry: Entry): void => {
+    sequences.add(entry.sequence);
+    bytes += recordBytes(payloadBytesOf(entry), entry.segment.header.alignBytes);
+  };
+  const merge = new LogMerge(source.log, source.log.previous, source);
+  for (let batch = await merge.next(); batch !== undefined; batch = await merge.next()) {
+    for (const entry of batch) {
+      last = entry;
+      if (entry.kind === 'write' || entry.kind === 'zeroes') changes.add(entry);
+      else if (entry.kind !== 'flush') keep(entry);
+    }
+  }
+  if (last !== undefined && !sequences.has(last.sequence)) keep(last);
+  const { alignBytes } = source.log.copies[0]?.first ?? { alignBytes: SEGMENT_HEADER_BYTES };
+  const seen = new BlockMap(trackBytes);
+  for (const change of changes.newestFirst()) {
+    let isNeeded = false;
+    for (const run of blocksOf(change.offsetBytes, change.lengthBytes, trackBytes))
+      if (seen.add(run.track, run.first, run.count).length > 0) isNeeded = true;
+    if (!isNeeded || sequences.has(change.sequence)) continue;
+    sequences.add(change.sequence);
+    bytes += recordBytes(change.isWrite ? change.lengthBytes : 0, alignBytes);
+  }
+  return { sequences, bytes, lastMs: last?.timeMs ?? source.log.beganMs };
+}
+
+/** Segments that so many bytes of records take at most. */
+export function segmentCountFor(bytes: number, segmentBytes: number, recordBytesMax: number): number {
+  return Math.ceil(bytes / Math.max(1, segmentBytes - SEGMENT_HEADER_BYTES - recordBytesMax)) + 1;
+}
+
+/** Rewrites a member's copy of the log; the old segments go when the new ones are durable. */
+export async function rewriteCompacted(source: CopySource, copy: MemberLog, kept: Kept): Promise<void> {
+  const { member, segments } = copy;
+  const last = segments.at(-1)?.header ?? copy.first;
+  const copier = new LogCopier(member, {
+    facts: copy.first,
+    generation: copy.first.generation + 1,
+    segmentNumber: last.segmentNumber + 1,
+    previous: source.log.previous,
+    compactedMs: kept.lastMs,
+  });
+  try {
+    await copyRecords(source, source.log.previous, copier, {
+      choose: ({ sequence }) => kept.sequences.has(sequence),
+    });
+    await copier.finish();
+  } catch (error) {
+    await copier.abort();
+    throw error;
+  }
+  await member.remove(segments.map(({ key }) => key));
+}
+
+interface Change {
+  readonly sequence: number;
+  readonly offsetBytes: number;
+  readonly lengthBytes: number;
+  readonly isWrite: boolean;
+}
+
+/** Changes in arrays of numbers: an object each would take several times as much. */
+class Changes {
+  #count = 0;
+  #sequences = new Float64Array(1024);
+  #offsets = new Float64Array(1024);
+  /** Negative for zeroes. */
+  #lengths = new Float64Array(1024);
+
+  add({ sequence, offsetBytes, lengthBytes, kind }: Entry): void {
+    if (this.#count === this.#sequences.length) {
+      this.#sequences = grown(this.#sequences);
+      this.#offsets = grown(this.#offsets);
+      this.#lengths = grown(this.#lengths);
+    }
+    this.#sequences[this.#count] = sequence;
+    this.#offsets[this.#count] = offsetBytes;
+    this.#lengths[this.#count] = kind === 'write' ? lengthBytes : -lengthBytes;
+    this.#count += 1;
+  }
+
+  *newestFirst(): Generator<Change> {
+    for (let index = this.#count - 1; index >= 0; index -= 1) {
+      const length = this.#lengths[index] ?? 0;
+      yield {
+        sequence: this.#sequences[index] ?? 0,
+        offsetBytes: this.#offsets[index] ?? 0,
+        lengthBytes: Math.abs(length),
+        isWrite: length > 0,
+      };
+    }
+  }
+}
+
+function grown(array: Float64Array<ArrayBuffer>): Float64Array<ArrayBuffer> {
+  const larger = new Float64Array(array.length * GROWTH);
+  larger.set(array);
+  return larger;
+}
