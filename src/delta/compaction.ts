@@ -12,8 +12,7 @@ import { copyRecords, type CopySource, LogCopier } from './log-copy.ts';
 import { LogMerge } from './log-merge.ts';
 import type { MemberLog } from './log-set.ts';
 import type { Entry } from './log-stream.ts';
-
-const GROWTH = 2;
+import { NumberList } from './number-list.ts';
 
 /** Numbers of records that stay, and what they take. */
 export interface Kept {
@@ -89,41 +88,28 @@ interface Change {
   readonly isWrite: boolean;
 }
 
-/** Changes in arrays of numbers: an object each would take several times as much. */
+/** Changes in rows of numbers: an object each would take several times as much. */
 class Changes {
-  #count = 0;
-  #sequences = new Float64Array(1024);
-  #offsets = new Float64Array(1024);
+  readonly #sequences = new NumberList();
+  readonly #offsets = new NumberList();
   /** Negative for zeroes. */
-  #lengths = new Float64Array(1024);
+  readonly #lengths = new NumberList();
 
   add({ sequence, offsetBytes, lengthBytes, kind }: Entry): void {
-    if (this.#count === this.#sequences.length) {
-      this.#sequences = grown(this.#sequences);
-      this.#offsets = grown(this.#offsets);
-      this.#lengths = grown(this.#lengths);
-    }
-    this.#sequences[this.#count] = sequence;
-    this.#offsets[this.#count] = offsetBytes;
-    this.#lengths[this.#count] = kind === 'write' ? lengthBytes : -lengthBytes;
-    this.#count += 1;
+    this.#sequences.push(sequence);
+    this.#offsets.push(offsetBytes);
+    this.#lengths.push(kind === 'write' ? lengthBytes : -lengthBytes);
   }
 
   *newestFirst(): Generator<Change> {
-    for (let index = this.#count - 1; index >= 0; index -= 1) {
-      const length = this.#lengths[index] ?? 0;
+    for (let index = this.#sequences.length - 1; index >= 0; index -= 1) {
+      const length = this.#lengths.at(index);
       yield {
-        sequence: this.#sequences[index] ?? 0,
-        offsetBytes: this.#offsets[index] ?? 0,
+        sequence: this.#sequences.at(index),
+        offsetBytes: this.#offsets.at(index),
         lengthBytes: Math.abs(length),
         isWrite: length > 0,
       };
     }
   }
-}
-
-function grown(array: Float64Array<ArrayBuffer>): Float64Array<ArrayBuffer> {
-  const larger = new Float64Array(array.length * GROWTH);
-  larger.set(array);
-  return larger;
 }

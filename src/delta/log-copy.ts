@@ -17,7 +17,7 @@ import {
   SEGMENT_HEADER_BYTES,
   type SegmentHeader,
 } from './format.ts';
-import type { Log } from './log-set.ts';
+import type { Log, MemberLog } from './log-set.ts';
 import { LogMerge } from './log-merge.ts';
 import { type Areas, type Entry, LogStream, readPayload } from './log-stream.ts';
 import type { Area, Member } from './member.ts';
@@ -172,10 +172,7 @@ export async function payloadOf(
   if (payload.length === 0 || (await readPayload(areas, entry, payload))) return payload;
   for (const copy of log.copies) {
     if (copy.member === entry.member) continue;
-    const other = await find(
-      new LogStream(copy, { areas, limit, verifyBeyond: Number.POSITIVE_INFINITY }),
-      entry,
-    );
+    const other = await findRecord(copy, entry, { areas, limit });
     if (other !== undefined && (await readPayload(areas, other, payload))) return payload;
   }
   throw new CorruptionError(
@@ -184,7 +181,13 @@ export async function payloadOf(
   );
 }
 
-async function find(stream: LogStream, wanted: Entry): Promise<Entry | undefined> {
+/** Looks for a record on one member; undefined where it is not there. */
+export async function findRecord(
+  copy: MemberLog,
+  wanted: Pick<Entry, 'sequence' | 'lengthBytes'>,
+  { areas, limit }: Pick<CopySource, 'areas' | 'limit'>,
+): Promise<Entry | undefined> {
+  const stream = new LogStream(copy, { areas, limit, verifyBeyond: Number.POSITIVE_INFINITY });
   try {
     for (;;) {
       const { head } = stream;
