@@ -39,9 +39,15 @@ interface StoreParts {
   readonly budget: PartBudget;
   readonly logs: StoreLog[];
   readonly facts: LogFacts;
+  readonly unflushed: TrackSet;
+  readonly hasGap: boolean;
 }
 
 export class DeltaStore {
+  /** Logs that there should have been were not there at the opening. */
+  readonly hasGap: boolean;
+  /** What the last owner changed and may not have flushed, as far as the logs have it. */
+  readonly unflushed: TrackSet;
   readonly #options: DeltaStoreOptions;
   readonly #seats: Seats;
   readonly #row: RecordRow;
@@ -54,7 +60,9 @@ export class DeltaStore {
   #maintenance: Promise<unknown> = Promise.resolve();
   #isClosed = false;
 
-  private constructor({ options, seats, row, budget, logs, facts }: StoreParts) {
+  private constructor({ options, seats, row, budget, logs, facts, unflushed, hasGap }: StoreParts) {
+    this.hasGap = hasGap;
+    this.unflushed = unflushed;
     this.#options = options;
     this.#seats = seats;
     this.#row = row;
@@ -68,12 +76,11 @@ export class DeltaStore {
    * Opens or begins the store of a volume. A new log with the start point is begun, durably, behind those that the last
    * owner left. Members that cannot be used come up as lost, and `onMemberLost` has told so durably when it resolves.
    *
-   * Where no logs are left, only those of a new volume reach back to its beginning: others begin at a point that nobody
-   * knows, and can be joined from the next switch on.
+   * Where there should be logs and are none, those that come begin at a point that nobody knows, and can be joined from the
+   * next switch on; `hasGap` tells.
    */
   static async open(options: DeltaStoreOptions): Promise<DeltaStore> {
-    const { volumeId, registry, segmentBytes, trackSizeBytes, startPoint, clock, lostMembers, sizeBytes } =
-      options;
+    const { volumeId, registry, segmentBytes, trackSizeBytes, startPoint, clock, isNew, sizeBytes } = options;
     // The members' losses before there is a store concern nobody who waits.
     const later: { store?: { noteMembers(): void; noteRecord(record: RecordHeader): void } } = {};
     const seats = new Seats({ ...options, onChange: () => later.store?.noteMembers() });
@@ -102,15 +109,16 @@ export class DeltaStore {
       onPut: (record) => later.store?.noteRecord(record),
     });
     const before = left.logs.findLast((log) => log.startPoint === startPoint);
-    const reachesBack = left.logs.length > 0 || (startPoint === '' && lostMembers.length === 0);
+    const hasGap = left.logs.length === 0 && !isNew;
     const facts: LogFacts = {
-      ...factsOf(options, row, reachesBack ? startPoint : randomId(), before?.pointMs ?? clock.now()),
+      ...factsOf(options, row, hasGap ? randomId() : startPoint, before?.pointMs ?? clock.now()),
       logNumber: left.nextNumber,
     };
     for (const seat of seats.healthy)
       seat.writer = new MemberWriter(present(seat.member, 'A healthy member is open'), facts);
     seats.changed();
-    const store = new DeltaStore({ options, seats, row, budget, logs: [...left.logs], facts });
+    const { logs, unflushed } = left;
+    const store = new DeltaStore({ options, seats, row, budget, logs: [...logs], facts, unflushed, hasGap });
     later.store = {
       noteMembers: () => store.#row.noteRoom(),
       noteRecord: (record) => store.#openLog.note(record),
@@ -151,6 +159,41 @@ export class DeltaStore {
   flush(): Promise<void> {
     this.#assertOpen();
     return this.#row.flush();
+  }
+
+  /** Whether any member takes part. */
+  get hasMembers(): boolean {
+    return this.#seats.writers.length > 0;
+  }
+
+  /** Where the oldest log begins: what the logs tell, they tell since then. */
+  get startPoint(): string {
+    return present(this.#logs[0], 'A store has a log').startPoint;
+  }
+
+  /** The most that one change may write, for `hasRoomFor` ever to be true. */
+  get pieceBytesMax(): number {
+    return this.#row.pieceBytesMax;
+  }
+
+  /**
+   * Whether a change that comes now waits for nobody. Who must not wait once it has begun asks this before. Where no member
+   * is left there is nothing to wait for.
+   *
+   * @param payloadBytes 0 for zeroes.
+   */
+  hasRoomFor(payloadBytes: number): boolean {
+    return !this.hasMembers || this.#row.hasRoomFor(payloadBytes);
+  }
+
+  /** Finishes when there is room, or no member any more. @throws {DeltaError} 'closed' from `stopWaiting` on. */
+  async whenRoom(payloadBytes: number): Promise<void> {
+    while (!this.hasRoomFor(payloadBytes)) await this.#row.roomFor(payloadBytes);
+  }
+
+  /** Whoever waits for room does so in vain from now on. */
+  stopWaiting(): void {
+    this.#row.stopWaiting();
   }
 
   /** Makes the files of the next log. @throws {DeltaError} 'full' where a member has no room even for that. */

@@ -7,7 +7,9 @@
  */
 
 import { CorruptionError } from '../base/index.ts';
+import { TrackSet } from '../tracks/index.ts';
 import type { PartBudget } from './coverage.ts';
+import type { RecordHeader } from './format.ts';
 import { copyRecords, LogCopier } from './log-copy.ts';
 import { LogMerge, newestFacts } from './log-merge.ts';
 import { limitOf, type Log, logsOf, mergeLogs } from './log-set.ts';
@@ -25,6 +27,8 @@ export interface LeftLogs {
   readonly lastMs: number;
   /** The volume's, as the logs know it. */
   readonly volumeBytes: number | undefined;
+  /** The tracks of changes that may not have been durable. */
+  readonly unflushed: TrackSet;
   /** Members that have all of it, durably. */
   readonly usable: readonly Member[];
   readonly lost: ReadonlyMap<Member, unknown>;
@@ -54,6 +58,7 @@ export async function openLeftLogs(
     const merged = await findLogs(members, lost);
     const facts = await newestFacts(merged, areas);
     const logs: StoreLog[] = [];
+    const unflushed = TrackSet.empty();
     const held = new Map<Member, Held[]>();
     let end = merged[0]?.previous ?? 0;
     for (const [index, log] of merged.entries()) {
@@ -61,7 +66,10 @@ export async function openLeftLogs(
       const storeLog = new StoreLog(log, trackBytes, budget);
       const merge = new LogMerge(log, end, { areas, limit, verifyBeyond: facts.durable });
       for (let batch = await merge.next(); batch !== undefined; batch = await merge.next())
-        for (const entry of batch) storeLog.note(entry);
+        for (const entry of batch) {
+          storeLog.note(entry);
+          if (entry.sequence > facts.durable) addTracks(unflushed, entry, trackBytes);
+        }
       await merge.finish();
       const required = Math.min(limit, facts.durable);
       storeLog.isDamaged = merge.end < required;
@@ -79,12 +87,24 @@ export async function openLeftLogs(
       end,
       lastMs: logs.at(-1)?.lastMs ?? 0,
       volumeBytes: facts.volumeBytes,
+      unflushed,
       usable: merged.length === 0 ? members.filter((member) => !lost.has(member)) : usable,
       lost,
     };
   } finally {
     await areas.close();
   }
+}
+
+function addTracks(
+  tracks: TrackSet,
+  { kind, offsetBytes, lengthBytes }: Pick<RecordHeader, 'kind' | 'offsetBytes' | 'lengthBytes'>,
+  trackBytes: number,
+): void {
+  if (kind !== 'write' && kind !== 'zeroes') return;
+  const first = Math.floor(offsetBytes / trackBytes);
+  const last = Math.floor((offsetBytes + lengthBytes - 1) / trackBytes);
+  tracks.addRun({ first, count: last - first + 1 });
 }
 
 /** The logs on all members; what is left of others is removed. */

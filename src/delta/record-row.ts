@@ -65,6 +65,8 @@ export class RecordRow {
   #room: Deferred | undefined;
   #isFull = false;
   #isClosed = false;
+  #isStopping = false;
+  #makingRoom: Promise<void> | undefined;
 
   constructor(options: RowOptions) {
     this.#options = options;
@@ -106,6 +108,31 @@ export class RecordRow {
       return this.#put(change);
     if (source === undefined) return this.#enqueue(change, onWaiting);
     return this.#appendParts(change, source, onWaiting);
+  }
+
+  get pieceBytesMax(): number {
+    return Math.min(...this.#seats.writers.map(({ payloadBytesMax }) => payloadBytesMax));
+  }
+
+  /** See `DeltaStore.hasRoomFor`. */
+  hasRoomFor(payloadBytes: number): boolean {
+    return this.#isFree && this.#fits(payloadBytes);
+  }
+
+  /** One attempt: what was in the way is not there any more, or something else is. @throws as `DeltaStore.whenRoom`. */
+  async roomFor(payloadBytes: number): Promise<void> {
+    if (this.#isStopping || this.#isClosed)
+      throw new DeltaError('closed', 'The delta store is being closed', {});
+    if (this.#seats.isLosing) await this.#seats.settled().catch(ignoreNoMembers);
+    else if (this.#held !== undefined) await this.#held.promise;
+    else if (this.#queue.length > 0) await this.#queue.at(-1)?.done.promise.catch(() => undefined);
+    else if (this.#seats.hasFailed) this.#seats.assertSome();
+    else await this.#makeRoom(payloadBytes);
+  }
+
+  stopWaiting(): void {
+    this.#isStopping = true;
+    this.#room?.resolve();
   }
 
   /** The first record of a log: nothing comes before it. What it fails with is told by what comes next. */
@@ -286,7 +313,15 @@ export class RecordRow {
     }
   }
 
-  async #makeRoom(payloadBytes: number | undefined): Promise<void> {
+  /** One at a time: who comes meanwhile looks again when it has ended. */
+  #makeRoom(payloadBytes: number | undefined): Promise<void> {
+    this.#makingRoom ??= this.#tryForRoom(payloadBytes).finally(() => {
+      this.#makingRoom = undefined;
+    });
+    return this.#makingRoom;
+  }
+
+  async #tryForRoom(payloadBytes: number | undefined): Promise<void> {
     // Before anything is waited for: room that comes meanwhile counts.
     const room = deferred();
     this.#room = room;
@@ -343,6 +378,11 @@ export class RecordRow {
   assertQuiet(): void {
     assert(this.#inFlight.size === 0, 'The epoch is closed while changes are in flight');
   }
+}
+
+/** Without members there is nothing to wait for. */
+function ignoreNoMembers(error: unknown): void {
+  if (!(error instanceof DeltaError && error.code === 'no-members')) throw error;
 }
 
 function tell(waiting: Waiting): void {

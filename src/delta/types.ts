@@ -22,6 +22,8 @@ export interface DeltaStoreOptions {
   readonly sizeBytes: () => number;
   /** The newest point that closed an epoch; empty where there is none. */
   readonly startPoint: string;
+  /** Nothing was ever logged: what is logged from now on begins at the start point. Otherwise logs that are not there are missing. */
+  readonly isNew: boolean;
   readonly members: readonly DeltaPlace[];
   /** Places known to be lost: what is there is not looked at until they are made anew. */
   readonly lostMembers: readonly string[];

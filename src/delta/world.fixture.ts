@@ -113,6 +113,7 @@ export class DeltaWorld {
       sizeBytes: () => VOLUME_BYTES,
       startPoint: this.lastPoint.point,
       members: this.places,
+      isNew: this.lastPoint.point === '' && this.lost.size === 0,
       lostMembers: [...this.lost],
       registry: this.registry,
       clock: this.clock,
