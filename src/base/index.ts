@@ -1,5 +1,6 @@
 export { allFinished } from './all-finished.ts';
 export { assert, AssertionError, present, unreachable } from './assert.ts';
+export { bootId } from './boot-id.ts';
 export { appendLogLine } from './bounded-log.ts';
 export { type Clock, ManualClock, systemClock, systemTimer, type Timer } from './clock.ts';
 export { type Deferred, deferred } from './deferred.ts';

@@ -18,6 +18,10 @@ export const LIMITS = {
   /** Track numbers are uint32, in memory and on disk. */
   trackCountMax: 2 ** 32,
 
+  /** Points that are known to be readable in a chain: that of each store's last set, and of what it builds on. */
+  deltaReadablePointsMax: 256,
+  /** How often the segment of regions in doubt is turned over at the most, in milliseconds: a sync for each cold region. */
+  dirtyTurnMs: 30_000,
   /** Tracks of one region, the unit in which the intent log knows what may have been written. */
   intentRegionTracks: 128,
   /** Regions that are logged together with one that follows a written one: a stream is told of in advance. */
