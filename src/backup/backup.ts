@@ -10,20 +10,24 @@
 
 import { type Clock, messageOf, systemClock } from '../base/index.ts';
 import {
+  chainOf,
   type ChainView,
   type LaneParts,
   type LaneWish,
   type SetAssembly,
   type Store,
   StoreError,
+  verify,
 } from '../blockset/index.ts';
+import type { DeviceRegistry } from '../device/index.ts';
 import { SessionStates, type SessionStep } from '../media/index.ts';
-import type { SessionPlan } from '../volume/index.ts';
+import type { PlannedDeltas, SessionPlan } from '../volume/index.ts';
 import { offerBases } from './candidates.ts';
 import { type LaneWorker, LocalLane } from './lane-worker.ts';
 import type { Codec, Level, SetOutcome } from './messages.ts';
 import { outcomeOf } from './outcome.ts';
 import { Saving, type SavingOptions } from './saving.ts';
+import { SessionLogs } from './session-logs.ts';
 import type { SessionSource } from './source.ts';
 
 /** How many lanes a set gets, and how they are begun. */
@@ -48,6 +52,8 @@ export interface BackUpOptions extends Pick<
   readonly compressionLevel?: number | undefined;
   /** One lane in this process where left out. */
   readonly lanes?: LaneStart;
+  /** Opens the members of a delta store; directories alone where left out. */
+  readonly registry?: Pick<DeviceRegistry, 'open'>;
   /** Each step of the session's states (MISSION M17); a store counts as one medium. */
   readonly onStep?: (step: SessionStep) => void;
   readonly clock?: Clock;
@@ -83,7 +89,7 @@ async function begin(
   const { offered, chain } = await offerBases(store, volumeId, level);
   let base: ChainView | undefined;
   try {
-    const plan = await source.begin({ consumer: store.id, level, ...offered });
+    const plan = await source.begin({ consumer: store.id, level, takesLogs: true, ...offered });
     // Nearly always it is the newest, which stays open.
     if (plan.base !== undefined && plan.base === chain?.header.point) base = chain;
     else if (plan.base !== undefined) base = await openBase(store, volumeId, plan.base);
@@ -109,14 +115,17 @@ async function saveSet(
   // The lanes have begun their files with what is known of the set: the medium's headers.
   states.beginMedium(1);
   states.transfer();
+  let logs: SessionLogs | undefined;
   try {
-    const saving = new Saving({ ...options, plan, lanes, base, loopsPerLane: start.loopsPerLane });
+    logs = await SessionLogs.open(source, plan, options.registry);
+    const saving = new Saving({ ...options, plan, lanes, base, logs, loopsPerLane: start.loopsPerLane });
     const counters = await set.finish(await saving.run());
     await source.mayComplete();
     await set.seal();
     states.endMedium();
     await source.complete(set.id);
     states.closeMedium();
+    if (plan.deltas !== undefined) await tellCovered(options, plan.deltas, set.id);
     return outcomeOf(source, plan, { set: set.id, counters, lanes: lanes.length });
   } catch (error) {
     if (states.state === 'write') {
@@ -125,9 +134,27 @@ async function saveSet(
     }
     throw error;
   } finally {
+    await logs?.close();
     // Without effect on a set that was sealed.
     await set.abort();
   }
+}
+
+/**
+ * Reads back what was written, so that the delta logs of it may go: until then these are the second copy (promise 6). A
+ * set that is damaged stays for `store verify` to tell of; the logs stay, too.
+ */
+async function tellCovered(
+  { store, source, signal }: BackUpOptions,
+  { isBaseReadable }: PlannedDeltas,
+  set: string,
+): Promise<void> {
+  const chain = isBaseReadable ? [set] : chainOf(await store.list(), set).map(({ id }) => id);
+  for (const selector of chain) {
+    for await (const { sound } of verify(store, { selector, onProgress: () => signal?.throwIfAborted() }))
+      if (!sound) return;
+  }
+  await source.covered();
 }
 
 function beginSet(

@@ -252,6 +252,12 @@ class Host {
       case 'complete':
         await session.complete(call.takes.set);
         return undefined;
+      case 'covered':
+        await session.covered();
+        return undefined;
+      case 'logsDamaged':
+        session.logsDamaged(call.takes.reason);
+        return undefined;
       default:
         return unreachable(call);
     }
@@ -280,7 +286,12 @@ class Host {
     );
     // The child begins to copy while what runs after the freeze still does.
     const { plan } = await begun.promise;
-    return { ...plan, tracks: plan.tracks.serialize() };
+    const { tracks, deltas, ...rest } = plan;
+    return {
+      ...rest,
+      tracks: tracks.serialize(),
+      ...(deltas === undefined ? {} : { deltas: { ...deltas, tracks: deltas.tracks.serialize() } }),
+    };
   }
 
   async #freeze(request: Calls['begin']['takes']): Promise<BackupSession> {

@@ -14,7 +14,7 @@ import type { StoreKey } from '../blockset/index.ts';
 import type { DeviceExtent } from '../device/index.ts';
 import type { SessionStep } from '../media/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
-import type { DivertedTrack, SessionPlan, SetLevel } from '../volume/index.ts';
+import type { DivertedTrack, PlannedDeltas, SessionPlan, SetLevel } from '../volume/index.ts';
 import type { SavingProgress } from './saving.ts';
 import type { BeginRequest, SourceVolume } from './source.ts';
 
@@ -64,7 +64,10 @@ export interface StartMessage {
 }
 
 /** A plan as it travels. */
-export type WirePlan = Omit<SessionPlan, 'tracks'> & { readonly tracks: Uint8Array };
+export type WirePlan = Omit<SessionPlan, 'tracks' | 'deltas'> & {
+  readonly tracks: Uint8Array;
+  readonly deltas?: Omit<PlannedDeltas, 'tracks'> & { readonly tracks: Uint8Array };
+};
 
 /** A buffer arrives as a plain Uint8Array. */
 export type WireDiverted = Omit<DivertedTrack, 'content'> & { readonly content: Uint8Array | undefined };
@@ -85,6 +88,8 @@ export interface Calls {
   acknowledge: { readonly takes: { readonly ids: readonly number[] }; readonly gives: undefined };
   mayComplete: { readonly takes: undefined; readonly gives: undefined };
   complete: { readonly takes: { readonly set: string }; readonly gives: undefined };
+  covered: { readonly takes: undefined; readonly gives: undefined };
+  logsDamaged: { readonly takes: { readonly reason: string }; readonly gives: undefined };
 }
 
 export type CallName = keyof Calls;

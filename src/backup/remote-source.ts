@@ -66,7 +66,12 @@ export class RemoteSource implements SessionSource {
     const plan = await this.#call('begin', request);
     // The volume may have grown after this process opened its home and before the freeze.
     this.#isWhole = this.#home !== undefined && this.#home.sizeBytes >= plan.sizeBytes;
-    return { ...plan, tracks: TrackSet.deserialize(Buffer.from(plan.tracks), 'session plan') };
+    const { tracks, deltas, ...rest } = plan;
+    return {
+      ...rest,
+      tracks: tracksOf(tracks),
+      ...(deltas === undefined ? {} : { deltas: { ...deltas, tracks: tracksOf(deltas.tracks) } }),
+    };
   }
 
   confirm(runs: readonly TrackRun[]): Promise<Calls['confirm']['gives']> {
@@ -90,6 +95,14 @@ export class RemoteSource implements SessionSource {
     await this.#call('complete', { set });
   }
 
+  async covered(): Promise<void> {
+    await this.#call('covered', undefined);
+  }
+
+  async logsDamaged(reason: string): Promise<void> {
+    await this.#call('logsDamaged', { reason });
+  }
+
   #call<Name extends CallName>(name: Name, takes: Calls[Name]['takes']): Promise<Calls[Name]['gives']>;
   #call(name: CallName, takes: unknown): Promise<unknown> {
     this.#lastId += 1;
@@ -107,6 +120,10 @@ export class RemoteSource implements SessionSource {
 export function fromWireError(error: WireError, volume: string): Error {
   if (error.corruption !== undefined) return new CorruptionError(error.message, error.corruption);
   return new BackupError('worker-failed', error.message, { volume, workerCode: error.code });
+}
+
+function tracksOf(bytes: Uint8Array): TrackSet {
+  return TrackSet.deserialize(Buffer.from(bytes), 'session plan');
 }
 
 function asBuffer(bytes: Uint8Array): Buffer {

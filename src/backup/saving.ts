@@ -5,6 +5,8 @@
  *     main pass, some for each lane   take the next run of the plan; the lane reads it from the home,
  *                                     optimistically; confirm: which of these were hit? the others are saved
  *                                     by that question; the lane stores those
+ *     log pass                        tracks that closed delta logs hold whole come from there: the home is neither
+ *                                     read nor protected for them
  *     drain                           take what was diverted, newest first; the lanes store it in turn; give its
  *                                     room back; until the end
  *
@@ -26,6 +28,12 @@ import { type HeldTracks, type LaneWorker, partsOf, tracksOf } from './lane-work
 import type { RateLimit } from './rate-limit.ts';
 import { SeenTracks } from './seen-tracks.ts';
 import type { SessionSource } from './source.ts';
+
+/** Content of tracks at the session's point, as the delta logs hold it. */
+export interface LogReader {
+  /** @param target as long as the track. @throws {CorruptionError} where no member has it as it was written. */
+  read(track: number, target: Buffer): Promise<void>;
+}
 
 /** The effective content at the point the set builds on. */
 export interface BaseContent {
@@ -50,6 +58,8 @@ export interface SavingOptions {
   readonly base: BaseContent | undefined;
   /** Whether tracks of equal content are stored once; they are where left out. */
   readonly storesAliases?: boolean;
+  /** What the plan takes from closed delta logs; needed where that is anything. */
+  readonly logs?: LogReader | undefined;
   readonly rate?: RateLimit | undefined;
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: SavingProgress) => void;
@@ -109,7 +119,8 @@ export class Saving {
       Array.from({ length: loopsPerLane }, () => this.#stopping(() => this.#mainPass(lane, number))),
     );
     // Those that go on when one has failed may wait for what only the session's end brings.
-    await Promise.all([...passes, this.#stopping(() => this.#drain())]);
+    const logPass = this.#stopping(() => this.#logPass());
+    await Promise.all([...passes, logPass, this.#stopping(() => this.#drain())]);
     for (const lane of lanes) await lane.flush();
     return {
       bytesRead: this.#bytesRead,
@@ -146,6 +157,29 @@ export class Saving {
     }
   }
 
+  async #logPass(): Promise<void> {
+    const { plan, lanes, logs, rate, runBytesMax = LIMITS.sessionRunBytesMax } = this.#options;
+    const countMax = Math.max(1, Math.floor(runBytesMax / this.#geometry.trackSizeBytes));
+    let number = 0;
+    for (const run of plan.deltas?.tracks.runs(countMax) ?? []) {
+      this.#assertGoing();
+      await rate?.take(this.#geometry.lengthOf(run));
+      const tracks = tracksOf(run);
+      const contents: Buffer[] = [];
+      for (const track of tracks) {
+        const content = Buffer.allocUnsafe(this.#geometry.lengthOf({ first: track, count: 1 }));
+        await present(logs, 'A session that takes tracks from logs').read(track, content);
+        contents.push(content);
+      }
+      const lane = present(lanes[number], 'One of the lanes');
+      const held = await lane.hold(tracks, contents);
+      this.#assertGoing();
+      await this.#store({ lane, number, tracks, held, hits: [] });
+      this.#progressed(run.count);
+      number = (number + 1) % lanes.length;
+    }
+  }
+
   async #drain(): Promise<void> {
     const { source } = this.#options;
     for (;;) {
@@ -170,7 +204,8 @@ export class Saving {
     const geometry = this.#geometry;
     const { plan, source, runBytesMax = LIMITS.sessionRunBytesMax } = this.#options;
     const countMax = Math.max(1, Math.floor(runBytesMax / geometry.trackSizeBytes));
-    for await (const { isZero, first, count } of new ZeroRuns(geometry, source.home).split(plan.tracks)) {
+    const tracks = plan.deltas === undefined ? plan.tracks : plan.tracks.difference(plan.deltas.tracks);
+    for await (const { isZero, first, count } of new ZeroRuns(geometry, source.home).split(tracks)) {
       const step = isZero ? count : countMax;
       for (let at = 0; at < count; at += step) {
         yield { first: first + at, count: Math.min(step, count - at), isZero };

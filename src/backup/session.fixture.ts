@@ -104,6 +104,14 @@ export class LocalSource implements SessionSource {
     await this.session.complete(set);
   }
 
+  covered(): Promise<void> {
+    return this.session.covered();
+  }
+
+  async logsDamaged(reason: string): Promise<void> {
+    this.session.logsDamaged(reason);
+  }
+
   async #before(step: Step, tracks: readonly number[]): Promise<void> {
     await this.#options.before?.(step, tracks);
   }

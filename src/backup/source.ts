@@ -35,4 +35,6 @@ export interface SessionSource {
   acknowledge(ids: readonly number[]): Promise<void>;
   mayComplete(): Promise<void>;
   complete(set: string): Promise<void>;
+  covered(): Promise<void>;
+  logsDamaged(reason: string): Promise<void>;
 }

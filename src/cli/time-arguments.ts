@@ -18,6 +18,19 @@ export function parseInstant(text: string): number | undefined {
   return Number.isNaN(timeMs) ? undefined : timeMs;
 }
 
+/** Reads a span such as `48h`, `30d`, `4w` or `1y`, as milliseconds. @throws {UsageError} */
+export function readSpan(option: string, text: string): number {
+  const spanMs = parseSpan(text);
+  if (spanMs === undefined)
+    throw new UsageError(`${option} is '${text}', wanted a span such as 48h, 30d or 4w`);
+  return spanMs;
+}
+
+function parseSpan(text: string): number | undefined {
+  const [, count, unit = ''] = /^(\d{1,5})([hdwy])$/.exec(text) ?? [];
+  return count === undefined ? undefined : Number(count) * (SPAN_MS[unit] ?? Number.NaN);
+}
+
 /**
  * Reads until when: a date or time, a span from now such as `12h`, `30d`, `4w` or `7y`, or `forever`.
  *
@@ -26,9 +39,8 @@ export function parseInstant(text: string): number | undefined {
  */
 export function readUntil(option: string, text: string, nowMs: number): number | null {
   if (text === 'forever') return null;
-  const [, count, unit = ''] = /^(\d{1,5})([hdwy])$/.exec(text) ?? [];
-  const untilMs =
-    count === undefined ? parseInstant(text) : nowMs + Number(count) * (SPAN_MS[unit] ?? Number.NaN);
+  const spanMs = parseSpan(text);
+  const untilMs = spanMs === undefined ? parseInstant(text) : nowMs + spanMs;
   if (untilMs === undefined) {
     throw new UsageError(
       `${option} is '${text}', wanted a date such as 2030-01-31, a span such as 30d, or forever`,

@@ -14,6 +14,7 @@ import { TrackSet } from '../tracks/index.ts';
 import {
   type BackupSide,
   createVolume,
+  describeSide,
   Geometry,
   homePathOf,
   lookForLost,
@@ -275,7 +276,7 @@ function assertNotAgain(found: RecoveryLook | undefined, { ranges }: RecoveryRec
   if (JSON.stringify(before.ranges) !== JSON.stringify(ranges)) return;
   const { name, directory } = found.identity;
   const began = new Date(before.startedMs).toISOString();
-  const message = `These ranges of ${name} were recovered from ${describePlace(before.side)} already, begun at ${began}; what was written to them since would be lost: serve the volume, or say --again`;
+  const message = `These ranges of ${name} were recovered from ${describeSide(before.side)} already, begun at ${began}; what was written to them since would be lost: serve the volume, or say --again`;
   throw new DaemonError('recovered-already', message, { directory });
 }
 
@@ -289,16 +290,12 @@ function lostHome(found: RecoveryLook | undefined): string | undefined {
 async function resume(directory: string, before: RecoveryRecord, wanted: RecoveryRecord): Promise<void> {
   const isSame = before.point === wanted.point && before.side.kind === wanted.side.kind;
   if (!isSame) {
-    const what = before.point === undefined ? describePlace(before.side) : `point ${before.point}`;
+    const what = before.point === undefined ? describeSide(before.side) : `point ${before.point}`;
     const message = `Volume ${directory} is being recovered from ${what}, and goes on from nothing else; serve it, or give what holds that`;
     throw new DaemonError('other-recovery', message, { directory });
   }
   // A mirror that was lost is no equal, and one that comes new is none yet.
   await moveRecovery(directory, { ...before, side: wanted.side });
-}
-
-function describePlace(place: SidePlace): string {
-  return place.kind === 'store' ? `set ${place.set} of ${place.storePath}` : place.uri;
 }
 
 async function loseRanges(

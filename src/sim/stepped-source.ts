@@ -10,7 +10,8 @@ import type { BeginRequest, SessionSource } from '../backup/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
 import type { BackupSession, ContainerArea, SessionPlan, Volume } from '../volume/index.ts';
 
-export type SourceStep = 'begin' | 'read' | 'confirm' | 'take' | 'acknowledge' | 'mayComplete' | 'complete';
+export type SourceStep =
+  'begin' | 'read' | 'confirm' | 'take' | 'acknowledge' | 'mayComplete' | 'complete' | 'covered';
 
 export interface SteppedSourceOptions {
   readonly volume: Volume;
@@ -91,6 +92,16 @@ export class SteppedSource implements SessionSource {
     await this.#step('complete', 'call');
     await this.#running().complete(set);
     await this.#step('complete', 'reply');
+  }
+
+  async covered(): Promise<void> {
+    await this.#step('covered', 'call');
+    await this.#running().covered();
+    await this.#step('covered', 'reply');
+  }
+
+  async logsDamaged(reason: string): Promise<void> {
+    this.#running().logsDamaged(reason);
   }
 
   async #read(target: Buffer, offsetBytes: number): Promise<void> {

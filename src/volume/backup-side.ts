@@ -11,10 +11,28 @@ import type { TrackRun, TrackSet } from '../tracks/index.ts';
 
 /** Where a volume's backup side is; kept in the volume's state while the recovery lasts. */
 export type SidePlace =
-  /** A set of a store, a directory. */
-  | { readonly kind: 'store'; readonly storePath: string; readonly set: string }
+  /** A set of a store, a directory; with what delta logs tell since, where there are some. */
+  | {
+      readonly kind: 'store';
+      readonly storePath: string;
+      readonly set: string;
+      readonly logs?: LogsPlace;
+    }
   /** A device that somebody keeps: its path or URI. */
   | { readonly kind: 'device'; readonly uri: string };
+
+/** The part of a delta store that a backup side has. */
+export interface LogsPlace {
+  /** Its members: directories, or URIs of devices. */
+  readonly places: readonly string[];
+  readonly volumeId: string;
+  /** Where the first of the logs begins: at the set's point; '' where there is no set. */
+  readonly startPoint: string;
+  /** Records of an earlier time only, in milliseconds since 1970. */
+  readonly beforeMs?: number;
+  /** Records up to this sequence number only. */
+  readonly upTo?: number;
+}
 
 /** What is kept of a recovery beside the overwrite map. */
 export interface RecoveryRecord {
@@ -39,4 +57,11 @@ export interface BackupSide {
   /** The runs of these tracks in the order in which reading them all is cheapest; ascending where left out. */
   order?(tracks: TrackSet): AsyncIterable<readonly TrackRun[]>;
   close(): Promise<void>;
+}
+
+/** The place as a part of a sentence. */
+export function describeSide(side: SidePlace): string {
+  if (side.kind === 'device') return side.uri;
+  const set = `set ${side.set} of ${side.storePath}`;
+  return side.logs === undefined ? set : `${set} and the deltas since`;
 }

@@ -27,6 +27,7 @@ import {
 import { createSparseFile, parseDeviceAddress } from '../device/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import type { RecoveryRecord } from './backup-side.ts';
+import type { DeltasRecord } from './delta-places.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
 import type { RecoveryStart } from './recovery-state.ts';
@@ -40,7 +41,7 @@ const HOME_FILE = 'home.raw';
 /** Begins the names of directories with what was left of a volume whose home was lost. */
 export const LOST_PREFIX = 'lost-';
 /** The extended attribute that a raw home carries, so that nothing takes it for a free file. */
-const HOME_ATTRIBUTE = 'user.cowbell.volume';
+export const HOME_ATTRIBUTE = 'user.cowbell.volume';
 
 export interface VolumeIdentity {
   readonly volumeId: string;
@@ -56,6 +57,8 @@ export interface VolumeIdentity {
   readonly snapshotFull: FullPolicy;
   /** How snapshots keep what is replaced. */
   readonly snapshotBy: SnapshotKind;
+  /** Where every change goes a second time; nowhere where it is undefined. */
+  readonly deltas: DeltasRecord | undefined;
 }
 
 export interface CreateOptions {
@@ -67,6 +70,8 @@ export interface CreateOptions {
   readonly snapshotFull?: FullPolicy;
   /** `copy` where left out. */
   readonly snapshotBy?: SnapshotKind;
+  /** Where every change goes a second time: at least one place, or nowhere where left out. */
+  readonly deltas?: Omit<DeltasRecord, 'since'>;
   readonly clock?: Clock;
   /** Makes the volume a copy of what another one held. Its home must be a file that is not there yet. */
   readonly copyOf?: VolumeOrigin;
@@ -122,7 +127,9 @@ export async function createVolume(path: string, options: CreateOptions): Promis
       directory: await directoryIdentity(directory),
       ...(options.snapshotFull === undefined ? {} : { snapshotFull: options.snapshotFull }),
       ...(options.snapshotBy === undefined ? {} : { snapshotBy: options.snapshotBy }),
+      ...deltasOf(options, start, makesHome && options.recovery === undefined),
     };
+    await makeDeltaPlaces(record);
     const recovery = options.recovery && recoveryStart(options.recovery, geometry.trackCount, makesHome);
     await VolumeState.create(join(directory, STATE_FILE), record, start, recovery);
     if (homePath !== undefined) setAttribute(homePath, HOME_ATTRIBUTE, volumeId);
@@ -143,6 +150,27 @@ async function fillHome(homePath: string, origin: VolumeOrigin | undefined): Pro
   const { point, createdMs, fill } = origin;
   await fill(homePath);
   return { point, createdMs, stamp: await homeStamp(homePath) };
+}
+
+/** A directory that is not there yet is made; one that is may hold other volumes' deltas. Nothing is put in there yet. */
+async function makeDeltaPlaces({ deltas }: { readonly deltas?: DeltasRecord }): Promise<void> {
+  for (const { place } of deltas?.places ?? []) {
+    const { scheme, target } = parseDeviceAddress(place);
+    if (scheme !== 'file' || (await exists(target))) continue;
+    await mkdir(target, { mode: 0o700 });
+    await syncDirectory('volume-directory', dirname(target));
+  }
+}
+
+/** What the volume is where its first log begins. */
+function deltasOf(
+  { deltas }: CreateOptions,
+  start: StartPoint | undefined,
+  isZero: boolean,
+): { readonly deltas?: DeltasRecord } {
+  if (deltas === undefined) return {};
+  const places = deltas.places.map((one) => ({ ...one, place: absoluteHome(one.place) }));
+  return { deltas: { ...deltas, places, since: start?.point ?? (isZero ? '' : randomId()) } };
 }
 
 /** A home that was made just now is zeroes throughout, and so needs only what is none. */
@@ -213,7 +241,7 @@ export async function openState(
 
 export function identityOf(directory: string, state: Pick<VolumeState, 'record'>): VolumeIdentity {
   const { volumeId, sizeBytes, trackSizeBytes, home, createdMs } = state.record;
-  const { snapshotFull = 'refuse', snapshotBy = 'copy' } = state.record;
+  const { snapshotFull = 'refuse', snapshotBy = 'copy', deltas } = state.record;
   return {
     volumeId,
     name: basename(directory),
@@ -224,6 +252,7 @@ export function identityOf(directory: string, state: Pick<VolumeState, 'record'>
     createdMs,
     snapshotFull,
     snapshotBy,
+    deltas,
   };
 }
 

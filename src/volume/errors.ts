@@ -15,6 +15,8 @@ export interface VolumeErrorDetails {
   'shrink-refused': { readonly sizeBytes: number; readonly wantedBytes: number };
   /** The home is missing or smaller than the volume; that of a copy is there already or is no plain file. */
   'home-unusable': { readonly home: string };
+  /** The home failed or is gone, and the volume has nothing else to go on with. */
+  'home-lost': { readonly directory: string };
   'read-only': { readonly directory: string };
   /** A flush or a home write failed earlier; only `volume check` clears it (promise 10). */
   poisoned: { readonly directory: string; readonly reason: string };

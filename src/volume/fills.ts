@@ -3,6 +3,7 @@
  * finds that nothing is missing any more ends the recovery.
  */
 
+import { assert } from '../base/index.ts';
 import type { VolumeIdentity } from './directory.ts';
 import { VolumeError } from './errors.ts';
 import type { Mirroring } from './mirroring.ts';
@@ -22,6 +23,8 @@ export interface FillsOptions {
 export class Fills {
   readonly #options: FillsOptions;
   #recovery: Recovery | undefined;
+  /** One that began while the volume was open. */
+  #begun: Recovery | undefined;
   readonly #stop = new AbortController();
   readonly #running = new Set<Promise<void>>();
 
@@ -33,6 +36,22 @@ export class Fills {
   /** Undefined once it is over. */
   get recovery(): Recovery | undefined {
     return this.#recovery;
+  }
+
+  /** The volume goes on in a home that is being filled. */
+  begin(recovery: Recovery): void {
+    assert(this.#recovery === undefined, 'A volume under recovery begins another one');
+    this.#recovery = recovery;
+    this.#begun = recovery;
+  }
+
+  /** What a change may have to wait for before it passes the gate; see `FillingDevice`. */
+  isReadyFor(offsetBytes: number, lengthBytes: number): boolean {
+    return this.#recovery?.filling.isReadyFor(offsetBytes, lengthBytes) !== false;
+  }
+
+  async makeReadyFor(offsetBytes: number, lengthBytes: number): Promise<void> {
+    await this.#recovery?.filling.makeReadyFor(offsetBytes, lengthBytes);
   }
 
   get mirroring(): Mirroring | undefined {
@@ -89,6 +108,7 @@ export class Fills {
   /** Nothing may be in flight any more. */
   async close(): Promise<void> {
     await this.#options.recovery?.closeSide();
+    await this.#begun?.closeSide();
     await this.#options.mirroring?.close();
   }
 

@@ -63,7 +63,7 @@ export async function growTo(sizeBytes: number, volume: GrowingVolume): Promise<
   }
   geometry.grow(sizeBytes);
   epochs.grow(trackCount, grown);
-  writePath.intents?.grow();
+  writePath.grow();
   points.grow();
 }
 

@@ -1,5 +1,12 @@
 export { type ContainerArea, DeviceArea, MemoryArea } from '../container/index.ts';
-export type { BackupSide, RecoveryRecord, SidePlace } from './backup-side.ts';
+export {
+  type BackupSide,
+  describeSide,
+  type LogsPlace,
+  type RecoveryRecord,
+  type SidePlace,
+} from './backup-side.ts';
+export type { NewestContent, SurvivalPlan } from './survival.ts';
 export {
   lookForLost,
   lookForRecovery,
@@ -25,6 +32,7 @@ export { Geometry } from './geometry.ts';
 export type { DivertedTrack } from './protection.ts';
 export {
   BackupSession,
+  type PlannedDeltas,
   type SessionPlan,
   type SessionState,
   type SessionStatus,

@@ -4,19 +4,25 @@
  */
 
 import type { FileHandle } from 'node:fs/promises';
-import { type Clock, LIMITS, messageOf, randomId, systemClock, type Timer } from '../base/index.ts';
+import { bootId, type Clock, LIMITS, messageOf, randomId, systemClock, type Timer } from '../base/index.ts';
 import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
-import type { TrackRun } from '../tracks/index.ts';
-import type { BackupSide, RecoveryRecord } from './backup-side.ts';
+import { type TrackRun, TrackSet } from '../tracks/index.ts';
+import { type BackupSide, describeSide, type RecoveryRecord } from './backup-side.ts';
+import { Deltas, type DeltasOptions } from './deltas.ts';
+import { DirtyRegions } from './dirty-regions.ts';
 import { homePathOf, identityOf, type VolumeIdentity } from './directory.ts';
 import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
 import { findSegments, IntentLog, type IntentPlace, removeSegments } from './intent-log.ts';
+import { LoggedDevice } from './logged-device.ts';
 import { Mirroring } from './mirroring.ts';
 import { Recovery } from './recovery.ts';
 import { Snapshots, type SnapshotsOptions } from './snapshots.ts';
+import { Survival, type SurvivalPlan } from './survival.ts';
 import { directoryIdentity, homeStamp, type LoadedEpochs, type VolumeState } from './state.ts';
+
+const HOME_CHANGED = 'its home was changed while no process served the volume';
 
 export interface OpenVolumeOptions {
   /** Opens the home. */
@@ -39,6 +45,14 @@ export interface OpenVolumeOptions {
   readonly openSide?: (record: RecoveryRecord) => Promise<BackupSide>;
   /** Opens a device that is to become the volume's equal, and gets every change as long as the volume is open. */
   readonly openMirror?: (() => Promise<BlockDevice>) | undefined;
+  /** How the volume goes on when its home is lost; without it, it refuses writes then. It needs a delta store. */
+  readonly survive?: SurvivalPlan | undefined;
+  /** The home was lost, and the volume goes on in another one, which has to be filled. */
+  readonly onTakenOver?: () => void;
+  /** Of the segments of delta logs; LIMITS.deltaSegmentBytes where left out. */
+  readonly deltaSegmentBytes?: number;
+  /** What tells the machine's run from others; the system's where left out. */
+  readonly bootId?: () => string | undefined;
   /** Tracks of one region of the intent log; LIMITS.intentRegionTracks where left out. */
   readonly intentRegionTracks?: number;
 }
@@ -58,6 +72,12 @@ export interface OpenParts {
   readonly recovery: Recovery | undefined;
   /** Of a volume that a mirror is brought up from; `home` is its device then. */
   readonly mirroring: Mirroring | undefined;
+  /** Of a volume that goes on when its home is lost; `home` is its device then, or above that. */
+  readonly survival: Survival | undefined;
+  /** Where every change goes beside the home; `home` is the device that sees to it then. */
+  readonly deltas: Deltas | undefined;
+  /** Of a volume whose changes go to several places. */
+  readonly dirty: DirtyRegions | undefined;
   /** Why the home may not hold what it did at the last stop; undefined where it does. */
   readonly homeDamage: string | undefined;
 }
@@ -80,20 +100,40 @@ export async function openParts(
   const opened = await openHome(identity, readOnly, options);
   let recovery: Recovery | undefined;
   let mirroring: Mirroring | undefined;
+  let survival: Survival | undefined;
+  let deltas: Deltas | undefined;
+  let dirty: DirtyRegions | undefined;
   try {
     recovery = await openRecovery(opened, { identity, geometry, state }, options);
     mirroring = await openMirroring(recovery?.device ?? opened, identity, geometry, options);
-    const home = mirroring?.device ?? recovery?.device ?? opened;
+    // What is being filled has somewhere to be filled from already.
+    if (recovery === undefined && mirroring === undefined)
+      survival = openSurvival(opened, { identity, geometry, state }, options);
+    const unlogged = mirroring?.device ?? recovery?.device ?? survival?.device ?? opened;
     const intentPlace = intentPlaceOf(identity, geometry, options);
     const loaded = state.load(geometry.trackCount, await findSegments(intentPlace));
     const { history, isClean } = loaded;
     const isUntouched = await looksUntouched(identity, state);
     if (isClean && !isUntouched) history.markAll();
-    const intents = readOnly ? undefined : await beginWriting(intentPlace, state, loaded);
+    const bootBefore = state.boot;
+    const boot = (options.bootId ?? bootId)();
+    const doubtful = isClean ? TrackSet.empty() : await whatIsInDoubt(intentPlace, history);
+    // From here on the last owner's records of what is in doubt are not all there any more.
+    if (!readOnly && identity.deltas !== undefined)
+      dirty = await DirtyRegions.begin(intentPlace, options.clock ?? systemClock, doubtful);
+    const intents = readOnly ? undefined : await beginWriting(intentPlace, state, loaded, boot);
     const startedClean = isClean && isUntouched;
-    // What was written last may be on one of the two only.
-    if (!isClean && !readOnly) await recovery?.reconcile(history.openTracks());
-    const homeDamage = isUntouched ? undefined : 'its home was changed while no process served the volume';
+    if (!readOnly) {
+      // What was written last may be in one of two places only.
+      if (!isClean) await recovery?.reconcile(history.openTracks());
+      const lastPoint = history.closed.at(-1)?.point ?? '';
+      deltas = await openDeltas({ identity, geometry, state, home: unlogged, lastPoint }, options);
+      if (isUntouched) await deltas?.reconcile(doubtful, boot !== undefined && boot === bootBefore);
+      else await deltas?.breakOff(HOME_CHANGED);
+      await dirty?.settled();
+    }
+    const home = deltas === undefined ? unlogged : new LoggedDevice(unlogged, deltas);
+    const homeDamage = isUntouched ? undefined : HOME_CHANGED;
     return {
       lock,
       state,
@@ -106,12 +146,17 @@ export async function openParts(
       startedClean,
       recovery,
       mirroring,
+      survival,
+      deltas,
+      dirty,
       homeDamage,
     };
   } catch (error) {
     await opened.close();
     await recovery?.closeSide();
     await mirroring?.close();
+    await deltas?.close();
+    await dirty?.close();
     throw error;
   }
 }
@@ -159,11 +204,12 @@ async function beginWriting(
   place: IntentPlace,
   state: VolumeState,
   loaded: LoadedEpochs,
+  boot: string | undefined,
 ): Promise<IntentLog> {
   const { openNumber } = loaded.history;
   const intents = await IntentLog.create(place, openNumber, []);
   try {
-    await state.saveOpened(loaded);
+    await state.saveOpened(loaded, boot);
     await removeSegments(place.directory, (epoch) => epoch < openNumber);
     return intents;
   } catch (error) {
@@ -197,6 +243,27 @@ async function openHome(
     `Home ${identity.home} of volume ${identity.name} has ${home.sizeBytes} bytes, wanted ${identity.sizeBytes}`,
     { home: identity.home },
   );
+}
+
+/** What may have been written since the last flush. */
+async function whatIsInDoubt(place: IntentPlace, history: EpochHistory): Promise<TrackSet> {
+  return (await DirtyRegions.find(place)) ?? history.openTracks();
+}
+
+function openDeltas(
+  parts: Pick<DeltasOptions, 'identity' | 'geometry' | 'state' | 'home' | 'lastPoint'>,
+  { registry, clock = systemClock, onWarning, deltaSegmentBytes: segmentBytes }: OpenVolumeOptions,
+): Promise<Deltas | undefined> {
+  return Deltas.open({ ...parts, registry, clock, onWarning, segmentBytes });
+}
+
+function openSurvival(
+  home: BlockDevice,
+  parts: Pick<OpenParts, 'identity' | 'geometry' | 'state'>,
+  { survive: plan, registry, onWarning, readOnly, clock = systemClock }: OpenVolumeOptions,
+): Survival | undefined {
+  if (plan === undefined || readOnly === true || parts.identity.deltas === undefined) return undefined;
+  return new Survival({ ...parts, plan, home, registry, onWarning, nowMs: () => clock.now() });
 }
 
 /** @throws {VolumeError} `side-unavailable` */
@@ -252,7 +319,7 @@ function sideUnavailable(
   why: string,
   cause?: unknown,
 ): VolumeError {
-  const place = side.kind === 'store' ? `set ${side.set} of ${side.storePath}` : side.uri;
+  const place = describeSide(side);
   const message = `Volume ${name} is being recovered from ${place}, which cannot be used: ${why}`;
   return new VolumeError('side-unavailable', message, { directory, side: place }, { cause });
 }

@@ -10,6 +10,7 @@
 
 import { type Clock, LIMITS, randomId } from '../base/index.ts';
 import type { TrackBits } from '../tracks/index.ts';
+import type { Deltas } from './deltas.ts';
 import type { ClosedEpoch, EpochHistory, Fold } from './epoch-history.ts';
 import { boundariesToKeep } from './folding.ts';
 import { IntentLog, type IntentPlace, regionOf, removeSegments } from './intent-log.ts';
@@ -23,6 +24,7 @@ export interface PointsOptions {
   readonly snapshots: Pick<Snapshots, 'points'>;
   readonly writePath: WritePath;
   readonly intentPlace: IntentPlace;
+  readonly deltas: Pick<Deltas, 'prepareSwitch' | 'switchTo'> | undefined;
   readonly clock: Clock;
   /** Whether the open epoch has exactly what was written in it. */
   readonly startedClean: boolean;
@@ -56,7 +58,8 @@ export class Points {
 
   /** What the next point needs, made while writes go on: its log begins with the regions that are written now. */
   async prepare(): Promise<void> {
-    const { intentPlace, epochs } = this.#options;
+    const { intentPlace, epochs, deltas } = this.#options;
+    await deltas?.prepareSwitch();
     this.#nextIntents ??= await IntentLog.create(intentPlace, epochs.openNumber + 1, this.#hotRegions());
   }
 
@@ -66,8 +69,9 @@ export class Points {
    * @param planned gets the closed epoch's tracks added.
    */
   fix(planned?: TrackBits): ClosedEpoch {
-    const { epochs, clock, writePath } = this.#options;
+    const { epochs, clock, writePath, deltas } = this.#options;
     const closed = epochs.close(randomId(), clock.now(), planned);
+    deltas?.switchTo(closed.point, closed.createdMs);
     this.#unrecorded.add(closed.number);
     const last = writePath.intents;
     if (this.#nextIntents !== undefined) writePath.switchIntents(this.#nextIntents);

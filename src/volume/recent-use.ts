@@ -55,6 +55,12 @@ export class RecentUse {
     return this.record();
   }
 
+  /** Keeps it, durably, where it has changed. */
+  async saveChanged(state: { saveRecent(recent: RecentRecord): Promise<void> }): Promise<void> {
+    const recent = this.takeChanged();
+    if (recent !== undefined) await state.saveRecent(recent);
+  }
+
   record(): RecentRecord {
     const used: number[] = [];
     for (const [region, stamp] of this.#stamps.entries()) if (stamp > 0) used.push(region);

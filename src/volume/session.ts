@@ -37,6 +37,20 @@ export interface SessionPlan {
   readonly tracks: TrackSet;
   /** How long the gate was closed. */
   readonly freezeMs: number;
+  /** Where the volume has a delta store. */
+  readonly deltas?: PlannedDeltas;
+}
+
+/** What a session has to do with the delta store. */
+export interface PlannedDeltas {
+  /** Tracks of the plan that the closed logs hold whole: to be taken from there, since the home is not protected. */
+  readonly tracks: TrackSet;
+  /** The members that have the logs: directories, or URIs of devices. */
+  readonly places: readonly string[];
+  /** Where the oldest log begins. */
+  readonly startPoint: string;
+  /** Every byte of the chain that the set builds on was checked once, after it was written. */
+  readonly isBaseReadable: boolean;
 }
 
 /** Room for diverted content: what the session still needs of it, and what there is. */
@@ -97,6 +111,10 @@ export interface BackupSessionOptions {
     readonly targets?: readonly CopiedTarget[];
     readonly others?: readonly string[];
   }) => Promise<void>;
+  /** A readable chain holds what the logs had up to the session's point. */
+  readonly onCovered?: () => Promise<void>;
+  /** The session's logs are damaged: what they hold has to come from elsewhere. */
+  readonly onLogsDamaged?: (reason: string) => void;
   /** The session no longer needs its place on the write path. */
   readonly onEnded: () => void;
 }
@@ -231,6 +249,20 @@ export class BackupSession {
     await this.#options.saveConsumer(set, copy);
     this.#state = 'done';
     await this.#end();
+  }
+
+  /**
+   * The set is complete, and every byte of it was read and found as it was written, as was its chain unless the plan says
+   * that this had been done: what the logs hold of it may go (promise 6). Without a delta store nothing is done.
+   */
+  async covered(): Promise<void> {
+    if (this.#state !== 'done') throw this.#ended(`it is ${this.#state}, not done`);
+    await this.#options.onCovered?.();
+  }
+
+  /** A log cannot be read, and with it what the plan takes from there: the next session must not do that. */
+  logsDamaged(reason: string): void {
+    this.#options.onLogsDamaged?.(reason);
   }
 
   /** Ends the session without a set, for any reason; without effect once it has ended. */

@@ -8,8 +8,9 @@
 import { assert, type Clock, present, randomId, type Timer } from '../base/index.ts';
 import { type ContainerArea, IntermediateContainer } from '../container/index.ts';
 import type { BlockDevice } from '../device/index.ts';
-import { TrackBits, TrackSet } from '../tracks/index.ts';
+import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 import { type BaseCandidate, chooseBase, type ChosenBase } from './base-choice.ts';
+import type { Deltas } from './deltas.ts';
 import type { VolumeIdentity } from './directory.ts';
 import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
@@ -18,7 +19,13 @@ import { Geometry } from './geometry.ts';
 import type { Points } from './points.ts';
 import { Protection, type ProtectionOptions } from './protection.ts';
 import { Protections } from './protections.ts';
-import { BackupSession, type BackupSessionOptions, type SessionPlan, type SetLevel } from './session.ts';
+import {
+  BackupSession,
+  type BackupSessionOptions,
+  type PlannedDeltas,
+  type SessionPlan,
+  type SetLevel,
+} from './session.ts';
 import { SnapshotTracks } from './snapshot-tracks.ts';
 import type { Snapshot } from './snapshot-member.ts';
 import type { Snapshots } from './snapshots.ts';
@@ -42,6 +49,8 @@ export interface SessionRequest {
   readonly waitMsMax?: number;
   /** Saves this snapshot's content instead of that of a freeze. */
   readonly snapshot?: string;
+  /** What closed delta logs hold whole is not protected: the session takes it from there. */
+  readonly takesLogs?: boolean;
 }
 
 /** What a session would save that began now. */
@@ -50,8 +59,19 @@ export interface SessionPreview extends Pick<
   'level' | 'base' | 'reason' | 'tracks' | 'sizeBytes'
 > {}
 
+/** What a freeze fixed for a session. */
+interface FixedSession {
+  readonly closed: ClosedEpoch;
+  readonly protection: Protection;
+  readonly geometry: Geometry;
+  readonly deltas: PlannedDeltas | undefined;
+}
+
 /** What a session is made of. */
-interface SessionParts extends Omit<BackupSessionOptions, 'saveConsumer' | 'saveIncomplete' | 'onEnded'> {
+interface SessionParts extends Omit<
+  BackupSessionOptions,
+  'saveConsumer' | 'saveIncomplete' | 'onCovered' | 'onLogsDamaged' | 'onEnded'
+> {
   /** The point of the last full set that the store has with this session's. */
   readonly full: string | undefined;
 }
@@ -64,6 +84,7 @@ export interface SessionsOptions {
   readonly snapshots: Snapshots;
   readonly writePath: WritePath;
   readonly points: Points;
+  readonly deltas: Deltas | undefined;
   readonly clock: Clock;
   readonly timer?: Timer;
   /** Throws where no session may begin. */
@@ -108,9 +129,7 @@ export class Sessions {
     let planned: TrackBits | undefined;
     // What is planned and what is protected must be the same tracks.
     let release: (() => void) | undefined;
-    let fixed:
-      | { readonly closed: ClosedEpoch; readonly protection: Protection; readonly geometry: Geometry }
-      | undefined;
+    let fixed: FixedSession | undefined;
     // A copy may fail before the session has begun.
     const begun: { session?: BackupSession; failure?: unknown } = {};
     const onFailed = (error: unknown): void => {
@@ -129,6 +148,8 @@ export class Sessions {
       fix: () => {
         const tracks = present(planned, 'A session was not prepared');
         const closed = points.fix(tracks);
+        const deltas = this.#planDeltas(request, chosen?.base);
+        for (const run of deltas?.tracks.runs() ?? []) deleteRun(tracks, run);
         const { sizeBytes, trackSizeBytes } = this.#options.geometry;
         // The session's size stays what it is now.
         const geometry = new Geometry(sizeBytes, trackSizeBytes);
@@ -140,7 +161,7 @@ export class Sessions {
           onFailed,
           ...(waitMsMax === undefined ? {} : { waitMsMax }),
         });
-        fixed = { closed, geometry, protection };
+        fixed = { closed, geometry, protection, deltas };
       },
       abandon: async () => {
         this.#starting.delete(request);
@@ -149,9 +170,10 @@ export class Sessions {
       },
       begin: (freezeMs) => {
         assert(chosen !== undefined && fixed !== undefined, 'A session was not fixed');
-        const { closed, protection, geometry } = fixed;
+        const { closed, protection, geometry, deltas } = fixed;
         this.#starting.delete(request);
-        const plan = this.#planOf(request, { point: closed.point, geometry, chosen, freezeMs });
+        const { point } = closed;
+        const plan = this.#planOf(request, { point, geometry, chosen, freezeMs, deltas });
         const full = fullOf(plan, chosen);
         this.#claim(request, plan, full);
         release?.();
@@ -178,7 +200,8 @@ export class Sessions {
       this.#refuseBehind(request, snapshot);
       const { point, geometry } = snapshot;
       const chosen = this.#chooseBase(request);
-      const plan = this.#planOf(request, { point, geometry, chosen, freezeMs: 0 });
+      const deltas = this.#planDeltas({ ...request, takesLogs: false }, chosen.base);
+      const plan = this.#planOf(request, { point, geometry, chosen, freezeMs: 0, deltas });
       const tracks = TrackBits.from(plan.tracks, geometry.trackCount);
       const full = fullOf(plan, chosen);
       this.#claim(request, plan, full);
@@ -212,9 +235,11 @@ export class Sessions {
   }
 
   #begin({ full, ...parts }: SessionParts): BackupSession {
-    const { points, clock } = this.#options;
+    const { points, clock, deltas } = this.#options;
     const { consumer } = parts;
     const { point, base } = parts.plan;
+    // What it reads there must stay.
+    const release = deltas?.hold();
     const session: BackupSession = new BackupSession({
       ...parts,
       saveConsumer: (set, copy) =>
@@ -228,7 +253,12 @@ export class Sessions {
           ...(copy === undefined ? {} : { copy }),
         }),
       saveIncomplete: (left) => points.saveIncomplete(consumer, base, left),
-      onEnded: () => this.#running.delete(session),
+      onCovered: async () => deltas?.covered(point),
+      onLogsDamaged: (reason) => deltas?.distrust(reason),
+      onEnded: () => {
+        this.#running.delete(session);
+        release?.();
+      },
     });
     this.#running.add(session);
     return session;
@@ -266,6 +296,7 @@ export class Sessions {
       readonly geometry: Geometry;
       readonly chosen: ChosenBase;
       readonly freezeMs: number;
+      readonly deltas?: PlannedDeltas | undefined;
     },
   ): SessionPlan {
     const { point, freezeMs } = fixed;
@@ -273,10 +304,19 @@ export class Sessions {
     const { level, base, reason } = fixed.chosen;
     const { session = randomId().slice(0, 8) } = request;
     const all = TrackSet.all(trackCount);
-    if (base === undefined) return { session, level, point, base, reason, sizeBytes, tracks: all, freezeMs };
     // What is known only roughly may reach into tracks that a snapshot does not have yet.
-    const tracks = this.#options.epochs.changedBetween(base, point).intersection(all);
-    return { session, level, point, base, reason, sizeBytes, tracks, freezeMs };
+    const tracks =
+      base === undefined ? all : this.#options.epochs.changedBetween(base, point).intersection(all);
+    const plan = { session, level, point, base, reason, sizeBytes, tracks, freezeMs };
+    const { deltas } = fixed;
+    if (deltas === undefined) return plan;
+    return { ...plan, deltas: { ...deltas, tracks: deltas.tracks.intersection(tracks) } };
+  }
+
+  /** Called right after the point was fixed, with nothing awaited in between: closed logs are those up to the point. */
+  #planDeltas({ takesLogs = false }: SessionRequest, base: string | undefined): PlannedDeltas | undefined {
+    const plan = this.#options.deltas?.plan(base);
+    return takesLogs || plan === undefined ? plan : { ...plan, tracks: TrackSet.empty() };
   }
 
   #chooseBase(request: SessionRequest): ChosenBase {
@@ -312,6 +352,10 @@ export class Sessions {
       { session },
     );
   }
+}
+
+function deleteRun(tracks: TrackBits, { first, count }: TrackRun): void {
+  for (let track = first; track < first + count; track += 1) tracks.delete(track);
 }
 
 /** The last full set's point once the session's set is in the store: what the next differential builds on. */

@@ -11,6 +11,7 @@ import { stat } from 'node:fs/promises';
 import { CorruptionError } from '../base/index.ts';
 import { type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
 import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
+import type { DeltasRecord, DeltasUse } from './delta-places.ts';
 import { type ClosedEpoch, EpochHistory, type Fold, type FoldedPoint } from './epoch-history.ts';
 import type { FoundSegment } from './intent-log.ts';
 import type { RecentRecord } from './recent-use.ts';
@@ -37,6 +38,8 @@ export interface VolumeRecord {
   readonly snapshotFull?: 'refuse' | 'drop';
   /** How snapshots keep what is replaced; `copy` where left out. */
   readonly snapshotBy?: 'copy' | 'clone';
+  /** Where every change goes a second time; nowhere where left out. */
+  readonly deltas?: DeltasRecord;
 }
 
 /** How a file looked, such as the home at the clean stop; one that looks different was changed behind our back. */
@@ -121,6 +124,8 @@ export interface OpenRecord {
   /** The epoch that `open-tracks` belongs to; `number` where it is missing. */
   readonly tracksEpoch?: number;
   readonly stamp?: HomeStamp;
+  /** The machine's run, from start to shutdown, that the volume was opened in; see `bootId`. */
+  readonly boot?: string;
 }
 
 export interface PointRecord {
@@ -306,11 +311,11 @@ export class VolumeState {
    * Clears the clean mark and records what counts as changed at this opening. The segment of the open epoch is there
    * by then; segments of older epochs are needed no more.
    */
-  async saveOpened({ history, isClean }: LoadedEpochs): Promise<void> {
+  async saveOpened({ history, isClean }: LoadedEpochs, boot?: string): Promise<void> {
     const tracks = history.openTracks().serialize();
     const closed = isClean ? [] : history.closed;
     await this.#commit(() => {
-      this.#putOpen(history.openNumber, tracks);
+      this.#putOpen(history.openNumber, tracks, boot);
       this.#state.remove('grown');
       for (const epoch of closed) this.#epochs.put(keyOf(epoch.number), epoch.tracks.serialize());
     });
@@ -326,8 +331,13 @@ export class VolumeState {
     });
   }
 
-  #putOpen(number: number, tracks: Buffer): void {
-    const open: OpenRecord = { number, isClean: false, tracksEpoch: number };
+  #putOpen(number: number, tracks: Buffer, boot?: string): void {
+    const open: OpenRecord = {
+      number,
+      isClean: false,
+      tracksEpoch: number,
+      ...(boot === undefined ? {} : { boot }),
+    };
     this.#put('open', open);
     this.#state.put('open-tracks', tracks);
   }
@@ -341,7 +351,12 @@ export class VolumeState {
     const before = this.#open;
     const number = Math.max(closed.number + 1, before?.number ?? 0);
     const tracksEpoch = before?.tracksEpoch ?? before?.number ?? number;
-    const open: OpenRecord = { number, isClean: false, tracksEpoch };
+    const open: OpenRecord = {
+      number,
+      isClean: false,
+      tracksEpoch,
+      ...(before?.boot === undefined ? {} : { boot: before.boot }),
+    };
     const tracks = closed.tracks.serialize();
     await this.#commit(() => {
       // They are part of what the epoch closed with.
@@ -499,6 +514,37 @@ export class VolumeState {
 
   async saveRecent(recent: RecentRecord): Promise<void> {
     await this.#commit(() => this.#put('recent', recent));
+  }
+
+  /** How far the delta store is; undefined where it has not begun. */
+  get deltasUse(): DeltasUse | undefined {
+    const bytes = this.#state.get('deltas');
+    return bytes === undefined ? undefined : JSON.parse(bytes.toString());
+  }
+
+  async saveDeltasUse(use: DeltasUse): Promise<void> {
+    await this.#commit(() => this.#put('deltas', use));
+  }
+
+  /** Other members of the delta store. */
+  async saveDeltas(deltas: DeltasRecord): Promise<void> {
+    const record: VolumeRecord = { ...this.#record, deltas };
+    await this.#commit(() => this.#put('volume', record));
+    this.#record = record;
+  }
+
+  /** The volume has another home from now on, which is being filled. */
+  async saveTakenOver(home: string, recovery: RecoveryStart): Promise<void> {
+    const record: VolumeRecord = { ...this.#record, home };
+    await this.#commit(() => {
+      this.#put('volume', record);
+      this.recovery.put(recovery);
+    });
+    this.#record = record;
+  }
+
+  get boot(): string | undefined {
+    return this.#open?.boot;
   }
 
   get poison(): PoisonRecord | undefined {

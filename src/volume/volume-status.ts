@@ -1,5 +1,6 @@
 /** What a volume tells of itself. */
 
+import type { DeltasStatus } from './deltas.ts';
 import type { VolumeIdentity } from './directory.ts';
 import type { MirroringStatus } from './mirroring.ts';
 import type { RecoveryStatus } from './recovery.ts';
@@ -16,7 +17,7 @@ export interface CreatedSnapshot {
   readonly freezeMs: number;
 }
 
-export interface VolumeStatus extends VolumeIdentity {
+export interface VolumeStatus extends Omit<VolumeIdentity, 'deltas'> {
   readonly readOnly: boolean;
   readonly epoch: number;
   /** Tracks changed in the open epoch. */
@@ -31,6 +32,8 @@ export interface VolumeStatus extends VolumeIdentity {
   readonly recovery: RecoveryStatus | undefined;
   /** Where a mirror gets every change: how far it is. */
   readonly mirroring: MirroringStatus | undefined;
+  /** Where every change goes a second time. */
+  readonly deltas: DeltasStatus | undefined;
   readonly writesWaiting: number;
   readonly trimsForgotten: number;
   /** The backup sessions that run. */

@@ -22,8 +22,10 @@ import {
   type ZeroOptions,
 } from '../device/index.ts';
 import { type TrackRun, TrackSet } from '../tracks/index.ts';
+import type { Deltas } from './deltas.ts';
+import type { DirtyRegions } from './dirty-regions.ts';
 import { homePathOf, lockVolume, openState, type VolumeIdentity } from './directory.ts';
-import type { ClosedEpoch, EpochHistory } from './epoch-history.ts';
+import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
 import { Fills } from './fills.ts';
@@ -33,18 +35,21 @@ import { growTo } from './grow.ts';
 import { removeSegments } from './intent-log.ts';
 import { openParts, type OpenParts, openSnapshots, type OpenVolumeOptions } from './opening.ts';
 import { Points } from './points.ts';
+import { Poison } from './poison.ts';
 import { readThrough } from './read-through.ts';
 import type { BackupSession } from './session.ts';
 import { type SessionPreview, type SessionRequest, Sessions } from './sessions.ts';
-import { type Consumer, homeStamp, type PoisonRecord, type VolumeState } from './state.ts';
+import { type Consumer, homeStamp, type VolumeState } from './state.ts';
 import type { Mirroring } from './mirroring.ts';
 import { RecentUse } from './recent-use.ts';
-import type { Recovery } from './recovery.ts';
+import type { Recovery, RecoveryOwner } from './recovery.ts';
 import { Rollbacks } from './rollbacks.ts';
 import { SnapshotDevice } from './snapshot-device.ts';
 import type { SnapshotInfo } from './snapshot-info.ts';
-import type { PreparedSnapshot } from './snapshot-member.ts';
+import { SnapshotTaking } from './snapshot-taking.ts';
 import type { Snapshots } from './snapshots.ts';
+import type { Survival } from './survival.ts';
+import { Tending } from './tending.ts';
 import type { CreatedSnapshot, VolumeStatus } from './volume-status.ts';
 import { WritePath } from './write-path.ts';
 
@@ -64,6 +69,9 @@ export class Volume implements BlockDevice {
   readonly #home: BlockDevice;
   readonly #epochs: EpochHistory;
   readonly #recent: RecentUse;
+  readonly #dirty: DirtyRegions | undefined;
+  readonly #deltas: Deltas | undefined;
+  readonly #tending: Tending;
   readonly #writePath: WritePath;
   readonly #points: Points;
   readonly #snapshots: Snapshots;
@@ -72,15 +80,10 @@ export class Volume implements BlockDevice {
   readonly #sessions: Sessions;
   readonly #rollbacks: Rollbacks;
   readonly #fills: Fills;
-  /** Snapshots whose point is on its way to the disk. */
-  readonly #finishing = new Set<Promise<CreatedSnapshot>>();
+  readonly #snapshotTaking: SnapshotTaking;
   /** From its beginning no session begins any more. */
   #closing: Promise<void> | undefined;
-  #poison: PoisonRecord | undefined;
-  #suspects: TrackSet;
-  #poisoning: Promise<void> | undefined;
-  /** False once something that a clean stop would have to know was not recorded. */
-  #mayStopClean = true;
+  readonly #poison: Poison;
   #isClosed = false;
 
   private constructor(parts: OpenParts, snapshots: Snapshots, options: OpenVolumeOptions) {
@@ -91,8 +94,10 @@ export class Volume implements BlockDevice {
     this.#state = parts.state;
     this.#home = parts.home;
     this.#epochs = parts.epochs;
-    this.#poison = parts.state.poison;
-    this.#suspects = parts.state.suspects(parts.geometry.trackCount);
+    this.#dirty = parts.dirty;
+    this.#deltas = parts.deltas;
+    const { state, geometry } = parts;
+    this.#poison = new Poison({ state, trackCount: geometry.trackCount, clock: this.#clock });
     this.#identity = parts.identity;
     this.geometry = parts.geometry;
     this.#recent = new RecentUse(parts.geometry.sizeBytes, parts.state.recent);
@@ -101,15 +106,6 @@ export class Volume implements BlockDevice {
     const readOnly = options.readOnly ?? false;
     const fastZero = !readOnly && parts.home.capabilities.fastZero === true;
     this.capabilities = { readOnly, trim: true, extents: true, fastZero };
-    this.#writePath = new WritePath({
-      geometry: parts.geometry,
-      home: parts.home,
-      epochs: parts.epochs,
-      intents: parts.intents,
-      refuse: () => this.#refuse(),
-      onHomeFailed: (error) => this.#poisonBy(error),
-      filling: parts.recovery?.filling,
-    });
     this.#fills = new Fills({
       identity: parts.identity,
       recovery: parts.recovery,
@@ -117,22 +113,33 @@ export class Volume implements BlockDevice {
       refuse: () => this.#refuse(),
       flush: () => this.#writePath.flush(),
     });
-    parts.recovery?.attach({
-      onHomeFailed: (error) => this.#writePath.failed(error),
-      mayWrite: () => !readOnly && this.#poison === undefined,
+    this.#writePath = new WritePath({
+      geometry: parts.geometry,
+      home: parts.home,
+      epochs: parts.epochs,
+      intents: parts.intents,
+      refuse: () => this.#refuse(),
+      onHomeFailed: (error) => this.#poisonBy(error),
+      filling: this.#fills,
+      dirty: parts.dirty,
+      deltas: parts.deltas,
     });
+    parts.recovery?.attach(this.#recoveryOwner);
+    this.#tending = this.#surviving(parts);
     // First: a copy that is durable is made before a container's slot is taken.
     this.#writePath.protect(snapshots);
-    const { epochs, state, intentPlace } = parts;
+    const { epochs, intentPlace } = parts;
     this.#points = new Points({
       epochs,
       state,
       snapshots,
       writePath: this.#writePath,
       intentPlace,
+      deltas: parts.deltas,
       clock: this.#clock,
       startedClean: parts.startedClean,
     });
+    this.#snapshotTaking = new SnapshotTaking({ snapshots, points: this.#points, clock: this.#clock });
     this.#rollbacks = new Rollbacks({ ...parts, snapshots, writePath: this.#writePath, volume: this });
     this.#sessions = new Sessions({
       ...parts,
@@ -179,7 +186,7 @@ export class Volume implements BlockDevice {
         return volume;
       }
       // Poisoned, it writes nothing: the check that clears that finishes the rollback.
-      if (volume.#poison === undefined) await volume.#rollbacks.finish();
+      if (volume.#poison.record === undefined) await volume.#rollbacks.finish();
       snapshots.resume().catch((error: unknown) => options.onWarning?.(messageOf(error)));
       return volume;
     } catch (error) {
@@ -187,6 +194,8 @@ export class Volume implements BlockDevice {
       await parts.intents?.close();
       await parts.home.close();
       await parts.recovery?.closeSide();
+      await parts.deltas?.close();
+      await parts.dirty?.close();
       throw error;
     }
   }
@@ -268,10 +277,11 @@ export class Volume implements BlockDevice {
         .consumers()
         .map((consumer) => ({ ...consumer, changedTracks: this.changedSince(consumer.point).size })),
       startedClean: this.startedClean,
-      poisoned: this.#poison,
-      suspectTracks: this.#suspects.size,
+      poisoned: this.#poison.record,
+      suspectTracks: this.#poison.suspects.size,
       recovery: this.recovery?.status(),
       mirroring: this.mirroring?.status(),
+      deltas: this.#deltas?.status(),
       writesWaiting: this.#writePath.waitingCount,
       trimsForgotten: this.#writePath.forgottenTrimCount,
       sessions: this.#sessions.running.map((session) => session.status()),
@@ -314,6 +324,56 @@ export class Volume implements BlockDevice {
   }
 
   /**
+   * To be called now and then: looks whether the home is where it was, and makes lost members of the delta store again.
+   * Does not throw.
+   */
+  async tend(signal: AbortSignal): Promise<void> {
+    if (!this.capabilities.readOnly && this.#closing === undefined) await this.#tending.tend(signal);
+  }
+
+  get #recoveryOwner(): RecoveryOwner {
+    return {
+      onHomeFailed: (error) => this.#writePath.failed(error),
+      mayWrite: () => !this.capabilities.readOnly && this.#poison.record === undefined,
+    };
+  }
+
+  /** What happens when the home is lost, and who looks whether it is. */
+  #surviving({ survival, deltas, geometry }: OpenParts): Tending {
+    survival?.attach({
+      assertMaySurvive: () => deltas?.assertWhole(),
+      takeOver: (recovery, home) => this.#takeOver(recovery, home),
+    });
+    const onHomeLost = (reason: VolumeError): Promise<void> => this.#loseHome(reason, survival);
+    return new Tending({ identity: () => this.#identity, geometry, deltas, onHomeLost });
+  }
+
+  /** The home is gone. Where nothing takes over, the volume stops taking writes rather than lie. */
+  async #loseHome(reason: VolumeError, survival: Survival | undefined): Promise<void> {
+    try {
+      if (survival === undefined) throw reason;
+      await survival.device.replace(reason);
+    } catch {
+      this.#poisonBy(reason);
+    }
+  }
+
+  /** The home was lost, and another one is being filled. */
+  #takeOver(recovery: Recovery, home: string): void {
+    recovery.attach(this.#recoveryOwner);
+    this.#fills.begin(recovery);
+    this.#identity = { ...this.#identity, home };
+    // They read a home that is not the volume's any more.
+    const reason = new VolumeError(
+      'home-lost',
+      `Volume ${this.identity.name} has lost its home`,
+      this.#place,
+    );
+    for (const session of this.#sessions.running) session.fail(reason);
+    this.#options.onTakenOver?.();
+  }
+
+  /**
    * Brings in everything that is missing, and ends the recovery when nothing is any more. Several may run at once.
    *
    * @param body fills; its own where left out. It ends early when the signal fires.
@@ -352,46 +412,11 @@ export class Volume implements BlockDevice {
 
   /** This volume's part in `createSnapshots`, which is what to call. */
   snapshotPart(name: string): FreezePart<Promise<CreatedSnapshot>> {
-    let prepared: PreparedSnapshot | undefined;
-    let closed: ClosedEpoch | undefined;
-    const made = (): PreparedSnapshot => present(prepared, 'A snapshot was not prepared');
-    return this.#freezePart({
-      prepare: async () => {
+    return this.#freezePart(
+      this.#snapshotTaking.part(name, () => {
         if (this.identity.snapshotBy === 'clone') this.#fills.refuseAny('cannot be cloned');
-        prepared = await this.#snapshots.prepare(name, this.#clock.now());
-      },
-      whileClosed: () => this.#snapshots.takeClone(made()),
-      fix: () => {
-        closed = this.#points.fix();
-        this.#snapshots.fix(made(), closed.point);
-      },
-      abandon: async () => {
-        if (prepared !== undefined) await this.#snapshots.abandon(prepared);
-      },
-      begin: (freezeMs) => {
-        const epoch = present(closed, 'A snapshot was not fixed');
-        const finished = this.#finishSnapshot(made(), epoch, freezeMs).finally(() =>
-          this.#finishing.delete(finished),
-        );
-        this.#finishing.add(finished);
-        return finished;
-      },
-    });
-  }
-
-  async #finishSnapshot(
-    prepared: PreparedSnapshot,
-    closed: ClosedEpoch,
-    freezeMs: number,
-  ): Promise<CreatedSnapshot> {
-    try {
-      await this.#points.makeDurable(closed);
-      await this.#snapshots.finish(prepared);
-    } catch (error) {
-      await this.#snapshots.abandon(prepared);
-      throw error;
-    }
-    return { name: prepared.record.name, point: closed.point, createdMs: closed.createdMs, freezeMs };
+      }),
+    );
   }
 
   /** Oldest first. */
@@ -491,12 +516,11 @@ export class Volume implements BlockDevice {
   async check(onProgress?: (bytesRead: number) => void): Promise<void> {
     const unreadable = await readThrough(this.#home, this.identity, this.geometry, onProgress);
     if (unreadable !== undefined) throw unreadable.error;
-    await this.#poisoning;
-    if (this.#poison === undefined) return;
+    await this.#poison.whenRecorded();
+    if (this.#poison.record === undefined) return;
     this.#epochs.markAll();
     await this.#state.saveChecked(this.#epochs);
-    this.#poison = undefined;
-    this.#suspects = TrackSet.empty();
+    this.#poison.end();
     await this.#rollbacks.finish();
   }
 
@@ -519,7 +543,8 @@ export class Volume implements BlockDevice {
     // A freeze that is under way ends first; the next one is refused.
     await this.#freezeTurn.run(async () => undefined);
     await this.#sessions.end(reason);
-    await Promise.allSettled(this.#finishing);
+    await this.#snapshotTaking.whenFinished();
+    this.#deltas?.stopWaiting();
     await this.#writePath.whenIdle();
     await this.#points.whenRecorded();
     await this.#snapshots.close();
@@ -527,17 +552,19 @@ export class Volume implements BlockDevice {
     try {
       if (
         !this.capabilities.readOnly &&
-        this.#poison === undefined &&
-        this.#mayStopClean &&
+        this.#poison.record === undefined &&
+        this.#poison.isRecorded &&
         this.#points.isRecorded
       ) {
         await this.#saveClean();
       }
     } finally {
-      await this.#poisoning;
+      await this.#poison.whenRecorded();
       await this.#writePath.intents?.close();
       await this.#points.close();
       await this.#home.close();
+      await this.#deltas?.close();
+      await this.#dirty?.close();
       await this.#fills.close();
       await this.#state.close();
       await this.#lock.close();
@@ -548,13 +575,8 @@ export class Volume implements BlockDevice {
     return { directory: this.identity.directory };
   }
 
-  async #saveRecent(): Promise<void> {
-    const recent = this.#recent.takeChanged();
-    if (recent !== undefined) await this.#state.saveRecent(recent);
-  }
-
   async #saveClean(): Promise<void> {
-    await this.#saveRecent();
+    await this.#recent.saveChanged(this.#state);
     try {
       await this.#home.flush();
     } catch (error) {
@@ -565,6 +587,7 @@ export class Volume implements BlockDevice {
     const path = homePathOf(this.identity.directory, this.identity.home);
     await this.#state.saveClean(this.#epochs, path === undefined ? undefined : await homeStamp(path));
     await removeSegments(this.identity.directory, () => true);
+    await this.#dirty?.clear();
   }
 
   /** This volume's part in a freeze, around what the point is for. */
@@ -579,7 +602,7 @@ export class Volume implements BlockDevice {
       },
       prepare: async () => {
         await use.prepare();
-        await this.#saveRecent();
+        await this.#recent.saveChanged(this.#state);
         await this.flush();
         await this.#points.prepare();
       },
@@ -622,8 +645,8 @@ export class Volume implements BlockDevice {
     const { name } = this.identity;
     if (this.#isClosed) throw new VolumeError('closed', `Volume ${name} is closed`, this.#place);
     this.#refuseReadOnly();
-    if (this.#poison !== undefined) {
-      const { reason } = this.#poison;
+    if (this.#poison.record !== undefined) {
+      const { reason } = this.#poison.record;
       throw new VolumeError(
         'poisoned',
         `Volume ${name} refuses writes since a write or flush of its home failed (${reason}); run volume check`,
@@ -634,20 +657,8 @@ export class Volume implements BlockDevice {
 
   /** Promise 10: no write and no flush is accepted any more; whatever runs fails; the state is recorded. */
   #poisonBy(error: unknown): void {
-    if (this.#poison !== undefined) return;
-    const poison: PoisonRecord = { reason: messageOf(error), atMs: this.#clock.now() };
-    this.#poison = poison;
-    this.#suspects = this.#writePath.unflushedTracks();
+    if (this.#poison.record !== undefined) return;
+    this.#poison.begin(error, this.#writePath.unflushedTracks());
     for (const session of this.#sessions.running) session.fail(error);
-    // Where it cannot be recorded the process stays poisoned, and the next opening is an unclean one.
-    this.#poisoning = this.#recordPoison(poison);
-  }
-
-  async #recordPoison(poison: PoisonRecord): Promise<void> {
-    try {
-      await this.#state.savePoison(poison, this.#suspects);
-    } catch {
-      this.#mayStopClean = false;
-    }
   }
 }

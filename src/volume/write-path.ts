@@ -15,10 +15,12 @@
  * the home refused because they would not be fast.
  */
 
-import { assert, LIMITS, type MaybePromise, systemCode } from '../base/index.ts';
-import type { BlockDevice, WriteOptions } from '../device/index.ts';
+import { allFinished, assert, LIMITS, type MaybePromise } from '../base/index.ts';
+import { type BlockDevice, isRefusal, type WriteOptions } from '../device/index.ts';
 import type { TrackRun, TrackSet } from '../tracks/index.ts';
 import { DeferredTrims } from './deferred-trims.ts';
+import type { Deltas } from './deltas.ts';
+import type { DirtyRegions } from './dirty-regions.ts';
 import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import type { FillingDevice } from './filling-device.ts';
@@ -45,6 +47,10 @@ export interface WritePathOptions {
   readonly onHomeFailed: (error: unknown) => void;
   /** What a change may have to wait for before it passes the gate: a home that is being filled. */
   readonly filling?: Pick<FillingDevice, 'isReadyFor' | 'makeReadyFor'> | undefined;
+  /** Of a volume whose changes go to several places. */
+  readonly dirty?: DirtyRegions | undefined;
+  /** What takes every change beside the home, and may be full. */
+  readonly deltas?: Pick<Deltas, 'hasRoomFor' | 'whenRoom' | 'pieceBytesMax'> | undefined;
 }
 
 /** What keeps the old content of tracks: a session, or the snapshots. */
@@ -100,6 +106,12 @@ export class WritePath {
     return this.#intents;
   }
 
+  /** The volume has more tracks now. */
+  grow(): void {
+    this.#intents?.grow();
+    this.#options.dirty?.grow();
+  }
+
   /** The next epoch begins. Called with the gate closed. */
   switchIntents(next: IntentLog): void {
     this.#intents = next;
@@ -107,7 +119,7 @@ export class WritePath {
 
   /** Whether a change of these tracks need not wait for the intent log. */
   isLogged(run: TrackRun): boolean {
-    return this.#intents?.covers(run) === true;
+    return this.#intents?.covers(run) === true && this.#options.dirty?.covers(run) !== false;
   }
 
   /** From now on no write passes a protected track unsaved. Called with the gate closed. */
@@ -177,6 +189,7 @@ export class WritePath {
   async flush(): Promise<void> {
     this.#options.refuse();
     const ticket = this.#unflushed.beginFlush(this.#runsInFlight());
+    const dirtyTicket = this.#options.dirty?.flushBegins();
     try {
       await this.#options.home.flush();
     } catch (error) {
@@ -186,6 +199,7 @@ export class WritePath {
     // One that failed beside it may have been told of what this one's writes have lost, and this one not.
     this.#options.refuse();
     this.#unflushed.flushed(ticket);
+    if (dirtyTicket !== undefined) this.#options.dirty?.flushed(dirtyTicket);
   }
 
   *#runsInFlight(): Generator<TrackRun> {
@@ -197,16 +211,20 @@ export class WritePath {
     if (!this.gate.isOpen) return false;
     if (change.kind !== 'write' && lengthBytes > LIMITS.zeroPieceBytesMax) return false;
     if (this.#order.size > 0 && this.#order.conflicts(offsetBytes, offsetBytes + lengthBytes)) return false;
-    if (!this.isLogged(run)) return false;
+    if (!this.isLogged(run) || !this.#hasRoomFor(change)) return false;
     if (this.#options.filling?.isReadyFor(offsetBytes, lengthBytes) === false) return false;
     return this.#protectors.size === 0 || this.#hit(run) === undefined;
+  }
+
+  #hasRoomFor(change: Change): boolean {
+    return this.#options.deltas?.hasRoomFor(change.kind === 'write' ? change.source.length : 0) !== false;
   }
 
   /** @throws where the log cannot be written: then neither may the home be. */
   async #log(run: TrackRun): Promise<void> {
     assert(this.#intents !== undefined, 'A volume without an intent log is written to');
     try {
-      await this.#intents.cover(run);
+      await allFinished([this.#intents.cover(run), this.#options.dirty?.cover(run) ?? Promise.resolve()]);
     } catch (error) {
       throw this.failed(error);
     }
@@ -251,6 +269,7 @@ export class WritePath {
     try {
       this.#options.epochs.mark(run);
       this.#unflushed.mark(run);
+      this.#options.dirty?.note(run);
       done = this.#perform(change, offsetBytes, lengthBytes);
     } catch (error) {
       this.gate.leave();
@@ -284,8 +303,7 @@ export class WritePath {
 
   /** Judges what writing the home threw. @returns it. */
   failed(error: unknown): unknown {
-    const code = systemCode(error);
-    if (code !== 'no-space' && code !== 'ENOSPC' && code !== 'not-fast') this.#options.onHomeFailed(error);
+    if (!isRefusal(error)) this.#options.onHomeFailed(error);
     return error;
   }
 
@@ -332,7 +350,9 @@ export class WritePath {
   /** Up to the next track boundary where the track is protected, else as far as nothing is. */
   #pieceBytes(change: Change, start: number, end: number): number {
     const { geometry } = this.#options;
-    const lengthMax = change.kind === 'write' ? end - start : Math.min(end - start, LIMITS.zeroPieceBytesMax);
+    const { zeroPieceBytesMax } = LIMITS;
+    const pieceBytesMax = change.kind === 'write' ? this.#options.deltas?.pieceBytesMax : zeroPieceBytesMax;
+    const lengthMax = Math.min(end - start, pieceBytesMax ?? end - start);
     const run = geometry.tracksOf(start, lengthMax);
     let stop = start + lengthMax;
     for (const protector of this.#protectors) {
@@ -373,8 +393,13 @@ export class WritePath {
         if (hit !== undefined) await hit.protector.save(hit.track, onWaiting);
         else if (this.#options.filling?.isReadyFor(offsetBytes, end - offsetBytes) === false)
           await this.#options.filling.makeReadyFor(offsetBytes, end - offsetBytes);
-        else if (this.isLogged(run)) break;
-        else await this.#log(run);
+        else if (!this.isLogged(run)) await this.#log(run);
+        else if (this.#hasRoomFor(change)) break;
+        else {
+          // Outside of the gate: the backup that is to make room needs it.
+          onWaiting();
+          await this.#options.deltas?.whenRoom(change.kind === 'write' ? lengthBytes : 0);
+        }
       }
       // Nothing is awaited between the last check and the gate.
       await this.#pass(change, run, offsetBytes, lengthBytes);

@@ -14,10 +14,11 @@ import {
   readVolumeIdentity,
   VolumeError,
 } from '../../volume/index.ts';
-import { absolutePath, absolutePlace, readSize, single } from '../arguments.ts';
+import { absolutePath, absolutePlace, readSize, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions, Run } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { describe } from '../output.ts';
+import { readSpan } from '../time-arguments.ts';
 import { storeReaderPath } from '../worker-path.ts';
 
 interface VolumeOptions extends GlobalOptions {
@@ -37,6 +38,9 @@ interface CreateOptions extends VolumeOptions {
   readonly size: string;
   readonly trackSize: string | undefined;
   readonly home: string | undefined;
+  readonly delta: readonly (string | number)[] | undefined;
+  readonly deltaSize: string | undefined;
+  readonly keepLog: string | undefined;
   readonly snapshotFull: FullPolicy | undefined;
   readonly snapshotBy: SnapshotKind | undefined;
 }
@@ -67,6 +71,25 @@ function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
           requiresArg: true,
           describe: 'File, block device or NBD URI for the bytes; a file in the directory when left out',
         })
+        .option('delta', {
+          type: 'string',
+          array: true,
+          requiresArg: true,
+          describe:
+            'Directory, block device or NBD URI that gets every change a second time until it is backed up; may be given several times',
+        })
+        .option('delta-size', {
+          type: 'string',
+          requiresArg: true,
+          describe:
+            'Room that the deltas may take in each directory, such as 20G; as much as there is when left out',
+        })
+        .option('keep-log', {
+          type: 'string',
+          requiresArg: true,
+          describe:
+            'How long deltas stay after they were backed up, such as 48h, for any point in time; they go at once when left out',
+        })
         .option('snapshot-by', {
           choices: SNAPSHOT_KINDS,
           describe:
@@ -78,7 +101,11 @@ function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
             'What is done with a write whose old content snapshots need and have no room for: refuse it, or drop the oldest snapshot; refuse when left out',
         })
         .example('$0 volume create /srv/vol --size 10G', '')
-        .example('$0 volume create /srv/vol --size 10G --home /dev/sdb', ''),
+        .example('$0 volume create /srv/vol --size 10G --home /dev/sdb', '')
+        .example(
+          '$0 volume create /srv/vol --size 10G --delta /disk2/deltas --delta /disk3/deltas',
+          'Two more copies of what is not backed up',
+        ),
     (options) => run<CreateOptions>(options, create),
   );
 }
@@ -152,6 +179,7 @@ async function create(context: CommandContext, options: CreateOptions): Promise<
     trackSizeBytes:
       trackSize === undefined ? LIMITS.trackSizeBytesDefault : readSize('--track-size', trackSize),
     ...(place === undefined ? {} : { home: place }),
+    ...deltasOf(context, options),
     ...(snapshotFull === undefined ? {} : { snapshotFull }),
     ...(snapshotBy === undefined ? {} : { snapshotBy }),
     clock: context.clock,
@@ -160,6 +188,31 @@ async function create(context: CommandContext, options: CreateOptions): Promise<
     { event: 'volume', ...identity },
     `Created volume ${identity.name} of ${formatSize(identity.sizeBytes)} in ${identity.directory}`,
   );
+}
+
+/** The delta store that is asked for. */
+function deltasOf(
+  { directory }: CommandContext,
+  options: CreateOptions,
+): Pick<Parameters<typeof createVolume>[1], 'deltas'> {
+  const places = several(options.delta).map((place) => absolutePlace(place, directory));
+  const size = single('--delta-size', options.deltaSize);
+  const keepLog = single('--keep-log', options.keepLog);
+  if (places.length === 0) {
+    const stray = size === undefined ? keepLog && '--keep-log' : '--delta-size';
+    if (stray !== undefined && stray !== '')
+      throw new UsageError(`${stray} is of deltas, and there is no --delta`);
+    return {};
+  }
+  const twice = places.find((place, index) => places.indexOf(place) !== index);
+  if (twice !== undefined) throw new UsageError(`--delta names ${twice} twice: a second copy there is none`);
+  const bytesMax = size === undefined ? undefined : readSize('--delta-size', size);
+  return {
+    deltas: {
+      places: places.map((place) => ({ place, ...(bytesMax === undefined ? {} : { bytesMax }) })),
+      ...(keepLog === undefined ? {} : { keepLogMs: readSpan('--keep-log', keepLog) }),
+    },
+  };
 }
 
 /** A home that exists must be reachable and large enough now, rather than at the first `serve`. */
