@@ -14,6 +14,8 @@ export {
   deviceErrorFrom,
   isRefusal,
 } from './errors.ts';
+export { ConcatDevice, type ConcatMember } from './concat-device.ts';
+export { DeviceError, type DeviceErrorCode, type DeviceErrorDetails, deviceErrorFrom } from './errors.ts';
 export {
   FaultyDevice,
   type FaultyGate,
@@ -34,3 +36,6 @@ export {
   parseDeviceAddress,
 } from './registry.ts';
 export { SharedFlush } from './shared-flush.ts';
+export { extendTo } from './spread-device.ts';
+export { StripeDevice, stripeMemberBytes, type StripeOptions } from './stripe-device.ts';
+export { WrittenFlush } from './written-flush.ts';
