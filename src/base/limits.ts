@@ -64,6 +64,21 @@ export const LIMITS = {
   recentStampCountMax: 65_536,
   /** ... and of which so many are kept: a recovery begins with them. */
   recentRegionCountMax: 1024,
+  /** Reads of a mirror go to one member for as long: readahead pays, and a busy place is in one page cache only. */
+  mirrorReadRegionBytes: 16 * MIB,
+  /** A rebuild or scrub of a mirror that is used rests as long as it has worked, and never longer than this. */
+  mirrorRestMsMax: 100,
+  /** A member of a mirror that is away is tried again after this long at first ... */
+  mirrorRetryMsMin: 1_000,
+  /** ... and never more rarely than this. */
+  mirrorRetryMsMax: 60_000,
+  /** Parts of a home, and members of one part; each has a descriptor, and every write goes to all of a mirror. */
+  layoutExtentCountMax: 256,
+  layoutMemberCountMax: 16,
+  /** A file that describes a home. */
+  layoutFileBytesMax: MIB,
+  /** Where stripes are not said: most requests lie in one, and one of 1 MiB keeps four disks busy. */
+  stripeBytesDefault: 256 * KIB,
   /** Media of one fill that a request names; a loader needs one place for all of them. */
   fillMediumCountMax: 256,
   /** A fill that failed is tried again after this long at first ... */

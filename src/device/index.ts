@@ -15,7 +15,6 @@ export {
   isRefusal,
 } from './errors.ts';
 export { ConcatDevice, type ConcatMember } from './concat-device.ts';
-export { DeviceError, type DeviceErrorCode, type DeviceErrorDetails, deviceErrorFrom } from './errors.ts';
 export {
   FaultyDevice,
   type FaultyGate,

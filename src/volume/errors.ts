@@ -17,6 +17,14 @@ export interface VolumeErrorDetails {
   'home-unusable': { readonly home: string };
   /** The home failed or is gone, and the volume has nothing else to go on with. */
   'home-lost': { readonly directory: string };
+  /** A description of a home that cannot be; `where` is the part of it. */
+  'bad-layout': { readonly where: string };
+  /** Not with a home of several parts or members. */
+  'has-layout': { readonly home: string };
+  /** A member of a mirror failed while it was rebuilt. */
+  'member-lost': { readonly place: string; readonly reason: string };
+  /** No mirror of the volume has a member of that name, or it cannot be what was asked for. */
+  'unknown-member': { readonly place: string };
   'read-only': { readonly directory: string };
   /** A flush or a home write failed earlier; only `volume check` clears it (promise 10). */
   poisoned: { readonly directory: string; readonly reason: string };
