@@ -28,11 +28,12 @@ import { TrackSet } from '../tracks/index.ts';
 import type { Finding } from './check.ts';
 import { Geometry } from './geometry.ts';
 import { type FoundSegment, segmentName } from './intent-log.ts';
+import { isOpenRecord, isPoint, isRecord, isSnapshot, parse } from './check-records.ts';
 import { hasWholeRecovery, isRecoveryKey, RECOVERED_KEY } from './recovery-state.ts';
 import {
   FORMAT_VERSION,
+  MISSED_PREFIX,
   type OpenRecord,
-  type PointRecord,
   type PoisonRecord,
   type SnapshotRecord,
   type VolumeRecord,
@@ -270,10 +271,18 @@ export class StateExam {
       this.#change('state', advice, undefined);
     }
     for (const { bytes } of this.#damagedIn('state')) {
-      if (KNOWN_RECORDS.has(bytes.toString('latin1')) || isRecoveryKey(bytes.toString('latin1'))) continue;
+      const name = bytes.toString('latin1');
+      if (KNOWN_RECORDS.has(name) || isRecoveryKey(name)) continue;
+      if (name.startsWith(MISSED_PREFIX)) {
+        // That the member is away is in the record of the identity.
+        const what = 'the record of what a member of a mirror lacks is damaged';
+        this.#found(name, what, 'it is removed; the member is brought everything');
+        this.#change('state', bytes, undefined);
+        continue;
+      }
       // What it was is not known where its key is damaged, too.
       const hasSnapshots = (this.#keys.get('snapshots')?.length ?? 0) > 0;
-      if (bytes.toString('latin1') === 'rollback' || hasSnapshots) {
+      if (name === 'rollback' || hasSnapshots) {
         const what = 'the record is damaged, and the volume may be rolled back in parts';
         const where = `${basename(this.#path)} record ${nameOfKey(bytes)}`;
         this.findings.push(damage(where, what, 'restore the volume from a backup', false));
@@ -567,34 +576,4 @@ function keyOf(number: number): Buffer {
 
 function json(value: object): Buffer {
   return Buffer.from(JSON.stringify(value));
-}
-
-function parse(bytes: Buffer): unknown {
-  try {
-    return JSON.parse(bytes.toString());
-  } catch {
-    return undefined;
-  }
-}
-
-function isPoint(value: unknown): value is PointRecord {
-  return isRecord(value) && typeof value['point'] === 'string' && typeof value['createdMs'] === 'number';
-}
-
-function isOpenRecord(value: unknown): value is OpenRecord {
-  return isRecord(value) && typeof value['number'] === 'number' && typeof value['isClean'] === 'boolean';
-}
-
-function isSnapshot(value: unknown): value is SnapshotRecord {
-  return (
-    isRecord(value) &&
-    typeof value['number'] === 'number' &&
-    typeof value['name'] === 'string' &&
-    typeof value['storeId'] === 'string' &&
-    typeof value['sizeBytes'] === 'number'
-  );
-}
-
-function isRecord(value: unknown): value is Readonly<Record<string, unknown>> {
-  return typeof value === 'object' && value !== null;
 }

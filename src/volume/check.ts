@@ -22,9 +22,11 @@ import { damage, lostState, note, StateExam } from './check-state.ts';
 import { identityOf, lockVolume, STATE_FILE, type VolumeIdentity } from './directory.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
+import type { HomeLayout } from './layout.ts';
+import { examineLayout } from './check-layout.ts';
 import { findSegments, type FoundSegment, removeSegments, segmentName } from './intent-log.ts';
 import type { OpenVolumeOptions } from './opening.ts';
-import { readThrough } from './read-through.ts';
+import { readThrough, type Unreadable } from './read-through.ts';
 import { SnapshotFolder } from './snapshot-folder.ts';
 import { directoryIdentity, type SnapshotRecord, type VolumeRecord, VolumeState } from './state.ts';
 import { Volume } from './volume.ts';
@@ -285,7 +287,8 @@ class Check {
 
   /** @returns whether the volume can be opened on it. */
   async #examineHome(identity: VolumeIdentity, geometry: Geometry): Promise<boolean> {
-    const { home, sizeBytes } = identity;
+    const { home, sizeBytes, layout } = identity;
+    if (layout !== undefined) return this.#examineLayout(identity, layout, geometry);
     let device: BlockDevice;
     try {
       device = await this.#options.registry.open(home, { readOnly: true, syncName: 'home', lock: 'shared' });
@@ -305,15 +308,33 @@ class Check {
       const unreadable = await readThrough(device, identity, geometry, (bytes) =>
         onProgress?.(bytes, sizeBytes),
       );
-      this.#isReadable = unreadable === undefined;
-      if (unreadable === undefined) return true;
-      const what = `${tracksText(unreadable.tracks)} cannot be read: ${messageOf(unreadable.error)}`;
-      const how = 'restore the volume from a backup, on another disk if this one fails';
-      this.#report(damage(`home ${home}`, what, how, false), false);
+      this.#tellUnreadable(home, unreadable);
       return true;
     } finally {
       await device.close();
     }
+  }
+
+  async #examineLayout(identity: VolumeIdentity, layout: HomeLayout, geometry: Geometry): Promise<boolean> {
+    const { registry, onProgress } = this.#options;
+    const { isUsable, unreadable } = await examineLayout({
+      registry,
+      identity,
+      layout,
+      geometry,
+      report: (finding) => this.#report(finding, false),
+      onProgress: (bytes) => onProgress?.(bytes, identity.sizeBytes),
+    });
+    if (isUsable) this.#tellUnreadable(identity.home, unreadable);
+    return isUsable;
+  }
+
+  #tellUnreadable(home: string, unreadable: Unreadable | undefined): void {
+    this.#isReadable = unreadable === undefined;
+    if (unreadable === undefined) return;
+    const what = `${tracksText(unreadable.tracks)} cannot be read: ${messageOf(unreadable.error)}`;
+    const how = 'restore the volume from a backup, on another disk if this one fails';
+    this.#report(damage(`home ${home}`, what, how, false), false);
   }
 
   #tellPoison(suspects: TrackSet): void {

@@ -14,6 +14,7 @@ import { constants } from 'node:fs';
 import { type FileHandle, mkdir, open, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import {
+  assert,
   type Clock,
   CorruptionError,
   getAttribute,
@@ -24,12 +25,14 @@ import {
   systemCode,
   tryLock,
 } from '../base/index.ts';
-import { createSparseFile, parseDeviceAddress } from '../device/index.ts';
+import { createSparseFile, type DeviceRegistry, parseDeviceAddress } from '../device/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import type { RecoveryRecord } from './backup-side.ts';
 import type { DeltasRecord } from './delta-places.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
+import { describeLayout, type HomeLayout, type LayoutRequest } from './layout.ts';
+import { makeLayout, type MadeLayout } from './layout-create.ts';
 import type { RecoveryStart } from './recovery-state.ts';
 import { assertCanClone } from './snapshot-clone.ts';
 import type { FullPolicy, SnapshotKind } from './snapshot-info.ts';
@@ -50,8 +53,10 @@ export interface VolumeIdentity {
   readonly directory: string;
   readonly sizeBytes: number;
   readonly trackSizeBytes: number;
-  /** An absolute path or a URI. */
+  /** An absolute path or a URI; of a home with a layout what `describeLayout` says, which opens nothing. */
   readonly home: string;
+  /** Of a home of several extents or members. */
+  readonly layout?: HomeLayout;
   readonly createdMs: number;
   /** What happens to a write that needs its track's old content kept when there is no room. */
   readonly snapshotFull: FullPolicy;
@@ -66,6 +71,11 @@ export interface CreateOptions {
   readonly trackSizeBytes: number;
   /** Path or URI; a file in the volume's directory where left out. A missing file is made, sparse. */
   readonly home?: string;
+  /** In place of `home`, with what opens its members. Missing files are made, sparse. */
+  readonly layout?: LayoutRequest;
+  readonly registry?: Pick<DeviceRegistry, 'open'>;
+  /** Where the layout is from, to begin messages about it. */
+  readonly layoutFrom?: string;
   /** `refuse` where left out. */
   readonly snapshotFull?: FullPolicy;
   /** `copy` where left out. */
@@ -101,13 +111,19 @@ export interface VolumeOrigin {
 /**
  * Makes a volume, durable when the promise resolves. On failure whatever was made is removed again.
  *
- * @throws {VolumeError} `exists`, `invalid-geometry`; by clone also `cannot-clone`; with `copyOf` also `home-unusable` and what filling throws
+ * @throws {VolumeError} `exists`, `invalid-geometry`; with a layout `bad-layout`, `home-unusable`; by clone also `cannot-clone`; with `copyOf` also `home-unusable` and what filling throws
  */
 export async function createVolume(path: string, options: CreateOptions): Promise<VolumeIdentity> {
   const directory = resolve(path);
   const geometry = new Geometry(options.sizeBytes, options.trackSizeBytes);
   const isNew = await makeDirectory(directory);
-  const home = options.home === undefined ? HOME_FILE : absoluteHome(options.home);
+  const laidOut = await layOut(options, isNew ? directory : undefined);
+  const home =
+    laidOut === undefined
+      ? options.home === undefined
+        ? HOME_FILE
+        : absoluteHome(options.home)
+      : describeLayout(laidOut.layout);
   const volumeId = options.recovery?.volumeId ?? randomId();
   const homePath = homePathOf(directory, home);
   const makesHome = homePath !== undefined && !(await exists(homePath));
@@ -123,6 +139,7 @@ export async function createVolume(path: string, options: CreateOptions): Promis
       sizeBytes: geometry.sizeBytes,
       trackSizeBytes: geometry.trackSizeBytes,
       home,
+      ...(laidOut === undefined ? {} : { layout: laidOut.layout }),
       createdMs: (options.clock ?? systemClock).now(),
       directory: await directoryIdentity(directory),
       ...(options.snapshotFull === undefined ? {} : { snapshotFull: options.snapshotFull }),
@@ -133,16 +150,36 @@ export async function createVolume(path: string, options: CreateOptions): Promis
     const recovery = options.recovery && recoveryStart(options.recovery, geometry.trackCount, makesHome);
     await VolumeState.create(join(directory, STATE_FILE), record, start, recovery);
     if (homePath !== undefined) setAttribute(homePath, HOME_ATTRIBUTE, volumeId);
+    await laidOut?.finish(HOME_ATTRIBUTE, volumeId);
     if (makesHome) await syncDirectory('volume-directory', dirname(homePath));
     await syncDirectory('volume-directory', directory);
     await syncDirectory('volume-directory', dirname(directory));
   } catch (error) {
     await rm(join(directory, STATE_FILE), { force: true });
     if (makesHome) await rm(homePath, { force: true });
+    await laidOut?.undo();
     if (isNew) await rm(directory, { recursive: true, force: true });
     throw error;
   }
   return readVolumeIdentity(directory);
+}
+
+/** @param made the volume's directory, where it goes again if this fails. */
+async function layOut(options: CreateOptions, made: string | undefined): Promise<MadeLayout | undefined> {
+  const { layout, registry, sizeBytes, layoutFrom } = options;
+  if (layout === undefined) return undefined;
+  assert(
+    registry !== undefined && options.home === undefined,
+    'A layout needs a registry, and no other home',
+  );
+  const nowMs = (options.clock ?? systemClock).now();
+  const from = layoutFrom === undefined ? {} : { from: layoutFrom };
+  try {
+    return await makeLayout(layout, { sizeBytes, registry, nowMs, ...from });
+  } catch (error) {
+    if (made !== undefined) await rm(made, { recursive: true, force: true });
+    throw error;
+  }
 }
 
 async function fillHome(homePath: string, origin: VolumeOrigin | undefined): Promise<StartPoint | undefined> {
@@ -240,7 +277,7 @@ export async function openState(
 }
 
 export function identityOf(directory: string, state: Pick<VolumeState, 'record'>): VolumeIdentity {
-  const { volumeId, sizeBytes, trackSizeBytes, home, createdMs } = state.record;
+  const { volumeId, sizeBytes, trackSizeBytes, home, layout, createdMs } = state.record;
   const { snapshotFull = 'refuse', snapshotBy = 'copy', deltas } = state.record;
   return {
     volumeId,
@@ -249,6 +286,7 @@ export function identityOf(directory: string, state: Pick<VolumeState, 'record'>
     sizeBytes,
     trackSizeBytes,
     home: homePathOf(directory, home) ?? home,
+    ...(layout === undefined ? {} : { layout }),
     createdMs,
     snapshotFull,
     snapshotBy,

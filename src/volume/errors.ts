@@ -25,6 +25,8 @@ export interface VolumeErrorDetails {
   'member-lost': { readonly place: string; readonly reason: string };
   /** No mirror of the volume has a member of that name, or it cannot be what was asked for. */
   'unknown-member': { readonly place: string };
+  /** What is asked for would leave a mirror without a member in sync. */
+  'last-member': { readonly place: string };
   'read-only': { readonly directory: string };
   /** A flush or a home write failed earlier; only `volume check` clears it (promise 10). */
   poisoned: { readonly directory: string; readonly reason: string };

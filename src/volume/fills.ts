@@ -6,15 +6,19 @@
 import { assert } from '../base/index.ts';
 import type { VolumeIdentity } from './directory.ts';
 import { VolumeError } from './errors.ts';
+import type { HomeMirrors } from './home-mirrors.ts';
 import type { Mirroring } from './mirroring.ts';
 import type { Recovery } from './recovery.ts';
+import type { VolumeStatus } from './volume-status.ts';
 
 export interface FillsOptions {
-  readonly identity: Pick<VolumeIdentity, 'name' | 'directory'>;
+  readonly identity: Pick<VolumeIdentity, 'name' | 'directory' | 'home'>;
   /** Undefined where everything is in the home. */
   readonly recovery: Recovery | undefined;
   /** Undefined where no mirror is brought up. */
   readonly mirroring: Mirroring | undefined;
+  /** Of a home that has a layout. */
+  readonly mirrors: HomeMirrors | undefined;
   /** Throws where the home may not be written. */
   readonly refuse: () => void;
   readonly flush: () => Promise<void>;
@@ -26,7 +30,7 @@ export class Fills {
   /** One that began while the volume was open. */
   #begun: Recovery | undefined;
   readonly #stop = new AbortController();
-  readonly #running = new Set<Promise<void>>();
+  readonly #running = new Set<Promise<unknown>>();
 
   constructor(options: FillsOptions) {
     this.#options = options;
@@ -90,10 +94,32 @@ export class Fills {
     await this.#track(body(mirroring, this.#stop.signal));
   }
 
-  async #track(filling: Promise<void>): Promise<void> {
+  /** For the volume's status. */
+  status(): Pick<VolumeStatus, 'recovery' | 'mirroring' | 'parts'> {
+    const { mirroring, mirrors } = this.#options;
+    return {
+      recovery: this.#recovery?.status(),
+      mirroring: mirroring?.status(),
+      parts: mirrors?.status(),
+    };
+  }
+
+  get mirrors(): HomeMirrors | undefined {
+    return this.#options.mirrors;
+  }
+
+  /** See `Volume.careForMirrors`. */
+  care<T>(body: (mirrors: HomeMirrors, signal: AbortSignal) => Promise<T>): Promise<T> {
+    const { mirrors, identity } = this.#options;
+    if (mirrors !== undefined) return this.#track(body(mirrors, this.#stop.signal));
+    const message = `The home of volume ${identity.name} is ${identity.home} alone, wanted one with a mirror`;
+    throw new VolumeError('unknown-member', message, { place: identity.home });
+  }
+
+  async #track<T>(filling: Promise<T>): Promise<T> {
     this.#running.add(filling);
     try {
-      await filling;
+      return await filling;
     } finally {
       this.#running.delete(filling);
     }

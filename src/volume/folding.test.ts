@@ -134,7 +134,7 @@ class Disk {
   /** A clean stop and an opening. */
   async reopen(): Promise<string[]> {
     while (this.#unrecorded.length > 0) await this.record(0);
-    await this.state.saveClean(this.#history, undefined);
+    await this.state.saveClean(this.#history, {});
     await this.state.close();
     this.#state = VolumeState.open(this.path, { readOnly: false });
     const loaded = this.state.load(TRACKS, []);

@@ -26,6 +26,19 @@ export {
   readVolumeIdentity,
   type VolumeIdentity,
 } from './directory.ts';
+export { type ExtentStatus, HomeMirrors, type ScrubOutcome } from './home-mirrors.ts';
+export {
+  assertLayout,
+  describeLayout,
+  type HomeLayout,
+  homePlaces,
+  type LayoutExtent,
+  layoutOf,
+  type LayoutRequest,
+  parseLayoutFile,
+} from './layout.ts';
+export type { MirrorMemberStatus } from './mirror-member.ts';
+export type { MirrorDifference, MirrorWork } from './mirror-rebuild.ts';
 export { VolumeError, type VolumeErrorCode, type VolumeErrorDetails } from './errors.ts';
 export { beginSessions, createSnapshots } from './group.ts';
 export { Geometry } from './geometry.ts';

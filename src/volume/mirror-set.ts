@@ -285,12 +285,25 @@ export class MirrorSet implements BlockDevice {
     return false;
   }
 
+  /** A member has nothing that counts from now on, and its device is closed. One that is not the last in sync. */
+  async giveUp(member: MirrorMember, reason: string): Promise<void> {
+    assert(!member.isInSync || this.#readers.length > 1, `${member.place} is the last member in sync`);
+    member.leave({ sinceMs: this.#options.clock.now(), reason }, true);
+    this.#sort();
+    await this.recordNow();
+  }
+
+  /** What is known of the members is on record when the promise resolves. */
+  async recordNow(): Promise<void> {
+    this.#record();
+    await this.#unrecorded;
+  }
+
   /** The member has everything, durably; that is on record when the promise resolves. */
   async recordWhole(member: MirrorMember): Promise<void> {
     member.whole();
     this.#sort();
-    this.#record();
-    await this.#unrecorded;
+    await this.recordNow();
   }
 
   /** A member has a device again, which gets every change from now on. @param isUnknown everything is missing there. */

@@ -14,8 +14,10 @@ import { homePathOf, identityOf, type VolumeIdentity } from './directory.ts';
 import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
+import { HomeMirrors } from './home-mirrors.ts';
 import { findSegments, IntentLog, type IntentPlace, removeSegments } from './intent-log.ts';
 import { LoggedDevice } from './logged-device.ts';
+import { type LayoutHome, openLayoutHome } from './layout-home.ts';
 import { Mirroring } from './mirroring.ts';
 import { Recovery } from './recovery.ts';
 import { Snapshots, type SnapshotsOptions } from './snapshots.ts';
@@ -61,6 +63,8 @@ export interface OpenParts {
   readonly lock: FileHandle;
   readonly state: VolumeState;
   readonly home: BlockDevice;
+  /** Of a home with a layout: what it consists of. */
+  readonly mirrors: HomeMirrors | undefined;
   readonly epochs: EpochHistory;
   readonly intentPlace: IntentPlace;
   /** The open epoch's; undefined where the volume is open for reading only. */
@@ -97,12 +101,16 @@ export async function openParts(
   if (!readOnly) await settleIdentity(directory, state, options.moved ?? false);
   const identity = identityOf(directory, state);
   const geometry = new Geometry(identity.sizeBytes, identity.trackSizeBytes);
-  const opened = await openHome(identity, readOnly, options);
+  const intentPlace = intentPlaceOf(identity, geometry, options);
+  const loaded = state.load(geometry.trackCount, await findSegments(intentPlace));
+  const { history, isClean } = loaded;
+  const doubtful = isClean ? TrackSet.empty() : await whatIsInDoubt(intentPlace, history);
+  const laidOut = await openLayout(identity, state, { ...loaded, doubtful }, options);
+  const opened = laidOut?.device ?? (await openHome(identity, readOnly, options));
   let recovery: Recovery | undefined;
   let mirroring: Mirroring | undefined;
   let survival: Survival | undefined;
-  let deltas: Deltas | undefined;
-  let dirty: DirtyRegions | undefined;
+  let copies: Copies = { deltas: undefined, dirty: undefined };
   try {
     recovery = await openRecovery(opened, { identity, geometry, state }, options);
     mirroring = await openMirroring(recovery?.device ?? opened, identity, geometry, options);
@@ -110,53 +118,50 @@ export async function openParts(
     if (recovery === undefined && mirroring === undefined)
       survival = openSurvival(opened, { identity, geometry, state }, options);
     const unlogged = mirroring?.device ?? recovery?.device ?? survival?.device ?? opened;
-    const intentPlace = intentPlaceOf(identity, geometry, options);
-    const loaded = state.load(geometry.trackCount, await findSegments(intentPlace));
-    const { history, isClean } = loaded;
-    const isUntouched = await looksUntouched(identity, state);
-    if (isClean && !isUntouched) history.markAll();
+    const isUntouched = laidOut?.isTouched === true ? false : await looksUntouched(identity, state);
+    if ((isClean || laidOut !== undefined) && !isUntouched) history.markAll();
+    if (laidOut !== undefined && !readOnly) state.follow(() => laidOut.record(history.openNumber));
     const bootBefore = state.boot;
     const boot = (options.bootId ?? bootId)();
-    const doubtful = isClean ? TrackSet.empty() : await whatIsInDoubt(intentPlace, history);
     // From here on the last owner's records of what is in doubt are not all there any more.
-    if (!readOnly && identity.deltas !== undefined)
-      dirty = await DirtyRegions.begin(intentPlace, options.clock ?? systemClock, doubtful);
+    if (!readOnly) copies = await beginCopies(laidOut, { identity, place: intentPlace, doubtful }, options);
     const intents = readOnly ? undefined : await beginWriting(intentPlace, state, loaded, boot);
-    const startedClean = isClean && isUntouched;
     if (!readOnly) {
-      // What was written last may be in one of two places only.
+      // What was written last may be in one of several places only.
+      if (!isClean) await laidOut?.reconcile(doubtful);
       if (!isClean) await recovery?.reconcile(history.openTracks());
       const lastPoint = history.closed.at(-1)?.point ?? '';
-      deltas = await openDeltas({ identity, geometry, state, home: unlogged, lastPoint }, options);
+      const deltas = await openDeltas({ identity, geometry, state, home: unlogged, lastPoint }, options);
+      copies = { ...copies, deltas };
       if (isUntouched) await deltas?.reconcile(doubtful, boot !== undefined && boot === bootBefore);
       else await deltas?.breakOff(HOME_CHANGED);
-      await dirty?.settled();
+      await copies.dirty?.settled();
     }
-    const home = deltas === undefined ? unlogged : new LoggedDevice(unlogged, deltas);
+    const home = copies.deltas === undefined ? unlogged : new LoggedDevice(unlogged, copies.deltas);
     const homeDamage = isUntouched ? undefined : HOME_CHANGED;
     return {
       lock,
       state,
       home,
+      mirrors: laidOut && new HomeMirrors({ identity, geometry, laidOut, registry: options.registry }),
       epochs: history,
       intentPlace,
       intents,
       identity,
       geometry,
-      startedClean,
+      startedClean: isClean && isUntouched,
       recovery,
       mirroring,
       survival,
-      deltas,
-      dirty,
+      ...copies,
       homeDamage,
     };
   } catch (error) {
     await opened.close();
     await recovery?.closeSide();
     await mirroring?.close();
-    await deltas?.close();
-    await dirty?.close();
+    await copies.deltas?.close();
+    await copies.dirty?.close();
     throw error;
   }
 }
@@ -226,6 +231,31 @@ async function settleIdentity(directory: string, state: VolumeState, moved: bool
   await state.saveIdentity(moved ? state.record.volumeId : randomId(), now);
 }
 
+/** Opens a home that has a layout. @throws {VolumeError} `home-unusable` */
+async function openLayout(
+  identity: VolumeIdentity,
+  state: VolumeState,
+  { history, isClean, doubtful }: LoadedEpochs & { readonly doubtful: TrackSet },
+  { registry, readOnly = false, clock = systemClock, onWarning }: OpenVolumeOptions,
+): Promise<LayoutHome | undefined> {
+  const { layout } = identity;
+  if (layout === undefined) return undefined;
+  return openLayoutHome({
+    identity,
+    layout,
+    readOnly,
+    registry,
+    clock,
+    onWarning,
+    isClean,
+    stamps: state.stamps,
+    history,
+    doubtful,
+    missed: (member) => state.missed(member, history.trackCount),
+    save: () => state.saveMembers(),
+  });
+}
+
 async function openHome(
   identity: VolumeIdentity,
   readOnly: boolean,
@@ -248,6 +278,19 @@ async function openHome(
 /** What may have been written since the last flush. */
 async function whatIsInDoubt(place: IntentPlace, history: EpochHistory): Promise<TrackSet> {
   return (await DirtyRegions.find(place)) ?? history.openTracks();
+}
+
+/** What a volume has whose changes go to several places. */
+type Copies = Pick<OpenParts, 'deltas' | 'dirty'>;
+
+async function beginCopies(
+  laidOut: LayoutHome | undefined,
+  at: { readonly identity: VolumeIdentity; readonly place: IntentPlace; readonly doubtful: TrackSet },
+  { clock = systemClock }: OpenVolumeOptions,
+): Promise<Copies> {
+  const hasCopies = at.identity.deltas !== undefined || laidOut !== undefined;
+  const dirty = hasCopies ? await DirtyRegions.begin(at.place, clock, at.doubtful) : undefined;
+  return { deltas: undefined, dirty };
 }
 
 function openDeltas(
@@ -350,4 +393,15 @@ async function looksUntouched(identity: VolumeIdentity, state: VolumeState): Pro
   return (
     now?.sizeBytes === before.sizeBytes && now.inode === before.inode && now.modifiedNs === before.modifiedNs
   );
+}
+
+/** How a home looks that nothing writes to any more, for the record of the clean stop. */
+export async function lookOfHome(
+  { directory, home }: VolumeIdentity,
+  mirrors: HomeMirrors | undefined,
+): Promise<Parameters<VolumeState['saveClean']>[1]> {
+  if (mirrors !== undefined) return { stamps: await mirrors.stamps() };
+  const path = homePathOf(directory, home);
+  const stamp = path === undefined ? undefined : await homeStamp(path);
+  return stamp === undefined ? {} : { stamp };
 }

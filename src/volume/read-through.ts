@@ -5,10 +5,11 @@
 
 import { open } from 'node:fs/promises';
 import { dropCache, LIMITS } from '../base/index.ts';
-import type { BlockDevice } from '../device/index.ts';
+import { type BlockDevice, parseDeviceAddress } from '../device/index.ts';
 import { TrackSet } from '../tracks/index.ts';
-import { homePathOf, type VolumeIdentity } from './directory.ts';
+import type { VolumeIdentity } from './directory.ts';
 import type { Geometry } from './geometry.ts';
+import { homePlaces } from './layout.ts';
 
 export interface Unreadable {
   readonly tracks: TrackSet;
@@ -26,7 +27,7 @@ export async function readThrough(
   geometry: Geometry,
   onProgress?: (bytesRead: number) => void,
 ): Promise<Unreadable | undefined> {
-  await dropHomeCache(identity);
+  await dropCaches(homePlaces(identity));
   const { sizeBytes } = geometry;
   const buffer = Buffer.allocUnsafe(LIMITS.sessionRunBytesMax);
   const tracks = TrackSet.empty();
@@ -55,13 +56,18 @@ export async function readThrough(
   return tracks.isEmpty ? undefined : { tracks, error: errors[0] };
 }
 
-async function dropHomeCache({ directory, home }: VolumeIdentity): Promise<void> {
-  const path = homePathOf(directory, home);
-  if (path === undefined) return;
-  const handle = await open(path, 'r');
-  try {
-    await dropCache(handle.fd);
-  } finally {
-    await handle.close();
+/** Forgets what the page cache has of places that are files or block devices, so that they are read themselves. */
+export async function dropCaches(places: readonly string[]): Promise<void> {
+  for (const place of places) {
+    const { scheme, target } = parseDeviceAddress(place);
+    if (scheme !== 'file') continue;
+    // One that cannot be opened has no bytes to be read either.
+    const handle = await open(target, 'r').catch(() => undefined);
+    if (handle === undefined) continue;
+    try {
+      await dropCache(handle.fd);
+    } finally {
+      await handle.close();
+    }
   }
 }

@@ -14,10 +14,14 @@ import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 import type { DeltasRecord, DeltasUse } from './delta-places.ts';
 import { type ClosedEpoch, EpochHistory, type Fold, type FoldedPoint } from './epoch-history.ts';
 import type { FoundSegment } from './intent-log.ts';
+import { describeLayout, type HomeLayout } from './layout.ts';
 import type { RecentRecord } from './recent-use.ts';
 import { RecoveryState, type RecoveryStart } from './recovery-state.ts';
 
 export const FORMAT_VERSION = 0;
+
+/** Begins the names of the records of what members of mirrors lack. */
+export const MISSED_PREFIX = 'missed ';
 
 /** Which directory a volume was last seen in: a copy of it must not share its points. */
 export interface DirectoryIdentity {
@@ -30,8 +34,10 @@ export interface VolumeRecord {
   readonly volumeId: string;
   readonly sizeBytes: number;
   readonly trackSizeBytes: number;
-  /** A path, relative to the directory where it lies inside it, or a URI. */
+  /** A path, relative to the directory where it lies inside it, or a URI; with a layout, what `describeLayout` says. */
   readonly home: string;
+  /** Of a home of several extents or members. */
+  readonly layout?: HomeLayout;
   readonly createdMs: number;
   readonly directory: DirectoryIdentity;
   /** What is done when a snapshot has no room; `refuse` where left out. */
@@ -47,6 +53,16 @@ export interface HomeStamp {
   readonly sizeBytes: string;
   readonly inode: string;
   readonly modifiedNs: string;
+}
+
+/** How the files looked that a home consists of, by their places. */
+export type HomeStamps = Readonly<Record<string, HomeStamp>>;
+
+/** What is known of a home's members that are not in sync. */
+export interface MembersRecord {
+  readonly layout: HomeLayout;
+  /** What each of them lacks, by its name (`memberKey`). */
+  readonly missed: ReadonlyMap<string, TrackSet>;
 }
 
 export interface Consumer {
@@ -126,6 +142,8 @@ export interface OpenRecord {
   readonly stamp?: HomeStamp;
   /** The machine's run, from start to shutdown, that the volume was opened in; see `bootId`. */
   readonly boot?: string;
+  /** Of a home with a layout, in place of the stamp. */
+  readonly stamps?: HomeStamps;
 }
 
 export interface PointRecord {
@@ -172,6 +190,10 @@ export class VolumeState {
   /** Of a volume whose home is being filled. */
   readonly recovery: RecoveryState;
   #record: VolumeRecord;
+  /** What every commit records besides; see `follow`. */
+  #members: (() => MembersRecord) | undefined;
+  #recordedLayout: string | undefined;
+  readonly #recordedMissed = new Set<string>();
 
   private constructor(file: LmdbFile, record: VolumeRecord) {
     this.#file = file;
@@ -186,6 +208,28 @@ export class VolumeState {
 
   get record(): VolumeRecord {
     return this.#record;
+  }
+
+  /** From now on every commit records what the function tells at that instant. */
+  follow(members: () => MembersRecord): void {
+    this.#members = members;
+    this.#recordedLayout = undefined;
+    for (const key of this.#state.keys()) {
+      const name = key.toString('latin1');
+      if (name.startsWith(MISSED_PREFIX)) this.#recordedMissed.add(name.slice(MISSED_PREFIX.length));
+    }
+  }
+
+  /** Records what is known of the home's members, and nothing else. */
+  saveMembers(): Promise<void> {
+    return this.#commit(() => undefined);
+  }
+
+  /** What a member that is away had missed when that was recorded last; everything where that is not known. */
+  missed(member: string, trackCount: number): TrackSet {
+    const bytes = this.#state.get(`${MISSED_PREFIX}${member}`);
+    if (bytes === undefined) return TrackSet.all(trackCount);
+    return TrackSet.deserialize(bytes, `${this.#file.path} what ${member} has missed`, trackCount);
   }
 
   /**
@@ -307,6 +351,10 @@ export class VolumeState {
     return this.#open?.stamp;
   }
 
+  get stamps(): HomeStamps | undefined {
+    return this.#open?.stamps;
+  }
+
   /**
    * Clears the clean mark and records what counts as changed at this opening. The segment of the open epoch is there
    * by then; segments of older epochs are needed no more.
@@ -399,12 +447,11 @@ export class VolumeState {
   }
 
   /** The clean mark: the open epoch exactly, and how the home looks. The home was flushed before. */
-  async saveClean(history: EpochHistory, stamp: HomeStamp | undefined): Promise<void> {
-    const open: OpenRecord = {
-      number: history.openNumber,
-      isClean: true,
-      ...(stamp === undefined ? {} : { stamp }),
-    };
+  async saveClean(
+    history: EpochHistory,
+    look: { readonly stamp?: HomeStamp; readonly stamps?: HomeStamps },
+  ): Promise<void> {
+    const open: OpenRecord = { number: history.openNumber, isClean: true, ...look };
     const tracks = history.openTracks().serialize();
     await this.#commit(() => {
       this.#put('open', open);
@@ -604,8 +651,34 @@ export class VolumeState {
   }
 
   async #commit(body: () => void): Promise<void> {
-    this.#file.transaction(body);
-    await this.#file.sync('volume-state');
+    const members = this.#members?.();
+    const layout = members && JSON.stringify(members.layout);
+    this.#file.transaction(() => {
+      body();
+      if (members !== undefined) this.#putMembers(members, layout !== this.#recordedLayout);
+    });
+    this.#recordedLayout = layout;
+    try {
+      await this.#file.sync('volume-state');
+    } catch (error) {
+      this.#recordedLayout = undefined;
+      throw error;
+    }
+  }
+
+  #putMembers({ layout, missed }: MembersRecord, isChanged: boolean): void {
+    if (isChanged) {
+      const record: VolumeRecord = { ...this.#record, home: describeLayout(layout), layout };
+      this.#put('volume', record);
+      this.#record = record;
+    }
+    for (const member of this.#recordedMissed)
+      if (!missed.has(member)) this.#state.remove(`${MISSED_PREFIX}${member}`);
+    this.#recordedMissed.clear();
+    for (const [member, tracks] of missed) {
+      this.#state.put(`${MISSED_PREFIX}${member}`, tracks.serialize());
+      this.#recordedMissed.add(member);
+    }
   }
 }
 

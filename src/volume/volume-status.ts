@@ -2,6 +2,7 @@
 
 import type { DeltasStatus } from './deltas.ts';
 import type { VolumeIdentity } from './directory.ts';
+import type { ExtentStatus } from './home-mirrors.ts';
 import type { MirroringStatus } from './mirroring.ts';
 import type { RecoveryStatus } from './recovery.ts';
 import type { SessionStatus } from './session.ts';
@@ -34,6 +35,8 @@ export interface VolumeStatus extends Omit<VolumeIdentity, 'deltas'> {
   readonly mirroring: MirroringStatus | undefined;
   /** Where every change goes a second time. */
   readonly deltas: DeltasStatus | undefined;
+  /** The parts of a home that has a layout, and the state of their members. */
+  readonly parts: readonly ExtentStatus[] | undefined;
   readonly writesWaiting: number;
   readonly trimsForgotten: number;
   /** The backup sessions that run. */

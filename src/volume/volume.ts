@@ -24,7 +24,7 @@ import {
 import { type TrackRun, TrackSet } from '../tracks/index.ts';
 import type { Deltas } from './deltas.ts';
 import type { DirtyRegions } from './dirty-regions.ts';
-import { homePathOf, lockVolume, openState, type VolumeIdentity } from './directory.ts';
+import { lockVolume, openState, type VolumeIdentity } from './directory.ts';
 import type { EpochHistory } from './epoch-history.ts';
 import { VolumeError } from './errors.ts';
 import { Geometry } from './geometry.ts';
@@ -32,14 +32,15 @@ import { Fills } from './fills.ts';
 import type { FreezePart, PointUse } from './freeze.ts';
 import { beginSessions, createSnapshots } from './group.ts';
 import { growTo } from './grow.ts';
+import type { HomeMirrors } from './home-mirrors.ts';
 import { removeSegments } from './intent-log.ts';
-import { openParts, type OpenParts, openSnapshots, type OpenVolumeOptions } from './opening.ts';
+import { lookOfHome, openParts, type OpenParts, openSnapshots, type OpenVolumeOptions } from './opening.ts';
 import { Points } from './points.ts';
 import { Poison } from './poison.ts';
 import { readThrough } from './read-through.ts';
 import type { BackupSession } from './session.ts';
 import { type SessionPreview, type SessionRequest, Sessions } from './sessions.ts';
-import { type Consumer, homeStamp, type VolumeState } from './state.ts';
+import type { Consumer, VolumeState } from './state.ts';
 import type { Mirroring } from './mirroring.ts';
 import { RecentUse } from './recent-use.ts';
 import type { Recovery, RecoveryOwner } from './recovery.ts';
@@ -107,9 +108,7 @@ export class Volume implements BlockDevice {
     const fastZero = !readOnly && parts.home.capabilities.fastZero === true;
     this.capabilities = { readOnly, trim: true, extents: true, fastZero };
     this.#fills = new Fills({
-      identity: parts.identity,
-      recovery: parts.recovery,
-      mirroring: parts.mirroring,
+      ...parts,
       refuse: () => this.#refuse(),
       flush: () => this.#writePath.flush(),
     });
@@ -279,8 +278,7 @@ export class Volume implements BlockDevice {
       startedClean: this.startedClean,
       poisoned: this.#poison.record,
       suspectTracks: this.#poison.suspects.size,
-      recovery: this.recovery?.status(),
-      mirroring: this.mirroring?.status(),
+      ...this.#fills.status(),
       deltas: this.#deltas?.status(),
       writesWaiting: this.#writePath.waitingCount,
       trimsForgotten: this.#writePath.forgottenTrimCount,
@@ -394,6 +392,23 @@ export class Volume implements BlockDevice {
   async fillMirror(body: (mirroring: Mirroring, signal: AbortSignal) => Promise<void>): Promise<void> {
     this.#refuseBeginning();
     await this.#fills.runMirror(body);
+  }
+
+  // --- The mirrors of its home ---
+
+  /** Undefined where the home is one file or device. */
+  get mirrors(): HomeMirrors | undefined {
+    return this.#fills.mirrors;
+  }
+
+  /**
+   * Looks after the mirrors of the home, in whatever way the body does; it ends early when the signal fires. Several may.
+   *
+   * @throws {VolumeError} `unknown-member` where the home is one file or device; what the body throws.
+   */
+  async careForMirrors<T>(body: (mirrors: HomeMirrors, signal: AbortSignal) => Promise<T>): Promise<T> {
+    this.#refuseBeginning();
+    return this.#fills.care(body);
   }
 
   // --- Snapshots ---
@@ -584,8 +599,7 @@ export class Volume implements BlockDevice {
       this.#poisonBy(error);
       throw error;
     }
-    const path = homePathOf(this.identity.directory, this.identity.home);
-    await this.#state.saveClean(this.#epochs, path === undefined ? undefined : await homeStamp(path));
+    await this.#state.saveClean(this.#epochs, await lookOfHome(this.identity, this.mirrors));
     await removeSegments(this.identity.directory, () => true);
     await this.#dirty?.clear();
   }
