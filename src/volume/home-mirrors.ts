@@ -19,6 +19,7 @@ import { type ExtentKind, extentLengths, wholePathOf } from './layout.ts';
 import { inodeOf } from './layout-create.ts';
 import type { LayoutHome, MirrorPart } from './layout-home.ts';
 import type { MirrorMember, MirrorMemberStatus } from './mirror-member.ts';
+import { lastMember, type MirrorSet } from './mirror-set.ts';
 import { type MirrorWork, rebuildMember, scrubMirror, type ScrubOptions } from './mirror-rebuild.ts';
 import { dropCaches } from './read-through.ts';
 import type { HomeStamps } from './state.ts';
@@ -156,18 +157,18 @@ export class HomeMirrors {
   async replace(place: string, newPlace: string): Promise<void> {
     const found = this.#find(place);
     const { set, member, extent } = found;
-    if (member.isInSync && set.members.filter(({ isInSync }) => isInSync).length === 1) {
-      const message = `${place} is the only current copy of what it holds; let another one be rebuilt first`;
-      throw new VolumeError('last-member', message, { place });
-    }
+    if (member.isInSync) await assertSpare(set, member);
     const made = await makeFile(newPlace, set.sizeBytes);
     const isSame = newPlace === place;
     try {
       // In its own place the lock is held until it is given up.
-      const device = isSame ? undefined : await this.#openFor(found, newPlace);
-      await set.giveUp(member, `it is being replaced by ${newPlace}`);
-      const used = device ?? (await this.#openFor(found, newPlace));
-      await this.#join(found, newPlace, used, true);
+      const device = isSame ? undefined : await this.#open(newPlace);
+      await set.giveUp(member, `it is being replaced by ${newPlace}`).catch(async (error: unknown) => {
+        await device?.close();
+        throw error;
+      });
+      await member.whenRetired();
+      await this.#join(found, newPlace, device ?? (await this.#open(newPlace)), true);
     } catch (error) {
       if (made !== undefined && member.place !== newPlace) await made.undo();
       throw error;
@@ -223,7 +224,7 @@ export class HomeMirrors {
   async #rejoin(found: Place): Promise<void> {
     const { member, extent } = found;
     await member.whenRetired();
-    const device = await this.#openFor(found, member.place);
+    const device = await this.#open(member.place);
     const inode = await inodeOf(member.place);
     const before = this.#options.laidOut.inodeOf(extent, member.index);
     const isOther = before !== undefined && inode !== undefined && before !== inode;
@@ -231,13 +232,8 @@ export class HomeMirrors {
     this.#options.laidOut.noteInode(extent, member.index, inode);
   }
 
-  #openFor({ member }: Place, place: string): Promise<BlockDevice> {
-    // What is given up holds its lock until nothing uses it any more.
-    return member
-      .whenRetired()
-      .then(() =>
-        this.#options.registry.open(place, { readOnly: false, syncName: 'home', lock: 'exclusive' }),
-      );
+  #open(place: string): Promise<BlockDevice> {
+    return this.#options.registry.open(place, { readOnly: false, syncName: 'home', lock: 'exclusive' });
   }
 
   async #join({ set, member }: Place, place: string, device: BlockDevice, isUnknown: boolean): Promise<void> {
@@ -247,6 +243,16 @@ export class HomeMirrors {
       await device.close();
       throw error;
     }
+  }
+}
+
+/** @throws {VolumeError} `last-member` where no other member is in sync, and can be read. */
+async function assertSpare(set: MirrorSet, member: MirrorMember): Promise<void> {
+  try {
+    // One that has died is not noticed before it is used.
+    await set.readGood(Buffer.alloc(set.blockSizeBytes), 0, (other) => other !== member);
+  } catch (error) {
+    throw lastMember(member.place, error);
   }
 }
 

@@ -34,14 +34,22 @@ interface Lock {
 
 export class Disk {
   readonly memory: MemoryDevice;
+  readonly #onMade: (device: FaultyDevice) => void;
   faulty: FaultyDevice;
   /** It cannot be opened, and what is open fails. */
   isGone = false;
   readonly locks = new Set<Lock>();
 
-  constructor(sizeBytes: number) {
+  constructor(sizeBytes: number, onMade: (device: FaultyDevice) => void = () => undefined) {
     this.memory = new MemoryDevice({ sizeBytes });
-    this.faulty = new FaultyDevice(this.memory);
+    this.#onMade = onMade;
+    this.faulty = this.#make();
+  }
+
+  #make(): FaultyDevice {
+    const device = new FaultyDevice(this.memory);
+    this.#onMade(device);
+    return device;
   }
 
   /** What is open fails from now on, and nothing can be opened. */
@@ -53,7 +61,7 @@ export class Disk {
   /** As it was when it went away, or with what the test has put there. */
   comeBack(): void {
     this.isGone = false;
-    this.faulty = new FaultyDevice(this.memory);
+    this.faulty = this.#make();
   }
 
   content(offsetBytes = 0, lengthBytes = this.memory.sizeBytes): Buffer {
@@ -66,8 +74,8 @@ export class Disk {
 export class Disks implements Pick<DeviceRegistry, 'open'> {
   readonly #disks = new Map<string, Disk>();
 
-  add(name: string, sizeBytes: number): Disk {
-    const disk = new Disk(sizeBytes);
+  add(name: string, sizeBytes: number, onMade?: (device: FaultyDevice) => void): Disk {
+    const disk = new Disk(sizeBytes, onMade);
     this.#disks.set(name, disk);
     return disk;
   }

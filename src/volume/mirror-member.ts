@@ -42,7 +42,10 @@ export interface MirrorMemberStatus {
 
 /** The tracks that a mirror lies on; they may get more. */
 export interface MirrorTracks {
+  /** Up to the mirror's end, from the beginning of the volume. */
   readonly trackCount: number;
+  /** Those that the mirror has a part of. */
+  readonly ownTracks: TrackRun;
 }
 
 export class MirrorMember {
@@ -69,7 +72,7 @@ export class MirrorMember {
     if (start.device !== undefined) this.#take(start.device);
     if (start.absence === undefined) return;
     const { missing, sinceMs, reason } = start.absence;
-    this.#missing = TrackBits.from(missing, tracks.trackCount);
+    this.#missing = this.#bitsOf(missing.intersection(TrackSet.ofRun(tracks.ownTracks)));
     this.#absence = { sinceMs, reason };
   }
 
@@ -189,9 +192,7 @@ export class MirrorMember {
     const device = this.#device;
     const lacking = this.lacking();
     this.#absence = absence;
-    this.#missing = isUnknown
-      ? TrackBits.all(this.#tracks.trackCount)
-      : TrackBits.from(lacking, this.#tracks.trackCount);
+    this.#missing = this.#bitsOf(isUnknown ? TrackSet.ofRun(this.#tracks.ownTracks) : lacking);
     this.#device = undefined;
     this.#flushes = undefined;
     this.#unflushed = new UnflushedTracks(this.#tracks);
@@ -214,7 +215,11 @@ export class MirrorMember {
   join(place: string, device: BlockDevice, isUnknown: boolean): void {
     this.#place = place;
     this.#take(device);
-    if (isUnknown) this.#missing = TrackBits.all(this.#tracks.trackCount);
+    if (isUnknown) this.#missing = this.#bitsOf(TrackSet.ofRun(this.#tracks.ownTracks));
+  }
+
+  #bitsOf(tracks: TrackSet): TrackBits {
+    return TrackBits.from(tracks, this.#tracks.trackCount);
   }
 
   #take(device: BlockDevice): void {

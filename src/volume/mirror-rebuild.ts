@@ -97,7 +97,7 @@ async function copyRun(
  */
 export async function scrubMirror(mirror: MirrorSet, options: ScrubOptions): Promise<TrackSet> {
   const differing = TrackSet.empty();
-  const whole = TrackSet.ofRun(mirror.tracksOf(0, mirror.sizeBytes));
+  const whole = TrackSet.ofRun(mirror.ownTracks);
   for (const run of whole.runs(runTracksOf(mirror))) {
     const range = mirror.rangeOf(run);
     await paced(mirror, range, options, async (from, to) => {

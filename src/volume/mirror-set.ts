@@ -36,6 +36,7 @@ import {
   type ZeroOptions,
 } from '../device/index.ts';
 import type { TrackRun, TrackSet } from '../tracks/index.ts';
+import { VolumeError } from './errors.ts';
 import { MirrorMember, type MirrorMemberStart, type MirrorMemberStatus } from './mirror-member.ts';
 import { RangeOrder } from './range-order.ts';
 import { isZero } from './snapshot-store.ts';
@@ -104,6 +105,11 @@ export class MirrorSet implements BlockDevice {
   /** Up to the end of the mirror, from the beginning of the volume. */
   get trackCount(): number {
     return Math.ceil((this.startBytes + this.#sizeBytes) / this.trackSizeBytes);
+  }
+
+  /** The tracks that it has a part of. */
+  get ownTracks(): TrackRun {
+    return this.tracksOf(0, this.#sizeBytes);
   }
 
   get clock(): Clock {
@@ -285,9 +291,13 @@ export class MirrorSet implements BlockDevice {
     return false;
   }
 
-  /** A member has nothing that counts from now on, and its device is closed. One that is not the last in sync. */
+  /**
+   * A member has nothing that counts from now on, and its device is closed; on record when the promise resolves.
+   *
+   * @throws {VolumeError} `last-member`
+   */
   async giveUp(member: MirrorMember, reason: string): Promise<void> {
-    assert(!member.isInSync || this.#readers.length > 1, `${member.place} is the last member in sync`);
+    if (member.isInSync && this.#readers.length === 1) throw lastMember(member.place);
     member.leave({ sinceMs: this.#options.clock.now(), reason }, true);
     this.#sort();
     await this.recordNow();
@@ -551,6 +561,12 @@ export class MirrorSet implements BlockDevice {
     assertRange(this, offsetBytes, lengthBytes);
     assert(!this.capabilities.readOnly, `Write to ${this.description}, which is open read-only`);
   }
+}
+
+/** The error of what would leave a mirror without a member in sync. */
+export function lastMember(place: string, cause?: unknown): VolumeError<'last-member'> {
+  const message = `${place} is the only copy that is current and can be read; let another one be rebuilt first`;
+  return new VolumeError('last-member', message, { place }, { cause });
 }
 
 /** Nothing is wrong with the device: it has no room. */
