@@ -72,6 +72,8 @@ export const LIMITS = {
   mirrorRetryMsMin: 1_000,
   /** ... and never more rarely than this. */
   mirrorRetryMsMax: 60_000,
+  /** Differences that a scrub names; all are counted. */
+  scrubDifferencesShownMax: 100,
   /** Parts of a home, and members of one part; each has a descriptor, and every write goes to all of a mirror. */
   layoutExtentCountMax: 256,
   layoutMemberCountMax: 16,

@@ -17,6 +17,14 @@ import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
 import { type CheckOptions, type CheckResult, checkVolume as checkOffline } from '../volume/index.ts';
 import { type FillOutcome, type FillParams, isFillOutcome } from './fill-from-media.ts';
+import {
+  isReplaceOutcome,
+  isScrubReport,
+  type ReplaceOutcome,
+  type ReplaceParams,
+  type ScrubParams,
+  type ScrubReport,
+} from './mirror-params.ts';
 import { type GrowOutcome, VolumeHost } from './volume-host.ts';
 
 export type StatusRecord = Readonly<Record<string, unknown>>;
@@ -43,6 +51,10 @@ export interface VolumeAccess {
   cancel(session: string | undefined): Promise<unknown>;
   /** See `Volume.grow`. */
   grow(sizeBytes: number): Promise<GrowOutcome>;
+  /** Compares the members of its mirrors. */
+  scrub(params: ScrubParams, events: RequestEvents): Promise<ScrubReport>;
+  /** Puts another device in the place of a member of a mirror, and brings it everything. */
+  replace(params: ReplaceParams, events: RequestEvents): Promise<ReplaceOutcome>;
   /** Gives the volume, or the connection, up. */
   close(): Promise<void>;
 }
@@ -112,6 +124,8 @@ export async function reachVolumes(
     snapshotClone: async (clone, events) => ({ ...(await host.snapshotClone(clone, events)) }),
     cancel: (session) => host.cancel(session),
     grow: (sizeBytes) => host.grow(sizeBytes),
+    scrub: (params, events) => host.scrub(params, once(events)),
+    replace: (params, events) => host.replace(params, once(events)),
     close,
   };
 }
@@ -274,6 +288,18 @@ class OnlineAccess implements VolumeAccess {
   async grow(sizeBytes: number): Promise<GrowOutcome> {
     const result = await this.#client.request({ command: 'grow', params: { sizeBytes } });
     if (!isGrowOutcome(result)) throw badReply('grow', result);
+    return result;
+  }
+
+  async scrub(params: ScrubParams, events: RequestEvents): Promise<ScrubReport> {
+    const result = await this.#client.request({ command: 'scrub', params }, listenerOf(events));
+    if (!isScrubReport(result)) throw badReply('scrub', result);
+    return result;
+  }
+
+  async replace(params: ReplaceParams, events: RequestEvents): Promise<ReplaceOutcome> {
+    const result = await this.#client.request({ command: 'replace', params }, listenerOf(events));
+    if (!isReplaceOutcome(result)) throw badReply('replace', result);
     return result;
   }
 

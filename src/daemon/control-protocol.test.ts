@@ -42,6 +42,9 @@ t.test('requests survive the wire', (t) => {
     { id: 11, command: 'copy-plan', params: { ...COPY, remap: '/plan.json', snapshot: 's', full: true } },
     { id: 12, command: 'copy', params: { ...COPY, maxWaitMs: 500, rateBytesPerSecond: 1 } },
     { id: 6, command: 'grow', params: { sizeBytes: 1_048_576 } },
+    { id: 6, command: 'scrub', params: { repair: true, rateBytesPerSecond: 1000 } },
+    { id: 6, command: 'scrub', params: { repair: false } },
+    { id: 6, command: 'replace', params: { member: '/srv/a.raw', place: 'nbd://box/disk' } },
   ];
   for (const request of requests) {
     const line = encodeLine(request).toString();
@@ -101,6 +104,8 @@ t.test('wrong requests are answered under their id, with what is wrong', (t) => 
     ['{"id":7,"command":"format"}', 7, /Command "format" is unknown/],
     ['{"id":7,"command":"cancel","params":3}', 7, /Member params is 3/],
     ['{"id":7,"command":"cancel","params":{"session":""}}', 7, /Member session is ""/],
+    ['{"id":7,"command":"replace","params":{"member":"/a","place":"b"}}', 7, /Member place is "b"/],
+    ['{"id":7,"command":"replace","params":{"place":"/b"}}', 7, /Member member is missing/],
     ['{"id":7,"command":"grow"}', 7, /Member sizeBytes is missing, wanted a whole number of bytes/],
     ['{"id":7,"command":"grow","params":{"sizeBytes":"1G"}}', 7, /Member sizeBytes is "1G"/],
     ['{"id":7,"command":"backup"}', 7, /Member store is missing/],

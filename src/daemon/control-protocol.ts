@@ -22,6 +22,7 @@ import type { CopyParams } from './copy-params.ts';
 import { DaemonError, type WireError } from './errors.ts';
 import type { FillParams } from './fill-from-media.ts';
 import type { FreezeHooks } from './freeze-hooks.ts';
+import type { ReplaceParams, ScrubParams } from './mirror-params.ts';
 
 export type ControlRequest = { readonly id: number } & (
   | { readonly command: 'status' }
@@ -36,6 +37,8 @@ export type ControlRequest = { readonly id: number } & (
   | { readonly command: 'snapshot-changes'; readonly params: SnapshotChanges }
   | { readonly command: 'snapshot-clone'; readonly params: SnapshotClone }
   | { readonly command: 'cancel'; readonly params: { readonly session?: string } }
+  | { readonly command: 'scrub'; readonly params: ScrubParams }
+  | { readonly command: 'replace'; readonly params: ReplaceParams }
   | { readonly command: 'grow'; readonly params: { readonly sizeBytes: number } }
 );
 
@@ -66,6 +69,8 @@ export const COMMANDS = [
   'fill',
   'cancel',
   'grow',
+  'scrub',
+  'replace',
   'snapshot-create',
   'snapshot-list',
   'snapshot-delete',
@@ -146,7 +151,25 @@ function readRequest(id: number, value: Json): ControlRequest {
   }
   if (command === 'snapshot-clone') return { id, command, params: readCloneParams(params) };
   if (command === 'grow') return { id, command, params: { sizeBytes: readBytes(params, 'sizeBytes') } };
+  if (command === 'scrub') {
+    const rate = readRate(params['rateBytesPerSecond']);
+    return { id, command, params: { repair: params['repair'] === true, ...rate } };
+  }
+  if (command === 'replace') {
+    const rate = readRate(params['rateBytesPerSecond']);
+    return {
+      id,
+      command,
+      params: { member: readString(params, 'member'), place: readPlace(params), ...rate },
+    };
+  }
   return { id, command };
+}
+
+function readPlace(params: Json): string {
+  const place = readString(params, 'place');
+  if (isAbsolute(place) || /^[a-z][a-z0-9.+-]*:/i.test(place)) return place;
+  throw badRequest(`Member place is ${show(place)}, wanted an absolute path or a URI`);
 }
 
 function readChanges(params: Json): SnapshotChanges {

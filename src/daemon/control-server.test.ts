@@ -82,6 +82,8 @@ function makeHandlers(changed: Partial<ControlHandlers> = {}): ControlHandlers {
     snapshotClone: async ({ name }) => ({ name }),
     cancel: async (session) => ({ session: session ?? 'the one' }),
     grow: async (sizeBytes) => ({ sizeBytes }),
+    scrub: async (params) => params,
+    replace: async (params) => params,
     ...changed,
   };
 }

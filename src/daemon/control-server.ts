@@ -22,6 +22,7 @@ import {
 import type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 import { DaemonError, toWireError } from './errors.ts';
 import type { FillOutcome, FillParams } from './fill-from-media.ts';
+import type { ReplaceParams, ScrubParams } from './mirror-params.ts';
 import { LineSplitter } from './lines.ts';
 import { openSocketPath, removeStaleSocket, restrictSocket, type SocketPath } from './socket-path.ts';
 
@@ -51,6 +52,8 @@ export interface ControlHandlers {
   snapshotClone(clone: SnapshotClone, events: RequestEvents): Promise<unknown>;
   cancel(session: string | undefined): Promise<unknown>;
   grow(sizeBytes: number): Promise<unknown>;
+  scrub(params: ScrubParams, events: RequestEvents): Promise<unknown>;
+  replace(params: ReplaceParams, events: RequestEvents): Promise<unknown>;
 }
 
 export class ControlServer {
@@ -202,6 +205,10 @@ class Connection {
         return this.#handlers.cancel(request.params.session);
       case 'grow':
         return this.#handlers.grow(request.params.sizeBytes);
+      case 'scrub':
+        return this.#handlers.scrub(request.params, this.#eventsOf(request.id));
+      case 'replace':
+        return this.#handlers.replace(request.params, this.#eventsOf(request.id));
       case 'backup':
         return this.#handlers.backup(request.params, this.#eventsOf(request.id));
       case 'backup-plan':

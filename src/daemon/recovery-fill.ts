@@ -70,7 +70,7 @@ export class RecoveryFill {
         if (reason !== told) warn(`Volume ${name} cannot be filled now, and will be tried again: ${reason}`);
         told = reason;
       }
-      await wait(waitMs, this.#stop.signal);
+      await waitUnless(waitMs, this.#stop.signal);
       if (this.#stop.signal.aborted) return;
     }
   }
@@ -96,12 +96,12 @@ export function fillRate(
   signal: AbortSignal,
 ): Pick<FillOptions, 'take'> {
   if (bytesPerSecond === undefined) return {};
-  const rate = new RateLimit({ bytesPerSecond, clock, wait: (ms) => wait(ms, signal) });
+  const rate = new RateLimit({ bytesPerSecond, clock, wait: (ms) => waitUnless(ms, signal) });
   return { take: (bytes) => rate.take(bytes) };
 }
 
-/** Ends early when the signal fires. */
-function wait(ms: number, signal: AbortSignal): Promise<void> {
+/** Waits; ends early when the signal fires. */
+export function waitUnless(ms: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     const done = (): void => {
       clearTimeout(timer);

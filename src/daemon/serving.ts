@@ -35,6 +35,7 @@ import { ControlServer } from './control-server.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { DaemonError } from './errors.ts';
 import { VolumeExports } from './exports.ts';
+import { MirrorCare } from './mirror-care.ts';
 import { MirrorFill } from './mirror-fill.ts';
 import { type FillProgress, RecoveryFill } from './recovery-fill.ts';
 import { openSocketPath, removeDeadSocket, removeStaleSocket, type SocketPath } from './socket-path.ts';
@@ -108,7 +109,7 @@ export class Serving {
   readonly #controls: ControlServer[] = [];
   readonly #places: SocketPath[] = [];
   readonly #uris: string[] = [];
-  readonly #fills: (RecoveryFill | MirrorFill)[] = [];
+  readonly #fills: (RecoveryFill | MirrorFill | MirrorCare)[] = [];
   readonly #options: ServingOptions;
   #stopped: Promise<void> | undefined;
 
@@ -246,6 +247,7 @@ export class Serving {
     for (const { volume } of this.#hosts) {
       const { name } = volume.identity;
       if (readOnly) continue;
+      if (volume.mirrors?.isMirrored === true) this.#fills.push(new MirrorCare({ volume, warn }));
       if (volume.mirroring !== undefined) this.#fills.push(this.#mirrorFill(volume));
       if (volume.recovery === undefined) continue;
       this.#fills.push(

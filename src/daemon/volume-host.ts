@@ -22,9 +22,11 @@ import { DaemonError } from './errors.ts';
 import type { VolumeExports } from './exports.ts';
 import { fillFromMedia, type FillOutcome, type FillParams } from './fill-from-media.ts';
 import { withFreezeHooks } from './freeze-hooks.ts';
+import type { ReplaceOutcome, ReplaceParams, ScrubParams, ScrubReport } from './mirror-params.ts';
 import { realPathOf } from './real-path.ts';
 import { SessionRegistry, severalSessions } from './sessions.ts';
 import { copyOnto, planCopyOnto } from './volume-copy.ts';
+import { replaceMember, scrubVolume } from './volume-mirrors.ts';
 
 export interface HostOptions {
   /** What the owner is doing, for whoever is refused: `serving`. */
@@ -108,7 +110,8 @@ export class VolumeHost implements ControlHandlers {
   }
 
   async status(): Promise<Readonly<Record<string, unknown>>> {
-    const status = this.volume.status();
+    // What its members are is told with their state.
+    const { layout: _layout, ...status } = this.volume.status();
     const sessions = this.sessions.list().map((running) => {
       // Until the freeze the volume knows nothing of it.
       const begun = status.sessions.find(({ session }) => session === running.session);
@@ -284,6 +287,16 @@ export class VolumeHost implements ControlHandlers {
         ...(home === undefined ? {} : { home }),
       });
     });
+  }
+
+  /** Compares the members of its mirrors; see `scrubVolume`. */
+  scrub(params: ScrubParams, events: RequestEvents): Promise<ScrubReport> {
+    return scrubVolume(this, params, events);
+  }
+
+  /** Puts another device in the place of a member of a mirror; see `replaceMember`. */
+  replace(params: ReplaceParams, events: RequestEvents): Promise<ReplaceOutcome> {
+    return replaceMember(this, params, events);
   }
 
   /** See `Volume.grow`. */

@@ -15,7 +15,7 @@ import { TrackSet } from '../tracks/index.ts';
 import { exists, HOME_ATTRIBUTE, type VolumeIdentity } from './directory.ts';
 import { VolumeError } from './errors.ts';
 import type { Geometry } from './geometry.ts';
-import { type ExtentKind, extentLengths, wholePathOf } from './layout.ts';
+import { describeLayout, type ExtentKind, extentLengths, wholePathOf } from './layout.ts';
 import { inodeOf } from './layout-create.ts';
 import type { LayoutHome, MirrorPart } from './layout-home.ts';
 import type { MirrorMember, MirrorMemberStatus } from './mirror-member.ts';
@@ -90,9 +90,20 @@ export class HomeMirrors {
     return this.#options.laidOut.stamps();
   }
 
+  /** What the volume's identity says of its home. */
+  home(): Pick<VolumeIdentity, 'home' | 'layout'> {
+    const layout = this.#options.laidOut.layout(0);
+    return { home: describeLayout(layout), layout };
+  }
+
   /** Whether there is any mirror. */
   get isMirrored(): boolean {
     return this.#options.laidOut.mirrors.length > 0;
+  }
+
+  /** Bytes of the volume that lie in mirrors. */
+  get mirroredBytes(): number {
+    return this.#options.laidOut.mirrors.reduce((sum, { set }) => sum + set.sizeBytes, 0);
   }
 
   get awayCount(): number {
@@ -152,7 +163,8 @@ export class HomeMirrors {
    * Puts another device, or the same place with whatever is there now, in a member's place: durably so when the promise
    * resolves. It gets every change from then on, and has everything after `rebuild`. A file that is missing is made.
    *
-   * @throws {VolumeError} `unknown-member`, `last-member`; what opening the new place throws: nothing has changed then.
+   * @throws {VolumeError} `unknown-member`, `last-member`; what opening the new place throws. Where it is another place,
+   *   nothing has changed then.
    */
   async replace(place: string, newPlace: string): Promise<void> {
     const found = this.#find(place);
@@ -163,10 +175,13 @@ export class HomeMirrors {
     try {
       // In its own place the lock is held until it is given up.
       const device = isSame ? undefined : await this.#open(newPlace);
-      await set.giveUp(member, `it is being replaced by ${newPlace}`).catch(async (error: unknown) => {
+      try {
+        if (device !== undefined) await set.makeFit(device);
+        await set.giveUp(member, `it is being replaced by ${newPlace}`);
+      } catch (error) {
         await device?.close();
         throw error;
-      });
+      }
       await member.whenRetired();
       await this.#join(found, newPlace, device ?? (await this.#open(newPlace)), true);
     } catch (error) {

@@ -101,6 +101,11 @@ export class MirrorMember {
     return this.#missing?.size ?? 0;
   }
 
+  /** Whether any track of the run is missing. */
+  lacks(run: TrackRun): boolean {
+    return this.#missing?.firstIn(run) !== undefined;
+  }
+
   missing(): TrackSet {
     return this.#missing?.toTrackSet() ?? TrackSet.empty();
   }

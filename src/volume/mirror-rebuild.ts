@@ -81,7 +81,8 @@ async function copyRun(
   from: number,
 ): Promise<void> {
   await mirror.exclusively(from, from + content.length, async () => {
-    if (member.isInSync) return;
+    // Somebody else may rebuild it, too.
+    if (member.isInSync || !member.lacks(run)) return;
     assertHere(member);
     await mirror.readGood(content, from);
     if (await mirror.bring(member, content, from)) member.brought(run);

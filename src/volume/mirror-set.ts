@@ -316,8 +316,8 @@ export class MirrorSet implements BlockDevice {
     await this.recordNow();
   }
 
-  /** A member has a device again, which gets every change from now on. @param isUnknown everything is missing there. */
-  async join(member: MirrorMember, place: string, device: BlockDevice, isUnknown: boolean): Promise<void> {
+  /** Makes a device large enough for a member. @throws {DeviceError} 'too-small', 'unaligned'; what extending throws. */
+  async makeFit(device: BlockDevice): Promise<void> {
     if (device.blockSizeBytes > this.blockSizeBytes) {
       const valueBytes = this.blockSizeBytes;
       const { description, blockSizeBytes } = device;
@@ -325,6 +325,11 @@ export class MirrorSet implements BlockDevice {
       throw new DeviceError('unaligned', message, { device: description, valueBytes, blockSizeBytes });
     }
     await extendTo(device, this.#sizeBytes);
+  }
+
+  /** A member has a device again, which gets every change from now on. @param isUnknown everything is missing there. */
+  async join(member: MirrorMember, place: string, device: BlockDevice, isUnknown: boolean): Promise<void> {
+    await this.makeFit(device);
     member.join(place, device, isUnknown);
   }
 

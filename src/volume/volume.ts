@@ -408,7 +408,10 @@ export class Volume implements BlockDevice {
    */
   async careForMirrors<T>(body: (mirrors: HomeMirrors, signal: AbortSignal) => Promise<T>): Promise<T> {
     this.#refuseBeginning();
-    return this.#fills.care(body);
+    // Another device may be a member then.
+    return this.#fills.care(body).finally(() => {
+      this.#identity = { ...this.#identity, ...this.mirrors?.home() };
+    });
   }
 
   // --- Snapshots ---
