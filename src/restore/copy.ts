@@ -28,6 +28,7 @@ import {
   type BackupSession,
   type ContainerArea,
   Geometry,
+  homePlaces,
   isZero,
   type SessionRequest,
   type SetLevel,
@@ -218,10 +219,11 @@ async function open(options: CopyPlanOptions): Promise<Opened> {
 }
 
 /** What is not known of a target before it is open, and concerns no restore. */
-function refuseUnsuited({ target, place, path }: CopyPlace, { identity, geometry }: Volume): void {
+function refuseUnsuited({ target, place, path }: CopyPlace, { identity, mirrors, geometry }: Volume): void {
   const { name, device } = target;
   // Where it is a file or a device it is locked.
-  if (path === undefined && shareBytes(place, identity.home)) {
+  const homes = homePlaces(mirrors?.home() ?? identity);
+  if (path === undefined && homes.some((home) => shareBytes(place, home))) {
     const details = { target: name, path: place, by: 'the home of the volume' };
     throw new RestoreError('target-in-use', `Target ${place} is in use: the home of the volume`, details);
   }

@@ -98,6 +98,8 @@ export class Fills {
   status(): Pick<VolumeStatus, 'recovery' | 'mirroring' | 'parts'> {
     const { mirroring, mirrors } = this.#options;
     return {
+      // Another device may be a member by now.
+      ...mirrors?.home(),
       recovery: this.#recovery?.status(),
       mirroring: mirroring?.status(),
       parts: mirrors?.status(),

@@ -90,7 +90,7 @@ export class HomeMirrors {
     return this.#options.laidOut.stamps();
   }
 
-  /** What the volume's identity says of its home. */
+  /** What the volume's identity says of its home when it is opened, as it is now. */
   home(): Pick<VolumeIdentity, 'home' | 'layout'> {
     const layout = this.#options.laidOut.layout(0);
     return { home: describeLayout(layout), layout };

@@ -190,7 +190,7 @@ export class MirrorSet implements BlockDevice {
       .map((member) => this.#attempt(member, () => member.flush(inFlight)));
     const failures = (await Promise.all(flushed)).filter((failure) => failure !== undefined);
     // A flush that found no room has lost something all the same.
-    if (failures.length > 0) this.#settle(failures, [], undefined);
+    if (failures.length > 0) this.#settle(failures, []);
     await this.#unrecorded;
   }
 
@@ -370,23 +370,13 @@ export class MirrorSet implements BlockDevice {
    * @param device the one that failed; nothing is done where the member has another one by now.
    * @returns whether it is away.
    */
-  lose(
-    member: MirrorMember,
-    device: BlockDevice | undefined,
-    error: unknown,
-    run?: TrackRun,
-    isUnknown = false,
-  ): boolean {
-    if (device === undefined || member.device !== device) {
-      // Somebody else has seen it fail.
-      if (run !== undefined && !member.isInSync) member.miss(run);
-      return member.device === undefined;
-    }
+  lose(member: MirrorMember, device: BlockDevice | undefined, error: unknown, isUnknown = false): boolean {
+    // Somebody else may have seen it fail. What it failed counts as not flushed, and so as missing.
+    if (device === undefined || member.device !== device) return member.device === undefined;
     if (member.isInSync && this.#readers.length === 1) return false;
     const { clock, name, onWarning } = this.#options;
     const reason = messageOf(error);
     member.leave({ sinceMs: clock.now(), reason }, isUnknown);
-    if (run !== undefined) member.miss(run);
     this.#sort();
     this.#record();
     const left = this.#readers.length;
@@ -488,7 +478,7 @@ export class MirrorSet implements BlockDevice {
     const failures = [...atOnce, ...later];
     if (failures.length > 0) {
       const refusals = failures.filter(({ member, error }) => member.isInSync && isRefusal(error));
-      const refusal = this.#settle(failures, refusals, this.tracksOf(offsetBytes, lengthBytes));
+      const refusal = this.#settle(failures, refusals);
       if (refusal !== undefined) {
         await this.makeEqual(offsetBytes, offsetBytes + lengthBytes);
         await this.#unrecorded;
@@ -505,11 +495,7 @@ export class MirrorSet implements BlockDevice {
    * @returns the first of these, where they stay.
    * @throws the first error, where no member in sync has done it, nor refused it.
    */
-  #settle(
-    failures: readonly Failure[],
-    refusals: readonly Failure[],
-    run: TrackRun | undefined,
-  ): Failure | undefined {
+  #settle(failures: readonly Failure[], refusals: readonly Failure[]): Failure | undefined {
     const failed = new Set(failures.map(({ member }) => member));
     const isDone = this.#readers.some((member) => !failed.has(member));
     if (!isDone && refusals.length === 0) {
@@ -518,7 +504,7 @@ export class MirrorSet implements BlockDevice {
     }
     const staying = isDone ? [] : refusals;
     for (const failure of failures)
-      if (!staying.includes(failure)) this.lose(failure.member, failure.device, failure.error, run);
+      if (!staying.includes(failure)) this.lose(failure.member, failure.device, failure.error);
     return staying[0];
   }
 
@@ -540,7 +526,7 @@ export class MirrorSet implements BlockDevice {
   /** Writes anew what a member could not read, or gives it up. */
   async #mend({ member, device, error }: Failure, offsetBytes: number, lengthBytes: number): Promise<void> {
     if (!isOfMedium(error)) {
-      this.lose(member, device, error, undefined, isCutShort(error, member.place));
+      this.lose(member, device, error, isCutShort(error, member.place));
       return;
     }
     const { name, onWarning } = this.#options;

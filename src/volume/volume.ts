@@ -408,10 +408,7 @@ export class Volume implements BlockDevice {
    */
   async careForMirrors<T>(body: (mirrors: HomeMirrors, signal: AbortSignal) => Promise<T>): Promise<T> {
     this.#refuseBeginning();
-    // Another device may be a member then.
-    return this.#fills.care(body).finally(() => {
-      this.#identity = { ...this.#identity, ...this.mirrors?.home() };
-    });
+    return this.#fills.care(body);
   }
 
   // --- Snapshots ---

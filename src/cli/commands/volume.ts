@@ -1,4 +1,4 @@
-/** `cowbell volume create|show|grow|check`. */
+/** `cowbell volume create|show|grow|check|scrub|replace`. */
 
 import type { Argv } from 'yargs';
 import { CorruptionError, formatSize, LIMITS } from '../../base/index.ts';
@@ -17,9 +17,11 @@ import {
 import { absolutePath, absolutePlace, readSize, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions, Run } from '../command.ts';
 import { UsageError } from '../exit.ts';
+import { LAYOUT_KINDS, readHome } from '../layout-options.ts';
 import { describe } from '../output.ts';
 import { readSpan } from '../time-arguments.ts';
 import { storeReaderPath } from '../worker-path.ts';
+import { addReplace, addScrub } from './volume-mirror.ts';
 
 interface VolumeOptions extends GlobalOptions {
   readonly volume: string;
@@ -37,7 +39,9 @@ interface CheckOptions extends VolumeOptions {
 interface CreateOptions extends VolumeOptions {
   readonly size: string;
   readonly trackSize: string | undefined;
-  readonly home: string | undefined;
+  readonly home: string | readonly string[] | undefined;
+  readonly layout: (typeof LAYOUT_KINDS)[number] | undefined;
+  readonly layoutFile: string | undefined;
   readonly delta: readonly (string | number)[] | undefined;
   readonly deltaSize: string | undefined;
   readonly keepLog: string | undefined;
@@ -47,11 +51,13 @@ interface CreateOptions extends VolumeOptions {
 
 export const addVolume: AddCommand = (parser, run) =>
   parser.command('volume', 'Create, show, grow and check volumes', (command) =>
-    addCheck(addGrow(addShow(addCreate(command, run), run), run), run).demandCommand(
+    ADDING.reduce<Argv<GlobalOptions>>((added, add) => add(added, run), command).demandCommand(
       1,
       'No volume command is given',
     ),
   );
+
+const ADDING = [addCreate, addShow, addGrow, addCheck, addScrub, addReplace] as const;
 
 function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
   return parser.command(
@@ -69,7 +75,17 @@ function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
         .option('home', {
           type: 'string',
           requiresArg: true,
-          describe: 'File, block device or NBD URI for the bytes; a file in the directory when left out',
+          describe:
+            'File, block device or NBD URI for the bytes, or a piece of one (@offset+length); a file in the directory when left out. Several with --layout',
+        })
+        .option('layout', {
+          choices: LAYOUT_KINDS,
+          describe: 'How several homes are used: one behind the other, in stripes, or each a copy of all',
+        })
+        .option('layout-file', {
+          type: 'string',
+          requiresArg: true,
+          describe: 'A JSON file that lays the home out, in place of --home and --layout; see docs/homes.md',
         })
         .option('delta', {
           type: 'string',
@@ -102,6 +118,7 @@ function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
         })
         .example('$0 volume create /srv/vol --size 10G', '')
         .example('$0 volume create /srv/vol --size 10G --home /dev/sdb', '')
+        .example('$0 volume create /srv/vol --size 1T --layout mirror --home /dev/sdb --home /dev/sdc', '')
         .example(
           '$0 volume create /srv/vol --size 10G --delta /disk2/deltas --delta /disk3/deltas',
           'Two more copies of what is not backed up',
@@ -167,18 +184,22 @@ function addCheck(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
 async function create(context: CommandContext, options: CreateOptions): Promise<void> {
   const directory = absolutePath('The volume', options.volume, context.directory);
   const trackSize = single('--track-size', options.trackSize);
-  const home = single('--home', options.home);
   const snapshotFull = single('--snapshot-full', options.snapshotFull);
   const snapshotBy = single('--snapshot-by', options.snapshotBy);
-  if (home === '') throw new UsageError('--home is empty, wanted a path or a URI');
+  const home = await readHome(options, context.directory);
   const sizeBytes = readSize('--size', single('--size', options.size) ?? '');
-  const place = home === undefined ? undefined : absolutePlace(home, context.directory);
-  if (place !== undefined) await assertHome(place, sizeBytes);
+  if (home.kind === 'plain') await assertHome(home.place, sizeBytes);
+  // Before anything is opened or made.
+  if (home.kind === 'layout' && snapshotBy === 'clone')
+    throw new UsageError('--snapshot-by clone is given with a layout, wanted a home of one file');
   const identity = await createVolume(directory, {
     sizeBytes,
     trackSizeBytes:
       trackSize === undefined ? LIMITS.trackSizeBytesDefault : readSize('--track-size', trackSize),
-    ...(place === undefined ? {} : { home: place }),
+    ...(home.kind === 'plain' ? { home: home.place } : {}),
+    ...(home.kind === 'layout'
+      ? { layout: home.layout, layoutFrom: home.from, registry: createDeviceRegistry() }
+      : {}),
     ...deltasOf(context, options),
     ...(snapshotFull === undefined ? {} : { snapshotFull }),
     ...(snapshotBy === undefined ? {} : { snapshotBy }),
