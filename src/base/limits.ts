@@ -355,4 +355,23 @@ export const LIMITS = {
   mediaLoadMsMax: 3_600_000,
   /** One write to a tape; its standard tools read it with `tar -b 128`. */
   mediaBlockBytes: 64 * KIB,
+
+  /** A file of `serve --config`, which is read as a whole. */
+  configBytesMax: MIB,
+  /** Policies of one volume. */
+  policyCountMax: 64,
+  /** Outcomes that are kept of each policy. */
+  policyOutcomeCountMax: 32,
+  /** Characters of an outcome's reason that are kept. */
+  policyReasonLengthMax: 500,
+  /** How often the conditions that are not of the clock are looked at; also a queued policy, at a volume that is busy. */
+  policyPollMs: 5_000,
+  /** A policy that failed is tried again after this, after twice that where it fails again ... */
+  policyRetryMsMin: 60_000,
+  /** ... and so on up to this. */
+  policyRetryMsMax: 3_600_000,
+  /** From when on a policy that is due and has not begun is overdue, where nothing is told. */
+  policyGraceMsDefault: 3_600_000,
+  /** The longest time between two of a policy, a leap year. */
+  policyEveryMsMax: 366 * 24 * 3_600_000,
 } as const;

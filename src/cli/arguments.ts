@@ -59,10 +59,14 @@ export function formatTimeMs(timeMs: number): string {
  * Reads `memory:64M`, `memory:0` or `/var/tmp/area:1G`. The size follows the last colon, so that a path may
  * have some.
  */
-export function readContainer(texts: readonly string[], directory: string): readonly ContainerSpec[] {
+export function readContainer(
+  texts: readonly string[],
+  directory: string,
+  option = '--container',
+): readonly ContainerSpec[] {
   if (texts.length > LIMITS.containerAreaCountMax) {
     throw new UsageError(
-      `--container is given ${texts.length} times, wanted at most ${LIMITS.containerAreaCountMax}`,
+      `${option} is given ${texts.length} times, wanted at most ${LIMITS.containerAreaCountMax}`,
     );
   }
   if (texts.length === 0) return [{ kind: 'memory', sizeBytes: LIMITS.containerBytesDefault }];
@@ -70,9 +74,9 @@ export function readContainer(texts: readonly string[], directory: string): read
     const colon = text.lastIndexOf(':');
     const place = text.slice(0, colon);
     if (colon === -1 || place === '') {
-      throw new UsageError(`--container is '${text}', wanted memory:<size> or <path>:<size>`);
+      throw new UsageError(`${option} is '${text}', wanted memory:<size> or <path>:<size>`);
     }
-    const sizeBytes = readSize(`The size of --container ${place}`, text.slice(colon + 1));
+    const sizeBytes = readSize(`The size of ${option} ${place}`, text.slice(colon + 1));
     return place === 'memory'
       ? { kind: 'memory', sizeBytes }
       : { kind: 'path', path: resolve(directory, place), sizeBytes };
@@ -112,25 +116,28 @@ export interface ListenAddress {
 const FAST_LEVEL = -5;
 
 /** `zstd`, `zstd:<level>`, `fast` or `none`. @throws {UsageError} */
-export function readCodec(text: string): { readonly codec: Codec; readonly compressionLevel?: number } {
+export function readCodec(
+  text: string,
+  option = '--codec',
+): { readonly codec: Codec; readonly compressionLevel?: number } {
   if (text === 'none' || text === 'zstd') return { codec: text };
   if (text === 'fast') return { codec: 'zstd', compressionLevel: FAST_LEVEL };
   const level = Number(/^zstd:(-?[0-9]{1,2})$/.exec(text)?.[1] ?? NaN);
   const { compressionLevelMin: min, compressionLevelMax: max } = LIMITS;
   if (level >= min && level <= max) return { codec: 'zstd', compressionLevel: level };
   throw new UsageError(
-    `--codec is ${text}, wanted zstd, zstd:<level> with a level of ${min} to ${max}, fast or none`,
+    `${option} is ${text}, wanted zstd, zstd:<level> with a level of ${min} to ${max}, fast or none`,
   );
 }
 
 /** Reads `127.0.0.1:10809`, `[::1]:10809`, `localhost:0`. */
-export function readListen(text: string): ListenAddress {
+export function readListen(text: string, option = '--listen'): ListenAddress {
   const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d+)$/.exec(text);
   const host = match?.[1] ?? match?.[2];
   const port = Number(match?.[3]);
   if (host !== undefined && port <= 65_535) return { host, port };
   throw new UsageError(
-    `--listen is '${text}', wanted <host>:<port> with a port up to 65535, such as 127.0.0.1:10809`,
+    `${option} is '${text}', wanted <host>:<port> with a port up to 65535, such as 127.0.0.1:10809`,
   );
 }
 

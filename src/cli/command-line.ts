@@ -12,6 +12,7 @@ import type { CommandContext, GlobalOptions, Run } from './command.ts';
 import { addAttach } from './commands/attach.ts';
 import { addBackup } from './commands/backup.ts';
 import { addCancel } from './commands/cancel.ts';
+import { addConfig } from './commands/config.ts';
 import { addCopy } from './commands/copy.ts';
 import { addDetach } from './commands/detach.ts';
 import { addFill } from './commands/fill.ts';
@@ -45,6 +46,7 @@ const COMMANDS = [
   addCopy,
   addStatus,
   addCancel,
+  addConfig,
 ];
 
 /**

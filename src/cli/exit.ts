@@ -54,6 +54,7 @@ const USAGE_CODES: ReadonlySet<string> = new Set([
   'bad-uri',
   'unknown-scheme',
   'device-invalid',
+  'bad-config',
 ]);
 
 export function exitStatusOf(error: unknown): ExitStatus {

@@ -51,7 +51,7 @@ export function addListenOptions<T>(command: Argv<T>) {
 export function listenersOf(context: CommandContext, options: ListenOptions): readonly FurtherListener[] {
   return [
     ...several(options.socket).map((text) => socketListener(text, context.directory)),
-    ...several(options.listen).map(tcpListener),
+    ...several(options.listen).map((text) => tcpListener(text)),
     ...context.takeHandedSockets(),
   ];
 }
@@ -66,14 +66,16 @@ export function tlsOf(options: ListenOptions, directory: string): ServingTls | u
   };
 }
 
-function socketListener(text: string, directory: string): FurtherListener {
-  const { place, exports } = readRestriction('--socket', text);
-  return { place: { kind: 'unix', path: absolutePath('--socket', place, directory) }, exports };
+/** @throws {UsageError} */
+export function socketListener(text: string, directory: string, option = '--socket'): FurtherListener {
+  const { place, exports } = readRestriction(option, text);
+  return { place: { kind: 'unix', path: absolutePath(option, place, directory) }, exports };
 }
 
-function tcpListener(text: string): FurtherListener {
-  const { place, exports } = readRestriction('--listen', text);
-  return { place: { kind: 'tcp', ...readListen(place) }, exports };
+/** @throws {UsageError} */
+export function tcpListener(text: string, option = '--listen'): FurtherListener {
+  const { place, exports } = readRestriction(option, text);
+  return { place: { kind: 'tcp', ...readListen(place, option) }, exports };
 }
 
 /** Finishes when the signal fires: a server runs until then. */

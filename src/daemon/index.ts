@@ -17,6 +17,14 @@ export {
   ON_FULL,
   type OnFull,
 } from './backup-params.ts';
+export type {
+  BackupAction,
+  KeyPlace,
+  PolicedVolume,
+  PolicyAction,
+  SnapshotAction,
+  VolumePolicy,
+} from './policy-config.ts';
 export type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 export { createDeviceRegistry } from './devices.ts';
 export type { FillOutcome, FillParams } from './fill-from-media.ts';
