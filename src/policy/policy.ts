@@ -25,7 +25,7 @@ export interface PolicySpec {
 
 /** What of the volume conditions ask for; a member that is left out is not known, or there is no such thing. */
 export interface VolumeFacts {
-  /** Since the last one that succeeded; undefined where everything counts as changed. */
+  /** Since the last one that succeeded; infinite where everything counts as changed. */
   readonly changedBytes?: number | undefined;
   /** How full the delta store is, from 0 to 1. */
   readonly deltaFill?: number | undefined;
