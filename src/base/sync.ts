@@ -42,6 +42,7 @@ export const SYNC_NAMES = [
   'restore-target',
   'medium',
   'media-record',
+  'policy-record',
   /** Areas of an intermediate container: never synced, the name is there for the device port. */
   'container',
 ] as const;

@@ -24,6 +24,7 @@ async function cowbell(directory: string, words: readonly string[]) {
     clock: new ManualClock(),
     signal: new AbortController().signal,
     version: '9.9.9',
+    onHangup: () => () => undefined,
     takeHandedSockets: () => [],
     startSupervisor: async (options) => {
       attached.push(options);

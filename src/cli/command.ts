@@ -19,6 +19,8 @@ export interface CommandContext {
   readonly askSecret?: ((question: string) => Promise<string>) | undefined;
   /** Attaches a kernel device from a process that stays behind. */
   readonly startSupervisor: StartSupervisor;
+  /** Calls back at each SIGHUP, until what it returned is called; without anybody who listens it ends the process. */
+  readonly onHangup: (listen: () => void) => () => void;
   /** Sockets that were handed to this process; they are the caller's from then on. */
   readonly takeHandedSockets: () => readonly FurtherListener[];
 }

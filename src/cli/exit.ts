@@ -30,6 +30,14 @@ export class InterruptedError extends BlockError<{ cancelled: Record<string, nev
   }
 }
 
+/** `status --check` has found something that somebody has to look at. */
+export class NotWellError extends BlockError<{ 'not-well': { readonly problems: number } }> {
+  constructor(volume: string, problems: number) {
+    const message = `Volume ${volume} has ${problems === 1 ? '1 problem' : `${problems} problems`}`;
+    super('not-well', message, { problems });
+  }
+}
+
 /** Codes of other rooms that mean: what was typed, or the remap file that was named, is wrong. */
 const USAGE_CODES: ReadonlySet<string> = new Set([
   'usage',

@@ -39,6 +39,7 @@ async function cowbell(directory: string, words: readonly string[], surroundings
             questions.push(question);
             return answers[questions.length - 1] ?? '';
           },
+    onHangup: () => () => undefined,
     takeHandedSockets: () => [],
     startSupervisor: () => Promise.reject(new Error('Nothing is attached here')),
   });

@@ -8,6 +8,7 @@ import { readFileSync, statSync } from 'node:fs';
 import type { Argv } from 'yargs';
 import { LIMITS, messageOf } from '../base/index.ts';
 import { Store, type StoreKey } from '../blockset/index.ts';
+import type { KeyPlace } from '../daemon/index.ts';
 import { absolutePath, single } from './arguments.ts';
 import type { CommandContext } from './command.ts';
 import { UsageError } from './exit.ts';
@@ -142,6 +143,12 @@ function keyFromFiles(
   return {
     passphrase: readPassphrase(passphraseFile[0], absolutePath(passphraseFile[0], passphrase, directory)),
   };
+}
+
+/** The key that a config names. @throws {UsageError} where the passphrase's file cannot be read. */
+export function keyAt(place: KeyPlace): StoreKey {
+  if ('keyFile' in place) return { keyFile: place.keyFile };
+  return { passphrase: readPassphrase('passphraseFile', place.passphraseFile) };
 }
 
 /** The file's only line. */

@@ -31,6 +31,11 @@ function watchSignals(): AbortSignal {
   return abort.signal;
 }
 
+function onHangup(listen: () => void): () => void {
+  process.on('SIGHUP', listen);
+  return () => void process.off('SIGHUP', listen);
+}
+
 // Volumes, stores and sockets give access to whole disks: what is made is for its owner alone.
 process.umask(0o077);
 
@@ -51,6 +56,7 @@ process.exitCode = await runCommandLine(process.argv.slice(2), {
   passphrase,
   askSecret: secretPrompt(process.stdin, process.stderr),
   startSupervisor,
+  onHangup,
   takeHandedSockets: () => takeHandedSockets(process.env, process.pid),
   version: readVersion(),
 });

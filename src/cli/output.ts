@@ -231,7 +231,7 @@ function isSize(name: string): boolean {
 }
 
 function isInstant(name: string): boolean {
-  return /^(created|started|since|at)Ms$/.test(name);
+  return /^(created|started|ended|at|since|due|next|beginBy|lastDone)Ms$/.test(name);
 }
 
 function isList(value: unknown): boolean {

@@ -30,6 +30,11 @@ export function supervisorPath(): string {
   return pathOf('attach-supervisor');
 }
 
+/** The command line itself, for what a server does by a command of its own. */
+export function mainPath(): string {
+  return pathOf('main');
+}
+
 function pathOf(program: string): string {
   return fileURLToPath(new URL(`./${program}${extname(import.meta.url)}`, import.meta.url));
 }

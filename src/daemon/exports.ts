@@ -49,6 +49,14 @@ export class VolumeExports {
     }
   }
 
+  /** Withdraws a volume and its snapshots; their clients are cut off. Nothing of it is in use when this returns. */
+  async removeVolume(volume: Volume): Promise<void> {
+    const { name } = volume.identity;
+    await this.#server.removeExport(name);
+    const own = [...this.#snapshots].filter(([, snapshot]) => snapshot.volume === name);
+    for (const [exportName] of own) await this.#withdraw(exportName);
+  }
+
   /** Whether an export is a volume of one of the names, or a snapshot of one. */
   belongsTo(exportName: string, volumes: readonly string[]): boolean {
     return volumes.includes(this.#snapshots.get(exportName)?.volume ?? exportName);

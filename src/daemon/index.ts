@@ -50,11 +50,16 @@ export {
   type HookProcessOptions,
   runHookProcess,
 } from './hook-process.ts';
+export { type Finding, findingsOf } from './health.ts';
+export type { PolicyOutcome } from './policy-record.ts';
+export type { PolicyEvent } from './policy-runner.ts';
 export {
   type FurtherListener,
+  type ReloadOutcome,
   Serving,
   type ServingMirror,
   type ServingOptions,
+  type ServingPolicies,
   type ServingTls,
 } from './serving.ts';
 export { openStoreReader, type StoreReader, type StoreReaderOptions } from './store-reader.ts';

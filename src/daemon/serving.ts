@@ -14,11 +14,13 @@
  * other way round: sessions are cancelled, which lets writes go on that waited for them; clients get their
  * answers; the volumes are closed last, and with them the lock that guards the sockets.
  *
+ * Volumes may come and go while others are served (`reload`); listeners may not, but for the volumes' own.
+ *
  * It never opens a store: a damaged one could kill the process by SIGBUS (DESIGN section 2).
  */
 
 import { join } from 'node:path';
-import { allFinished, type Clock } from '../base/index.ts';
+import { allFinished, type Clock, messageOf } from '../base/index.ts';
 import {
   formatNbdUri,
   loadTlsServerCredentials,
@@ -28,7 +30,13 @@ import {
   type NbdLog,
   NbdServer,
 } from '../nbd/index.ts';
-import { type BackupSide, readVolumeIdentity, type RecoveryRecord, type Volume } from '../volume/index.ts';
+import {
+  type BackupSide,
+  readVolumeIdentity,
+  type RecoveryRecord,
+  type Volume,
+  type VolumeIdentity,
+} from '../volume/index.ts';
 import { openBackupSide, openMirror } from './backup-side.ts';
 import { CONTROL_SOCKET_NAME } from './control-client.ts';
 import { ControlServer } from './control-server.ts';
@@ -37,6 +45,9 @@ import { DaemonError } from './errors.ts';
 import { VolumeExports } from './exports.ts';
 import { MirrorCare } from './mirror-care.ts';
 import { MirrorFill } from './mirror-fill.ts';
+import type { PolicedVolume } from './policy-config.ts';
+import type { PolicyRunner } from './policy-runner.ts';
+import { type PolicingOptions, startPolicies } from './policing.ts';
 import { type FillProgress, RecoveryFill } from './recovery-fill.ts';
 import { openSocketPath, removeDeadSocket, removeStaleSocket, type SocketPath } from './socket-path.ts';
 import { VolumeHost } from './volume-host.ts';
@@ -77,8 +88,35 @@ export interface ServingOptions {
   readonly recovery?: ServingRecovery | undefined;
   /** A path or URI of a device that becomes the equal of the volume, of which there is just one, and stays it. */
   readonly mirror?: ServingMirror | undefined;
+  /** Runs policies; of volumes that it has nothing of, none. */
+  readonly policing?: ServingPolicies | undefined;
   /** Is told what no client can be told, a sentence each. */
   readonly warn: (sentence: string) => void;
+}
+
+/** The policies of the volumes, and how they are run. */
+export interface ServingPolicies extends PolicingOptions {
+  readonly volumes: readonly PolicedVolume[];
+}
+
+/** What a reload came to. */
+export interface ReloadOutcome {
+  /** Of the volumes that came. */
+  readonly uris: readonly string[];
+  /** Directories. */
+  readonly added: readonly string[];
+  readonly removed: readonly string[];
+}
+
+/** A volume and all that there is only for it. */
+interface Member {
+  readonly host: VolumeHost;
+  /** Ends its own listener. */
+  readonly leaving: AbortController;
+  place?: SocketPath;
+  control?: ControlServer;
+  runner?: PolicyRunner;
+  readonly fills: (RecoveryFill | MirrorFill | MirrorCare)[];
 }
 
 /** How a new backup side is brought up. */
@@ -102,16 +140,18 @@ export interface ServingRecovery {
 }
 
 export class Serving {
-  readonly #hosts: VolumeHost[] = [];
+  #members: Member[] = [];
   readonly #peers = new Map<string, VolumeHost>();
   readonly #exports: VolumeExports;
   readonly #server: NbdServer;
-  readonly #controls: ControlServer[] = [];
+  readonly #registry = createDeviceRegistry();
   readonly #places: SocketPath[] = [];
   readonly #uris: string[] = [];
-  readonly #fills: (RecoveryFill | MirrorFill | MirrorCare)[] = [];
   readonly #options: ServingOptions;
   #stopped: Promise<void> | undefined;
+  #tls: NbdListenerTls | undefined;
+  /** One reload after the other. */
+  #reloading: Promise<unknown> = Promise.resolve();
 
   private constructor(options: ServingOptions) {
     this.#options = options;
@@ -130,14 +170,14 @@ export class Serving {
   static async start(options: ServingOptions): Promise<Serving> {
     const names = await distinctNames(options.volumes);
     assertKnownExports(options.listeners, names);
-    const tls = await loadTls(options);
     const serving = new Serving(options);
+    serving.#tls = await loadTls(options);
     try {
-      await serving.#openVolumes();
-      await serving.#listenDefaults(tls && { ...tls, policy: 'optional' });
-      await serving.#listenFurther(tls);
-      await serving.#answerControl();
-      serving.#fill();
+      for (const directory of options.volumes) serving.#members.push(await serving.#open(directory));
+      serving.#exports.addVolumes(serving.#members.map(({ host }) => host.volume));
+      for (const member of serving.#members) await serving.#listenOwn(member);
+      await serving.#listenFurther();
+      for (const member of serving.#members) await serving.#begin(member);
     } catch (error) {
       await serving.stop();
       throw error;
@@ -150,6 +190,93 @@ export class Serving {
     return this.#uris;
   }
 
+  /**
+   * Serves these volumes from now on, and goes by their policies. Volumes that are new are opened before anything
+   * changes; those that are gone are taken from their clients and closed durably.
+   *
+   * @throws {DaemonError} duplicate-name, stopping; {VolumeError} where a new volume cannot be opened. Everything is
+   *   as it was then. What fails later, such as listening for a new volume, leaves that one volume out.
+   */
+  reload(volumes: readonly PolicedVolume[]): Promise<ReloadOutcome> {
+    const reloaded = this.#reloading.then(() => this.#reload(volumes));
+    this.#reloading = reloaded.catch(() => undefined);
+    return reloaded;
+  }
+
+  async #reload(volumes: readonly PolicedVolume[]): Promise<ReloadOutcome> {
+    const wanted = volumes.map(({ directory }) => directory);
+    await distinctNames(wanted, (directory) => this.#peers.get(directory)?.volume.identity);
+    const leaving = this.#members.filter(({ host }) => !wanted.includes(directoryOf(host)));
+    const coming = await this.#openAll(wanted.filter((directory) => !this.#peers.has(directory)));
+    for (const member of leaving) await this.#remove(member);
+    const before = this.#uris.length;
+    for (const member of coming) await this.#add(member);
+    for (const { host, runner } of this.#members) {
+      const config = volumes.find(({ directory }) => directory === directoryOf(host));
+      if (config !== undefined) runner?.setConfig(config);
+    }
+    return {
+      uris: this.#uris.slice(before),
+      added: coming.filter((member) => this.#members.includes(member)).map(({ host }) => directoryOf(host)),
+      removed: leaving.map(({ host }) => directoryOf(host)),
+    };
+  }
+
+  /** Opens all or none. */
+  async #openAll(directories: readonly string[]): Promise<readonly Member[]> {
+    const opened: Member[] = [];
+    try {
+      for (const directory of directories) opened.push(await this.#open(directory));
+      if (this.#stopped === undefined) return opened;
+      const message = 'The server is stopping and takes no more volumes';
+      throw new DaemonError('stopping', message, { volume: directories.join(', ') });
+    } catch (error) {
+      for (const { host } of opened) {
+        this.#peers.delete(directoryOf(host));
+        await host.close();
+      }
+      throw error;
+    }
+  }
+
+  /** Lets clients in to a volume beside those that are served already. Never rejects. */
+  async #add(member: Member): Promise<void> {
+    this.#members.push(member);
+    try {
+      this.#exports.addVolumes([member.host.volume]);
+      await this.#listenOwn(member);
+      await this.#begin(member);
+    } catch (error) {
+      const { name } = member.host.volume.identity;
+      this.#options.warn(`Volume ${name} cannot be served: ${messageOf(error)}`);
+      await this.#remove(member);
+    }
+  }
+
+  /** Takes a volume from its clients and closes it. Never rejects: nobody could do anything about it. */
+  async #remove(member: Member): Promise<void> {
+    const { host, leaving } = member;
+    const { name } = host.volume.identity;
+    this.#members = this.#members.filter((one) => one !== member);
+    try {
+      leaving.abort();
+      await Promise.all([this.#quiesce(member), this.#exports.removeVolume(host.volume)]);
+      await member.control?.close();
+      await member.place?.release();
+      await host.close();
+    } catch (error) {
+      this.#options.warn(`Volume ${name} was not closed in good order: ${messageOf(error)}`);
+    } finally {
+      this.#peers.delete(directoryOf(host));
+    }
+  }
+
+  /** Ends what goes on behind the clients of a volume, and starts nothing more. */
+  async #quiesce({ host, runner, fills }: Member): Promise<void> {
+    await Promise.all(fills.map((fill) => fill.stop()));
+    await Promise.all([runner?.stop(), host.stopSessions()]);
+  }
+
   /** Stops in good order; may be called again. Every volume is closed, even where another one fails to. */
   stop(): Promise<void> {
     this.#stopped ??= this.#stop();
@@ -157,70 +284,91 @@ export class Serving {
   }
 
   async #stop(): Promise<void> {
-    await Promise.all(this.#fills.map((fill) => fill.stop()));
-    const sessionsEnded = this.#hosts.map((host) => host.stopSessions());
-    await Promise.all([...sessionsEnded, this.#server.close()]);
-    await Promise.all(this.#controls.map((control) => control.close()));
-    await Promise.all(this.#places.map((place) => place.release()));
+    await this.#reloading;
+    const members = this.#members;
+    await Promise.all(members.flatMap(({ fills }) => fills.map((fill) => fill.stop())));
+    await Promise.all([...members.map((member) => this.#quiesce(member)), this.#server.close()]);
+    await Promise.all(members.map(async ({ control }) => control?.close()));
+    const places = [...members.flatMap(({ place }) => place ?? []), ...this.#places];
+    await Promise.all(places.map((place) => place.release()));
     await this.#exports.close();
-    await allFinished(this.#hosts.map((host) => host.close()));
+    await allFinished(members.map(({ host }) => host.close()));
   }
 
-  async #openVolumes(): Promise<void> {
+  async #open(directory: string): Promise<Member> {
     const { readOnly, clock, workerPath, readerPath, feedPath, recovery, mirror, warn } = this.#options;
-    const registry = createDeviceRegistry();
+    const registry = this.#registry;
     const openSide = (record: RecoveryRecord): Promise<BackupSide> =>
       recovery?.openSide?.(record) ?? openBackupSide(record, { registry, clock, readerPath, warn });
-    for (const directory of this.#options.volumes) {
-      const activity = 'serving';
-      const host = await VolumeHost.open(directory, {
-        activity,
-        registry,
-        readOnly,
-        clock,
-        workerPath,
-        warn,
-        openSide,
-        openMirror: mirror && (() => openMirror(registry, mirror.uri)),
-        feedPath,
-        exports: this.#exports,
-        peers: this.#peers,
-      });
-      this.#hosts.push(host);
-      this.#peers.set(directory, host);
-    }
-    this.#exports.addVolumes(this.#hosts.map(({ volume }) => volume));
+    const host = await VolumeHost.open(directory, {
+      activity: 'serving',
+      registry,
+      readOnly,
+      clock,
+      workerPath,
+      warn,
+      openSide,
+      openMirror: mirror && (() => openMirror(registry, mirror.uri)),
+      feedPath,
+      exports: this.#exports,
+      peers: this.#peers,
+    });
+    this.#peers.set(directory, host);
+    return { host, leaving: new AbortController(), fills: [] };
   }
 
-  async #listenDefaults(tls: NbdListenerTls | undefined): Promise<void> {
-    for (const { volume } of this.#hosts) {
-      const { directory, name } = volume.identity;
-      const path = join(directory, NBD_SOCKET_NAME);
-      await removeStaleSocket(path);
-      await this.#listen({ place: { kind: 'unix', path }, exports: [name] }, tls);
-    }
+  /** Listens on the volume's own socket. */
+  async #listenOwn(member: Member): Promise<void> {
+    const { directory, name } = member.host.volume.identity;
+    const path = join(directory, NBD_SOCKET_NAME);
+    await removeStaleSocket(path);
+    member.place = await openSocketPath(path);
+    const tls: NbdListenerTls | undefined = this.#tls && { ...this.#tls, policy: 'optional' };
+    await this.#listen({ place: { kind: 'unix', path }, exports: [name] }, tls, {
+      address: { kind: 'unix', path: member.place.address },
+      signal: member.leaving.signal,
+    });
   }
 
-  async #listenFurther(tls: NbdListenerTls | undefined): Promise<void> {
+  async #listenFurther(): Promise<void> {
     for (const listener of this.#options.listeners) {
       if (listener.place.kind === 'unix') await removeDeadSocket(listener.place.path);
-      await this.#listen(listener, tls);
+      const address = await this.#addressOf(listener.place);
+      await this.#listen(listener, this.#tls, { address });
     }
   }
 
-  async #listen({ place, exports }: FurtherListener, tls: NbdListenerTls | undefined): Promise<void> {
-    const names = this.#names.filter((name) => exports?.includes(name) ?? true);
-    const [only] = names;
-    const options = {
-      // The snapshots of a volume are wherever it is, those of the future too.
-      exports: { has: (name: string) => this.#exports.belongsTo(name, names) },
-      ...(only === undefined || names.length > 1 ? {} : { defaultExport: only }),
+  /** Answers commands, and begins what goes on behind the clients. */
+  async #begin(member: Member): Promise<void> {
+    const { host } = member;
+    const path = join(host.volume.identity.directory, CONTROL_SOCKET_NAME);
+    member.control = await ControlServer.start({ path, handlers: host });
+    this.#fill(member);
+    const { policing } = this.#options;
+    if (policing === undefined) return;
+    const config = policing.volumes.find(({ directory }) => directory === directoryOf(host));
+    member.runner = startPolicies(host, config ?? { policies: [] }, policing);
+  }
+
+  async #listen(
+    { place, exports }: FurtherListener,
+    tls: NbdListenerTls | undefined,
+    { address, signal }: { readonly address: NbdListenPlace; readonly signal?: AbortSignal },
+  ): Promise<void> {
+    // Volumes may come and go, and the snapshots of a volume are wherever it is.
+    const namesNow = (): readonly string[] => this.#names.filter((name) => exports?.includes(name) ?? true);
+    const transport = await this.#server.listen(address, {
+      exports: { has: (name: string) => this.#exports.belongsTo(name, namesNow()) },
+      get defaultExport() {
+        const [only, ...others] = namesNow();
+        return others.length === 0 ? only : undefined;
+      },
       ...(tls === undefined ? {} : { tls }),
-    };
-    const transport = await this.#server.listen(await this.#addressOf(place), options);
+      ...(signal === undefined ? {} : { signal }),
+    });
     // People are told the path they gave, not its short form.
     const reached = { transport: place.kind === 'unix' ? place : transport };
-    this.#announce(tls?.policy === 'required' ? { ...reached, tls: {} } : reached, names);
+    this.#announce(tls?.policy === 'required' ? { ...reached, tls: {} } : reached, namesNow());
   }
 
   async #addressOf(place: NbdListenPlace): Promise<NbdListenPlace> {
@@ -237,33 +385,31 @@ export class Serving {
   }
 
   get #names(): readonly string[] {
-    return this.#hosts.map((host) => host.volume.identity.name);
+    return this.#members.map(({ host }) => host.volume.identity.name);
   }
 
-  /** Behind the clients, who are let in by now. */
-  #fill(): void {
+  #fill({ host, fills }: Member): void {
     const { clock, warn, recovery = {}, readOnly } = this.#options;
     const { first = [], rateBytesPerSecond, onProgress, onRecovered } = recovery;
-    for (const { volume } of this.#hosts) {
-      const { name } = volume.identity;
-      if (readOnly) continue;
-      if (volume.mirrors?.isMirrored === true) this.#fills.push(new MirrorCare({ volume, warn }));
-      if (volume.mirroring !== undefined) this.#fills.push(this.#mirrorFill(volume));
-      if (volume.recovery === undefined) continue;
-      this.#fills.push(
-        new RecoveryFill({
-          volume,
-          clock,
-          warn,
-          first: first.map(({ offsetBytes, lengthBytes }) =>
-            volume.geometry.tracksOf(offsetBytes, lengthBytes),
-          ),
-          rateBytesPerSecond,
-          onProgress: (progress) => onProgress?.(name, progress),
-          onRecovered: () => onRecovered?.(name),
-        }),
-      );
-    }
+    const { volume } = host;
+    const { name } = volume.identity;
+    if (readOnly) return;
+    if (volume.mirrors?.isMirrored === true) fills.push(new MirrorCare({ volume, warn }));
+    if (volume.mirroring !== undefined) fills.push(this.#mirrorFill(volume));
+    if (volume.recovery === undefined) return;
+    fills.push(
+      new RecoveryFill({
+        volume,
+        clock,
+        warn,
+        first: first.map(({ offsetBytes, lengthBytes }) =>
+          volume.geometry.tracksOf(offsetBytes, lengthBytes),
+        ),
+        rateBytesPerSecond,
+        onProgress: (progress) => onProgress?.(name, progress),
+        onRecovered: () => onRecovered?.(name),
+      }),
+    );
   }
 
   #mirrorFill(volume: Volume): MirrorFill {
@@ -276,13 +422,6 @@ export class Serving {
       onProgress: (progress) => mirror?.onProgress?.(name, progress),
       onEqual: () => mirror?.onEqual?.(name),
     });
-  }
-
-  async #answerControl(): Promise<void> {
-    for (const host of this.#hosts) {
-      const path = join(host.volume.identity.directory, CONTROL_SOCKET_NAME);
-      this.#controls.push(await ControlServer.start({ path, handlers: host }));
-    }
   }
 
   readonly #log: NbdLog = ({ level, message, peer, exportName }) => {
@@ -305,11 +444,19 @@ export async function loadTls({
   return { policy, credentials };
 }
 
+function directoryOf(host: VolumeHost): string {
+  return host.volume.identity.directory;
+}
+
 /** The names of the exports. Clients tell them apart by name alone. */
-async function distinctNames(directories: readonly string[]): Promise<readonly string[]> {
+async function distinctNames(
+  directories: readonly string[],
+  /** Of a volume that is open here, which is not read a second time. */
+  openOne: (directory: string) => VolumeIdentity | undefined = () => undefined,
+): Promise<readonly string[]> {
   const seen = new Map<string, string>();
   for (const directory of directories) {
-    const { name } = await readVolumeIdentity(directory);
+    const { name } = openOne(directory) ?? (await readVolumeIdentity(directory));
     const other = seen.get(name);
     if (other !== undefined) {
       const message = `Volumes ${other} and ${directory} would both be exported as ${name}; serve them from two processes`;

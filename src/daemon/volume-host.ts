@@ -17,12 +17,15 @@ import { backUpTogether, type Member, planTogether } from './backup-together.ts'
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import type { SnapshotChanges, SnapshotClone } from './control-protocol.ts';
 import type { ControlHandlers, RequestEvents } from './control-server.ts';
+import { copiesOf } from './copies.ts';
 import type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 import { DaemonError } from './errors.ts';
 import type { VolumeExports } from './exports.ts';
 import { fillFromMedia, type FillOutcome, type FillParams } from './fill-from-media.ts';
 import { withFreezeHooks } from './freeze-hooks.ts';
 import type { ReplaceOutcome, ReplaceParams, ScrubParams, ScrubReport } from './mirror-params.ts';
+import { readPolicyRecords } from './policy-record.ts';
+import { type PoliciesStatus, policiesAtRest } from './policy-runner.ts';
 import { realPathOf } from './real-path.ts';
 import { SessionRegistry, severalSessions } from './sessions.ts';
 import { copyOnto, planCopyOnto } from './volume-copy.ts';
@@ -72,6 +75,8 @@ export class VolumeHost implements ControlHandlers {
   /** Apart from the sessions: a clone is in no backup's way. */
   readonly clones: SessionRegistry;
   readonly options: HostOptions;
+  /** Tells of the volume's policies, where this process runs them. */
+  policies: (() => PoliciesStatus) | undefined;
   /** Ends the hooks of snapshots that are being made. */
   readonly #stopping = new AbortController();
   #isRollingBack = false;
@@ -117,7 +122,14 @@ export class VolumeHost implements ControlHandlers {
       const begun = status.sessions.find(({ session }) => session === running.session);
       return { state: 'starting', ...begun, ...running };
     });
-    return { ...status, sessions: [...sessions, ...this.clones.list()] };
+    const all = { ...status, sessions: [...sessions, ...this.clones.list()] };
+    return { ...all, copies: copiesOf(all), ...(this.policies?.() ?? this.#policiesAtRest()) };
+  }
+
+  #policiesAtRest(): PoliciesStatus | undefined {
+    const { directory, volumeId } = this.volume.identity;
+    const warn = (sentence: string): void => this.options.warn?.(sentence);
+    return policiesAtRest(readPolicyRecords(directory, volumeId, warn), this.options.clock.now());
   }
 
   /** Backs this volume up, and further ones of the same instant; see `backUpTogether`. */

@@ -46,12 +46,17 @@ export interface ListenOptions {
    * that are connected stay. Default: every export.
    */
   readonly exports?: Pick<ReadonlySet<string>, 'has'>;
-  /** What the empty name means. Default: the only export that the listener offers, where there is just one. */
-  readonly defaultExport?: string;
+  /**
+   * What the empty name means, asked at each look-up. Default: the only export that the listener offers, where there
+   * is just one.
+   */
+  readonly defaultExport?: string | undefined;
   /** Offers every export read-only. Default: as the export says. */
   readonly readOnly?: boolean;
   /** Encrypts, for those who ask or for everybody. Default: no TLS. */
   readonly tls?: NbdListenerTls;
+  /** Ends this listener, and removes the file of its Unix socket; clients that are connected stay. */
+  readonly signal?: AbortSignal;
 }
 
 /** An export as clients of a listener get it. */
@@ -157,6 +162,9 @@ export class NbdServer {
     }
     this.#listeners.add(listener);
     listener.on('error', (error) => this.#log({ level: 'error', message: 'A listener failed', error }));
+    options.signal?.addEventListener('abort', () => {
+      if (this.#listeners.delete(listener)) listener.close();
+    });
     return transport;
   }
 
@@ -178,12 +186,12 @@ export class NbdServer {
 
   /** The server as the clients of one listener see it. */
   #hostOf(options: ListenOptions): ConnectionHost {
-    const { exports: names, defaultExport, readOnly = false } = options;
+    const { exports: names, readOnly = false } = options;
     const faceOf = (served: Served): Face => (readOnly ? served.readOnlyFace : served.face);
     const offered = (): Served[] =>
       [...this.#exports.values()].filter(({ name }) => names === undefined || names.has(name));
     const find = (asked: string): Served | undefined => {
-      const name = asked === '' && defaultExport !== undefined ? defaultExport : asked;
+      const name = asked === '' ? (options.defaultExport ?? asked) : asked;
       const served = this.#exports.get(name);
       if (served !== undefined && (names === undefined || names.has(name))) return served;
       // The empty name means the only export, where there is just one.

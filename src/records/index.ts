@@ -10,3 +10,4 @@ export {
   openLmdb,
 } from './lmdb.ts';
 export { checkLmdbFile, type LmdbFileOptions } from './lmdb-file.ts';
+export { readStateFile, writeStateFile } from './state-file.ts';

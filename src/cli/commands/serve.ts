@@ -1,4 +1,7 @@
-/** `cowbell serve`: the serving process, of volumes or of sets of a store, until Ctrl-C or SIGTERM. */
+/**
+ * `cowbell serve`: the serving process, of volumes or of sets of a store, until Ctrl-C or SIGTERM. What it does with a
+ * config file is in `../serve-config.ts`.
+ */
 
 import { tmpdir } from 'node:os';
 import type { Argv } from 'yargs';
@@ -8,6 +11,7 @@ import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import { aborted, addListenOptions, listenersOf, type ListenOptions, tlsOf } from '../listen-options.ts';
+import { serveConfig } from '../serve-config.ts';
 import { takeStartedReader } from '../started-reader.ts';
 import { mediumFeedPath, storeReaderPath, workerPath } from '../worker-path.ts';
 
@@ -20,6 +24,7 @@ interface Options extends GlobalOptions, KeyOptions, ListenOptions {
   readonly readOnly: boolean;
   readonly mirror: string | undefined;
   readonly mirrorRate: string | undefined;
+  readonly config: string | undefined;
 }
 
 export const addServe: AddCommand = (parser, run) =>
@@ -47,10 +52,17 @@ export const addServe: AddCommand = (parser, run) =>
           implies: 'mirror',
           describe: 'Bytes a second that are copied to the mirror behind at the most, such as 100M',
         })
+        .option('config', {
+          type: 'string',
+          requiresArg: true,
+          describe:
+            'Serve the volumes of this file and run their policies; it is read again at SIGHUP (docs/policy.md)',
+        })
         .example('$0 serve /srv/vol', 'Only on /srv/vol/nbd.sock')
         .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809', 'Two volumes over TCP too')
         .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809=a', 'Only the first over TCP')
         .example('$0 serve /srv/vol --listen 0.0.0.0:10809 --tls /etc/pki/cowbell', 'Over TCP with TLS')
+        .example('$0 serve --config /etc/cowbell/cowbell.yaml', 'Volumes, sockets and policies of a file')
         .example(
           '$0 serve --store /backup/store --set latest:vol --socket /run/then.sock',
           'The newest set of vol, at once',
@@ -93,11 +105,36 @@ function addStoreOptions<T>(command: Argv<T>) {
 }
 
 async function serve(context: CommandContext, options: Options): Promise<void> {
+  const config = single('--config', options.config);
+  if (config !== undefined) {
+    assertAlone(options);
+    return await serveConfig(context, absolutePath('--config', config, context.directory));
+  }
   const store = single('--store', options.store);
   assertTogether(options, store);
   return store === undefined
     ? await serveVolumes(context, options)
     : await serveSets(context, options, store);
+}
+
+/** @throws {UsageError} where something is given that the config file says. */
+function assertAlone(options: Options): void {
+  const [volume] = several(options.volume);
+  const stray = [
+    [`volume ${volume}`, volume !== undefined],
+    ['--store', options.store !== undefined],
+    ['--set', several(options.set).length > 0],
+    ['--socket', several(options.socket).length > 0],
+    ['--listen', several(options.listen).length > 0],
+    ['--tls', options.tls !== undefined],
+    ['--mirror', options.mirror !== undefined],
+    ['--read-only', options.readOnly],
+    ['--writable', options.writable],
+    ['--key-file', options.keyFile !== undefined],
+    ['--passphrase-file', options.passphraseFile !== undefined],
+  ].find(([, isGiven]) => isGiven);
+  if (stray !== undefined)
+    throw new UsageError(`--config and ${stray[0]} are both given, wanted one of them`);
 }
 
 /** @throws {UsageError} where options are given that do not go together. */
@@ -114,7 +151,9 @@ function assertTogether(options: Options, store: string | undefined): void {
     ].find(([, isGiven]) => isGiven);
     if (stray !== undefined) throw new UsageError(`${stray[0]} is given without --store, wanted both`);
     if (volumes.length > 0) return;
-    throw new UsageError('No volume is given, wanted at least one, or --store <store> --set <set>');
+    throw new UsageError(
+      'No volume is given, wanted at least one, --config <file>, or --store <store> --set <set>',
+    );
   }
   const [volume] = volumes;
   if (volume !== undefined) {
