@@ -358,12 +358,12 @@ export const LIMITS = {
 
   /** A file of `serve --config`, which is read as a whole. */
   configBytesMax: MIB,
-  /** Policies of one volume. */
-  policyCountMax: 64,
+  /** Policies of one volume; its status, with all their outcomes, is one line of the control protocol. */
+  policyCountMax: 32,
   /** Outcomes that are kept of each policy. */
-  policyOutcomeCountMax: 32,
+  policyOutcomeCountMax: 16,
   /** Characters of an outcome's reason that are kept. */
-  policyReasonLengthMax: 500,
+  policyReasonLengthMax: 240,
   /** How often the conditions that are not of the clock are looked at; also a queued policy, at a volume that is busy. */
   policyPollMs: 5_000,
   /** A policy that failed is tried again after this, after twice that where it fails again ... */

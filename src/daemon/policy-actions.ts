@@ -6,6 +6,7 @@
 import { messageOf } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
 import type { VolumeFacts } from '../policy/index.ts';
+import type { Volume } from '../volume/index.ts';
 import type { RequestEvents } from './control-server.ts';
 import { recordOf } from './copies.ts';
 import { errorCode } from './errors.ts';
@@ -107,7 +108,7 @@ export function isNamed(
 
 /** What the conditions of a policy ask for, where it was last done so. */
 export function factsOf(
-  { volume }: VolumeHost,
+  { volume }: { readonly volume: Pick<Volume, 'status' | 'changedSinceSnapshot'> },
   { action }: VolumePolicy,
   lastDone: PolicyOutcome | undefined,
 ): VolumeFacts {

@@ -7,7 +7,7 @@
  * device that holds its calls for the order.
  */
 
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import type { NetConnectOpts } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -119,6 +119,28 @@ t.test('a listener may be read-only where another one is not', async (t) => {
   t.equal(client.output.readUInt32BE(4), 1, 'EPERM');
   t.same(device.calls, []);
   client.socket.destroy();
+});
+
+t.test('a listener is ended by itself, and what the empty name means is asked each time', async (t) => {
+  const { server, listen } = start(t, ['a', 'b']);
+  const leaving = new AbortController();
+  const names = ['b'];
+  const ended = await listen({ signal: leaving.signal });
+  const stays = await listen({
+    get defaultExport() {
+      return names[0];
+    },
+  });
+  server.addExport(exportOf(new TestDevice({ sizeBytes: 512 }), 'c'));
+  const client = await NbdClient.connect({ transport: ended, exportName: 'a' });
+  leaving.abort();
+  t.equal(await got(ended, 'a'), 'connect-failed');
+  t.throws(() => statSync(ended.kind === 'unix' ? ended.path : ''), { code: 'ENOENT' });
+  t.equal(server.connectionCount, 1, 'who is connected stays');
+  await client.disconnect();
+  t.not(await got(stays, ''), '512');
+  names[0] = 'c';
+  t.equal(await got(stays, ''), '512');
 });
 
 t.test('what a dead client of one listener had in flight is fenced on another one', async (t) => {

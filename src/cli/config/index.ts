@@ -1,2 +1,1 @@
-export type { ConfigProblem } from './document.ts';
-export { type Config, ConfigError, type ConfigErrorDetails, readConfigFile } from './read-config.ts';
+export { type Config, ConfigError, readConfigFile } from './read-config.ts';
