@@ -18,6 +18,8 @@ import { NumberList } from './number-list.ts';
 export interface Kept {
   readonly sequences: ReadonlySet<number>;
   readonly bytes: number;
+  /** Of the largest of them. */
+  readonly largestBytes: number;
   readonly lastMs: number;
 }
 
@@ -25,37 +27,40 @@ export interface Kept {
 export async function chooseKept(source: CopySource, trackBytes: number): Promise<Kept> {
   const changes = new Changes();
   const sequences = new Set<number>();
+  const { alignBytes } = source.log.copies[0]?.first ?? { alignBytes: SEGMENT_HEADER_BYTES };
   let bytes = 0;
+  let largestBytes = 0;
   let last: Entry | undefined;
-  const keep = (entry: Entry): void => {
-    sequences.add(entry.sequence);
-    bytes += recordBytes(payloadBytesOf(entry), entry.segment.header.alignBytes);
+  const keep = (sequence: number, payloadBytes: number): void => {
+    if (sequences.has(sequence)) return;
+    sequences.add(sequence);
+    const size = recordBytes(payloadBytes, alignBytes);
+    bytes += size;
+    largestBytes = Math.max(largestBytes, size);
   };
   const merge = new LogMerge(source.log, source.log.previous, source);
   for (let batch = await merge.next(); batch !== undefined; batch = await merge.next()) {
     for (const entry of batch) {
       last = entry;
       if (entry.kind === 'write' || entry.kind === 'zeroes') changes.add(entry);
-      else if (entry.kind !== 'flush') keep(entry);
+      else if (entry.kind !== 'flush') keep(entry.sequence, 0);
     }
   }
-  if (last !== undefined && !sequences.has(last.sequence)) keep(last);
-  const { alignBytes } = source.log.copies[0]?.first ?? { alignBytes: SEGMENT_HEADER_BYTES };
+  if (last !== undefined) keep(last.sequence, payloadBytesOf(last));
   const seen = new BlockMap(trackBytes);
   for (const change of changes.newestFirst()) {
     let isNeeded = false;
     for (const run of blocksOf(change.offsetBytes, change.lengthBytes, trackBytes))
       if (seen.add(run.track, run.first, run.count).length > 0) isNeeded = true;
-    if (!isNeeded || sequences.has(change.sequence)) continue;
-    sequences.add(change.sequence);
-    bytes += recordBytes(change.isWrite ? change.lengthBytes : 0, alignBytes);
+    if (isNeeded) keep(change.sequence, change.isWrite ? change.lengthBytes : 0);
   }
-  return { sequences, bytes, lastMs: last?.timeMs ?? source.log.beganMs };
+  return { sequences, bytes, largestBytes, lastMs: last?.timeMs ?? source.log.beganMs };
 }
 
-/** Segments that so many bytes of records take at most. */
-export function segmentCountFor(bytes: number, segmentBytes: number, recordBytesMax: number): number {
-  return Math.ceil(bytes / Math.max(1, segmentBytes - SEGMENT_HEADER_BYTES - recordBytesMax)) + 1;
+/** Segments that they take at most. */
+export function segmentCountFor({ bytes, largestBytes }: Kept, segmentBytes: number): number {
+  // A record that does not fit any more leaves the rest of its segment empty.
+  return Math.ceil(bytes / Math.max(1, segmentBytes - SEGMENT_HEADER_BYTES - largestBytes));
 }
 
 /** Rewrites a member's copy of the log; the old segments go when the new ones are durable. */

@@ -399,10 +399,11 @@ export class DeltaStore {
     try {
       const source = await this.#sourceOf(log, areas);
       if (source === undefined) return;
+      for (const writer of this.#seats.writers) await writer.dropUnused();
       const kept = await chooseKept(source, this.#options.trackSizeBytes);
       for (const copy of source.log.copies) {
         const { member, segments } = copy;
-        const count = segmentCountFor(kept.bytes, member.segmentBytes, LIMITS.deltaRecordBytesMax);
+        const count = segmentCountFor(kept, member.segmentBytes);
         if (count >= segments.length || !member.hasRoom(-LIMITS.deltaSegmentsOverMax)) continue;
         await rewriteCompacted(source, copy, kept);
         log.isCompacted = true;

@@ -197,6 +197,12 @@ export class MemberWriter {
     await this.#dropUnused();
   }
 
+  /** Removes what was made for logs that ended: the names are free then. */
+  async dropUnused(): Promise<void> {
+    await this.#preparing?.catch(() => undefined);
+    await this.#dropUnused();
+  }
+
   async #dropUnused(): Promise<void> {
     for (let area = this.#unused.pop(); area !== undefined; area = this.#unused.pop()) {
       await area.close();
