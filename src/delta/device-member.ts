@@ -197,6 +197,8 @@ export class DeviceMember implements Member {
 async function readDeviceHeader(device: BlockDevice, place: string): Promise<DeviceHeader | undefined> {
   const unusable = (why: string): DeltaError =>
     new DeltaError('member-unusable', `Delta place ${place} ${why}`, { place });
+  if (device.blockSizeBytes > SEGMENT_HEADER_BYTES)
+    throw unusable(`has blocks of ${device.blockSizeBytes} bytes, wanted at most ${SEGMENT_HEADER_BYTES}`);
   if (device.sizeBytes < LIMITS.deltaSegmentBytesMin * 4)
     throw unusable(`has ${device.sizeBytes} bytes, wanted at least ${LIMITS.deltaSegmentBytesMin * 4}`);
   const bytes = Buffer.alloc(HEADER_BYTES);
