@@ -64,6 +64,7 @@ t.test('what only the others have is acknowledged when the loss is durable', asy
     trackSizeBytes: TRACK_BYTES,
     sizeBytes: () => 64 * TRACK_BYTES,
     startPoint: '',
+    isNew: true,
     members: world.places,
     lostMembers: [],
     registry: world.registry,
@@ -162,6 +163,7 @@ t.test('a member that is full while another has room is lost', async (t) => {
     trackSizeBytes: TRACK_BYTES,
     sizeBytes: () => 64 * TRACK_BYTES,
     startPoint: '',
+    isNew: true,
     members: [{ place: first?.place ?? '' }, { place: second?.place ?? '', bytesMax: 6 * SEGMENT_BYTES }],
     lostMembers: [],
     registry: world.registry,
@@ -253,7 +255,9 @@ t.test('what is whole is told from the open epoch and from the closed ones', asy
 t.test('logs that begin in the middle of an epoch reach back to no point', async (t) => {
   const world = new DeltaWorld(t, { seed: 1, kinds: ['directory'] });
   world.points.push({ point: 'p1', sequence: 0 });
+  world.isNew = false;
   await world.open();
+  t.ok(world.store.hasGap);
   await world.append(0, TRACK_BYTES, 'write');
   t.equal(world.store.wholeTracks('p1', 'now'), undefined);
   await world.switchTo('p2');

@@ -52,6 +52,8 @@ export class DeltaWorld {
   readonly damage: string[] = [];
   changes: ModelChange[] = [];
   points: ModelPoint[] = [{ point: '', sequence: 0 }];
+  /** Nothing was logged yet. */
+  isNew = true;
   /** Changes up to here were flushed. */
   flushed = 0;
   readonly #scratch = makeScratchDirectory();
@@ -112,6 +114,7 @@ export class DeltaWorld {
       trackSizeBytes: TRACK_BYTES,
       sizeBytes: () => VOLUME_BYTES,
       startPoint: this.lastPoint.point,
+      isNew: this.isNew,
       members: this.places,
       isNew: this.lastPoint.point === '' && this.lost.size === 0,
       lostMembers: [...this.lost],
@@ -123,6 +126,7 @@ export class DeltaWorld {
       },
       segmentBytes: SEGMENT_BYTES,
     });
+    this.isNew = false;
   }
 
   async close(): Promise<void> {
