@@ -116,7 +116,6 @@ export class DeltaWorld {
       startPoint: this.lastPoint.point,
       isNew: this.isNew,
       members: this.places,
-      isNew: this.lastPoint.point === '' && this.lost.size === 0,
       lostMembers: [...this.lost],
       registry: this.registry,
       clock: this.clock,

@@ -28,7 +28,8 @@ import { findSegments, type FoundSegment, removeSegments, segmentName } from './
 import type { OpenVolumeOptions } from './opening.ts';
 import { readThrough, type Unreadable } from './read-through.ts';
 import { SnapshotFolder } from './snapshot-folder.ts';
-import { directoryIdentity, type SnapshotRecord, type VolumeRecord, VolumeState } from './state.ts';
+import { directoryIdentity } from './file-looks.ts';
+import { type SnapshotRecord, type VolumeRecord, VolumeState } from './state.ts';
 import { Volume } from './volume.ts';
 
 export interface Finding {

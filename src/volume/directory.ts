@@ -36,7 +36,8 @@ import { makeLayout, type MadeLayout } from './layout-create.ts';
 import type { RecoveryStart } from './recovery-state.ts';
 import { assertCanClone } from './snapshot-clone.ts';
 import type { FullPolicy, SnapshotKind } from './snapshot-info.ts';
-import { directoryIdentity, homeStamp, type StartPoint, VolumeState } from './state.ts';
+import { directoryIdentity, homeStamp } from './file-looks.ts';
+import { type StartPoint, VolumeState } from './state.ts';
 
 export const STATE_FILE = 'state.mdb';
 const LOCK_FILE = 'lock';

@@ -22,7 +22,7 @@ import type { MirrorMember, MirrorMemberStatus } from './mirror-member.ts';
 import { lastMember, type MirrorSet } from './mirror-set.ts';
 import { type MirrorWork, rebuildMember, scrubMirror, type ScrubOptions } from './mirror-rebuild.ts';
 import { dropCaches } from './read-through.ts';
-import type { HomeStamps } from './state.ts';
+import type { HomeStamps } from './file-looks.ts';
 
 export interface HomeMirrorsOptions {
   readonly identity: VolumeIdentity;

@@ -60,7 +60,8 @@ export type { Recovery, RecoveryStatus } from './recovery.ts';
 export type { OpenVolumeOptions } from './opening.ts';
 export type { BaseCandidate } from './base-choice.ts';
 export type { SessionPreview, SessionRequest } from './sessions.ts';
-export { type Consumer, type CopiedTarget, type CopyRecord, homeStamp, type HomeStamp } from './state.ts';
+export { homeStamp, type HomeStamp } from './file-looks.ts';
+export type { Consumer, CopiedTarget, CopyRecord } from './state.ts';
 export type { SnapshotDevice } from './snapshot-device.ts';
 export {
   FULL_POLICIES,

@@ -37,7 +37,8 @@ import {
 import { inodeOf } from './layout-create.ts';
 import type { MirrorMember, MirrorMemberStart } from './mirror-member.ts';
 import { MirrorSet } from './mirror-set.ts';
-import { homeStamp, type HomeStamp, type HomeStamps, type MembersRecord } from './state.ts';
+import { homeStamp, type HomeStamp, type HomeStamps } from './file-looks.ts';
+import type { MembersRecord } from './state.ts';
 
 export interface LayoutOpenOptions {
   readonly identity: VolumeIdentity;

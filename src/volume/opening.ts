@@ -22,7 +22,8 @@ import { Mirroring } from './mirroring.ts';
 import { Recovery } from './recovery.ts';
 import { Snapshots, type SnapshotsOptions } from './snapshots.ts';
 import { Survival, type SurvivalPlan } from './survival.ts';
-import { directoryIdentity, homeStamp, type LoadedEpochs, type VolumeState } from './state.ts';
+import { directoryIdentity, homeStamp } from './file-looks.ts';
+import type { LoadedEpochs, VolumeState } from './state.ts';
 
 const HOME_CHANGED = 'its home was changed while no process served the volume';
 
@@ -137,12 +138,10 @@ export async function openParts(
       else await deltas?.breakOff(HOME_CHANGED);
       await copies.dirty?.settled();
     }
-    const home = copies.deltas === undefined ? unlogged : new LoggedDevice(unlogged, copies.deltas);
-    const homeDamage = isUntouched ? undefined : HOME_CHANGED;
     return {
       lock,
       state,
-      home,
+      home: copies.deltas === undefined ? unlogged : new LoggedDevice(unlogged, copies.deltas),
       mirrors: laidOut && new HomeMirrors({ identity, geometry, laidOut, registry: options.registry }),
       epochs: history,
       intentPlace,
@@ -154,7 +153,7 @@ export async function openParts(
       mirroring,
       survival,
       ...copies,
-      homeDamage,
+      homeDamage: isUntouched ? undefined : HOME_CHANGED,
     };
   } catch (error) {
     await opened.close();
@@ -305,7 +304,9 @@ function openSurvival(
   parts: Pick<OpenParts, 'identity' | 'geometry' | 'state'>,
   { survive: plan, registry, onWarning, readOnly, clock = systemClock }: OpenVolumeOptions,
 ): Survival | undefined {
-  if (plan === undefined || readOnly === true || parts.identity.deltas === undefined) return undefined;
+  const { deltas, layout } = parts.identity;
+  if (plan === undefined || readOnly === true || deltas === undefined || layout !== undefined)
+    return undefined;
   return new Survival({ ...parts, plan, home, registry, onWarning, nowMs: () => clock.now() });
 }
 

@@ -113,10 +113,15 @@ export class Sessions {
     return [...this.#running];
   }
 
+  /** Fails all that run. */
+  fail(reason: unknown): void {
+    for (const session of this.running) session.fail(reason);
+  }
+
   /** Ends all that run, and finishes when nothing of any session is left. */
   async end(reason: unknown): Promise<void> {
     const running = this.running;
-    for (const session of running) session.fail(reason);
+    this.fail(reason);
     await Promise.all(running.map((session) => session.whenEnded()));
     await this.#protections.whenClosed();
   }

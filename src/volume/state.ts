@@ -7,12 +7,12 @@
  * stop; what was written between the two is told by the intent log.
  */
 
-import { stat } from 'node:fs/promises';
 import { CorruptionError } from '../base/index.ts';
 import { type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
 import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 import type { DeltasRecord, DeltasUse } from './delta-places.ts';
 import { type ClosedEpoch, EpochHistory, type Fold, type FoldedPoint } from './epoch-history.ts';
+import type { DirectoryIdentity, HomeStamp, HomeStamps } from './file-looks.ts';
 import type { FoundSegment } from './intent-log.ts';
 import { describeLayout, type HomeLayout } from './layout.ts';
 import type { RecentRecord } from './recent-use.ts';
@@ -22,12 +22,6 @@ export const FORMAT_VERSION = 0;
 
 /** Begins the names of the records of what members of mirrors lack. */
 export const MISSED_PREFIX = 'missed ';
-
-/** Which directory a volume was last seen in: a copy of it must not share its points. */
-export interface DirectoryIdentity {
-  readonly device: string;
-  readonly inode: string;
-}
 
 export interface VolumeRecord {
   readonly formatVersion: number;
@@ -47,16 +41,6 @@ export interface VolumeRecord {
   /** Where every change goes a second time; nowhere where left out. */
   readonly deltas?: DeltasRecord;
 }
-
-/** How a file looked, such as the home at the clean stop; one that looks different was changed behind our back. */
-export interface HomeStamp {
-  readonly sizeBytes: string;
-  readonly inode: string;
-  readonly modifiedNs: string;
-}
-
-/** How the files looked that a home consists of, by their places. */
-export type HomeStamps = Readonly<Record<string, HomeStamp>>;
 
 /** What is known of a home's members that are not in sync. */
 export interface MembersRecord {
@@ -573,13 +557,6 @@ export class VolumeState {
     await this.#commit(() => this.#put('deltas', use));
   }
 
-  /** Other members of the delta store. */
-  async saveDeltas(deltas: DeltasRecord): Promise<void> {
-    const record: VolumeRecord = { ...this.#record, deltas };
-    await this.#commit(() => this.#put('volume', record));
-    this.#record = record;
-  }
-
   /** The volume has another home from now on, which is being filled. */
   async saveTakenOver(home: string, recovery: RecoveryStart): Promise<void> {
     const record: VolumeRecord = { ...this.#record, home };
@@ -680,18 +657,6 @@ export class VolumeState {
       this.#recordedMissed.add(member);
     }
   }
-}
-
-export async function directoryIdentity(directory: string): Promise<DirectoryIdentity> {
-  const { dev, ino } = await stat(directory, { bigint: true });
-  return { device: String(dev), inode: String(ino) };
-}
-
-/** How a file looks now; undefined where it is no regular file and cannot be watched. */
-export async function homeStamp(path: string): Promise<HomeStamp | undefined> {
-  const found = await stat(path, { bigint: true });
-  if (!found.isFile()) return undefined;
-  return { sizeBytes: String(found.size), inode: String(found.ino), modifiedNs: String(found.mtimeNs) };
 }
 
 /**

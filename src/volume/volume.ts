@@ -362,12 +362,8 @@ export class Volume implements BlockDevice {
     this.#fills.begin(recovery);
     this.#identity = { ...this.#identity, home };
     // They read a home that is not the volume's any more.
-    const reason = new VolumeError(
-      'home-lost',
-      `Volume ${this.identity.name} has lost its home`,
-      this.#place,
-    );
-    for (const session of this.#sessions.running) session.fail(reason);
+    const message = `Volume ${this.identity.name} has lost its home`;
+    this.#sessions.fail(new VolumeError('home-lost', message, this.#place));
     this.#options.onTakenOver?.();
   }
 
@@ -673,6 +669,6 @@ export class Volume implements BlockDevice {
   #poisonBy(error: unknown): void {
     if (this.#poison.record !== undefined) return;
     this.#poison.begin(error, this.#writePath.unflushedTracks());
-    for (const session of this.#sessions.running) session.fail(error);
+    this.#sessions.fail(error);
   }
 }
