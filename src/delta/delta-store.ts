@@ -231,6 +231,16 @@ export class DeltaStore {
   }
 
   /**
+   * As `switchTo`, where something has changed that was not logged: nobody can read across from here on, and what there is
+   * stays as it is until it is released.
+   */
+  breakOff(point: string, createdMs: number): void {
+    this.#openLog.isDamaged = true;
+    this.#row.skipNumber();
+    this.switchTo(point, createdMs);
+  }
+
+  /**
    * The tracks of which the logs from `startPoint` on hold every byte: up to the beginning of the open epoch, or all.
    * Undefined where the logs do not reach back to the point as a whole. A track may be missing that is held whole.
    */

@@ -96,6 +96,11 @@ export class RecordRow {
     return this.#lastMs;
   }
 
+  /** Leaves a number out: whoever reads across it knows that something is missing. */
+  skipNumber(): void {
+    this.#sequence += 1;
+  }
+
   /** What comes is of another log. */
   beginLog(logId: string): void {
     this.#logId = Buffer.from(logId, 'hex');

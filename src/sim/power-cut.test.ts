@@ -45,6 +45,22 @@ t.test(`a cut at any event breaks no promise, seed ${SEED}`, async (t) => {
   t.comment(`${whole.events.length} events`);
 });
 
+t.test(`nor does one of a volume with a delta store, seed ${SEED}`, async (t) => {
+  for (const deltaCount of [1, 2]) {
+    const whole = await live({ seed: SEED, cutAt: NEVER, deltaCount });
+    t.equal(whole.broken, undefined, 'nor does one after everything');
+    const broken: string[] = [];
+    for (let cutAt = 1; cutAt <= whole.events.length; cutAt += 1) {
+      const seed = SEED * 10_000 + cutAt;
+      const life = await live({ seed, cutAt, deltaCount });
+      if (life.broken !== undefined)
+        broken.push(`seed ${seed}, cut at ${cutAt} (${life.events.at(-1)}): ${life.broken.message}`);
+    }
+    t.same(broken, []);
+    t.comment(`${whole.events.length} events with ${deltaCount} members`);
+  }
+});
+
 t.test(`without any one sync some cut breaks a promise, seed ${SEED}`, async (t) => {
   const { events } = await live({ seed: SEED, cutAt: NEVER });
   const before = 'before ';

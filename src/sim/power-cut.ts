@@ -13,13 +13,14 @@ import { mkdirSync, renameSync, rmSync } from 'node:fs';
 import { readFile, rename } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { backUp, type SetOutcome } from '../backup/index.ts';
-import { SeededRandom, type SyncEvent, type SyncName } from '../base/index.ts';
+import { LIMITS, SeededRandom, type SyncEvent, type SyncName } from '../base/index.ts';
 import { Store, type StoredSet, verify } from '../blockset/index.ts';
 import { type DeviceRegistry, openFileDevice } from '../device/index.ts';
 import { restore } from '../restore/index.ts';
-import { createVolume, isVolumeHome, MemoryArea, Volume } from '../volume/index.ts';
+import { createVolume, isVolumeHome, MemoryArea, readVolumeIdentity, Volume } from '../volume/index.ts';
 import { AskedClock, CountingClock, SeededIds } from './asked-clock.ts';
 import { CRASH_POINTS, type CrashPoint } from './crash-points.ts';
+import { contentWithoutHome } from './delta-content.ts';
 import { LossyDisk } from './lossy-disk.ts';
 import { contentOf, type ModelImage, ModelVolume, SECTOR_BYTES } from './model.ts';
 import { contentOfChain } from './model-content.ts';
@@ -39,6 +40,8 @@ class PowerCut extends Error {}
 /** What was acknowledged. */
 interface Journal {
   volume: boolean;
+  /** The volume was open at least once. */
+  opened: boolean;
   store: boolean;
   stoppedClean: boolean;
   readonly sets: Set<string>;
@@ -56,6 +59,8 @@ export interface Life {
    * beyond the last one, the cut comes at the end.
    */
   readonly cutAt: number | { readonly event: string; readonly nth: number };
+  /** Members of the volume's delta store; it has none where left out. */
+  readonly deltaCount?: number;
   /** Syncs that do nothing: all of a name, or those that `LifeResult.events` gives this label. */
   readonly without?: string;
   readonly onTrace?: (line: string) => void;
@@ -104,6 +109,7 @@ class CutWorld {
   readonly #maySeal = new Set<string>();
   readonly #journal: Journal = {
     volume: false,
+    opened: false,
     store: false,
     stoppedClean: false,
     sets: new Set(),
@@ -114,23 +120,26 @@ class CutWorld {
   #volume: Volume | undefined;
   #isCut = false;
   #hasNewInodes = false;
+  #isOpening = false;
   #crashPoint: CrashPoint = 'end';
   readonly #onTrace: (line: string) => void;
+  readonly #deltaPlaces: readonly string[];
   readonly #storeClock = new CountingClock();
   tracksVerified = 0;
   /** The power is back. */
   #isBack = false;
   readonly events: string[] = [];
 
-  constructor({ seed, cutAt, without, onTrace }: Life) {
+  constructor({ seed, cutAt, deltaCount = 0, without, onTrace }: Life) {
     this.#random = new SeededRandom(seed);
     this.#ids = new SeededIds(new SeededRandom(seed));
     this.#clock = new AskedClock(this.#model, this.#ids);
     this.#onTrace = onTrace ?? (() => undefined);
     this.#cutAt = cutAt;
     mkdirSync(this.#root);
+    this.#deltaPlaces = Array.from({ length: deltaCount }, (_, index) => join(this.#root, `d${index + 1}`));
     this.#disk = new LossyDisk(this.#root, {
-      tear: (path) => path.endsWith('.raw') || path.endsWith('.tracks'),
+      tear: (path) => ['.raw', '.tracks', '.delta'].some((end) => path.endsWith(end)),
       tearCommits: (path) => path.startsWith('s/sets/'),
       onEvent: (event, when) => {
         const label = this.#labelOf(event);
@@ -168,7 +177,9 @@ class CutWorld {
     const path = relative(this.#root, event.path)
       .replace(/[0-9A-Z]{26}-0/, '*')
       .replace(/intent-\d+/, 'intent-*')
-      .replace(/[0-9a-f]{32}\.tracks/, '*.tracks');
+      .replace(/[0-9a-f]{32}\.tracks/, '*.tracks')
+      .replace(/[0-9a-f]{32}(?=\/|$)/, '*')
+      .replace(/\d{10}-\d+\.delta/, '*.delta');
     return event.kind === 'commit'
       ? `commit ${path}`
       : `${event.name} ${event.kind} ${path === '' ? '.' : path}`;
@@ -189,7 +200,7 @@ class CutWorld {
     this.#crashPoint = point;
     this.#isCut = true;
     // With everything closed nobody writes into the old files any more, and they may stay what they are.
-    this.#hasNewInodes = this.#volume !== undefined;
+    this.#hasNewInodes = this.#volume !== undefined || (this.#isOpening && this.#deltaPlaces.length > 0);
     this.#disk.powerCut(this.#random, { keepInodes: !this.#hasNewInodes });
     renameSync(this.#root, `${this.#root}.cut`);
     mkdirSync(this.#root);
@@ -218,6 +229,9 @@ class CutWorld {
       sizeBytes: SIZE_BYTES,
       trackSizeBytes: TRACK_BYTES,
       clock: this.#storeClock,
+      ...(this.#deltaPlaces.length === 0
+        ? {}
+        : { deltas: { places: this.#deltaPlaces.map((place) => ({ place })) } }),
     });
     journal.volume = true;
     this.#event();
@@ -261,13 +275,19 @@ class CutWorld {
 
   async #open(): Promise<Volume> {
     this.#journal.stoppedClean = false;
+    // One that has deltas goes on writing when its opening fails: it notes that members are lost.
+    this.#isOpening = true;
     const volume = await Volume.open(this.#volumePath, {
       registry,
       clock: this.#clock,
       activity: 'being cut',
       intentRegionTracks: 2,
+      deltaSegmentBytes: LIMITS.deltaSegmentBytesMin,
+      bootId: () => 'before the cut',
     });
+    this.#isOpening = false;
     this.#volume = volume;
+    this.#journal.opened = true;
     this.#event();
     return volume;
   }
@@ -372,7 +392,10 @@ class CutWorld {
     if (this.#journal.store) await this.#checkCatalog();
     const clock = this.#storeClock;
     const store = this.#journal.store ? await Store.open(this.#storePath, { clock }) : undefined;
+    const hasDeltas = this.#journal.opened && this.#deltaPlaces.length > 0;
+    if (hasDeltas) await this.#checkWithoutHome(store);
     const volume = this.#journal.volume ? await this.#reopen() : undefined;
+    if (hasDeltas && volume !== undefined) await this.#checkAgreement(volume, store);
     await this.#checkTarget();
     if (store !== undefined) await this.#checkStore(store);
     if (volume !== undefined) await this.#checkVolume(volume);
@@ -400,8 +423,31 @@ class CutWorld {
       clock: this.#clock,
       activity: 'being checked',
       intentRegionTracks: 2,
+      deltaSegmentBytes: LIMITS.deltaSegmentBytesMin,
+      bootId: () => 'after the cut',
     });
     return this.#volume;
+  }
+
+  /** The home is lost at this very moment: what was flushed is in the store and the logs. */
+  async #checkWithoutHome(store: Store | undefined): Promise<void> {
+    const content = await this.#withoutHome(store);
+    this.#compare('nothing new is lost', 'without the home', this.#model.afterCut(), content);
+  }
+
+  /** Once the volume is open, home and logs hold the same, flushed or not. */
+  async #checkAgreement(volume: Volume, store: Store | undefined): Promise<void> {
+    const home = Buffer.alloc(SIZE_BYTES);
+    await volume.read(home, 0);
+    // A cut in the middle of a clean stop gives the home another inode, which no real one does: it was changed, then.
+    if (this.#hasNewInodes && volume.status().deltas?.brokenOff !== undefined) return;
+    const isSame = home.equals(await this.#withoutHome(store));
+    must('nothing new is lost', isSame, 'home and deltas differ in a volume that is open');
+  }
+
+  async #withoutHome(store: Store | undefined): Promise<Buffer> {
+    const { volumeId } = await readVolumeIdentity(this.#volumePath);
+    return contentWithoutHome({ volumeId, sizeBytes: SIZE_BYTES, places: this.#deltaPlaces, store });
   }
 
   async #checkTarget(): Promise<void> {

@@ -10,6 +10,8 @@ export const PROMISES = {
   'failure loses nothing':
     'promise 4: a backup that fails loses no change, and none is acknowledged too early',
   'complete or invisible': 'promise 5: a set is complete or invisible, and stays once it is acknowledged',
+  'nothing new is lost':
+    'promise 6: what is not in a readable chain is in the deltas, which give back every flushed write',
   'restored as saved': 'promise 7: a restore writes what was saved, where it was told to',
   'nobody waits': 'promise 8: only a write that hits a track not yet saved waits for a backup',
   'poison stays': 'promise 10: a failed flush or write ends writing until the volume is checked',

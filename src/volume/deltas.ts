@@ -59,6 +59,8 @@ export interface DeltasOptions {
 export interface DeltasStatus extends DeltaStatus {
   /** For how long what is backed up stays, in milliseconds. */
   readonly keepLogMs: number;
+  /** Why the logs of this opening do not join those before; what is not backed up is in the home only, before a backup. */
+  readonly brokenOff?: string;
 }
 
 export class Deltas implements ChangeLog {
@@ -71,6 +73,7 @@ export class Deltas implements ChangeLog {
   /** Sessions that read logs. */
   #holdCount = 0;
   #distrusted: string | undefined;
+  #brokenOff: string | undefined;
 
   private constructor(options: DeltasOptions, record: DeltasRecord, store: DeltaStore, use: DeltasUse) {
     this.#options = options;
@@ -118,7 +121,9 @@ export class Deltas implements ChangeLog {
   }
 
   status(): DeltasStatus {
-    return { ...this.#store.status(), keepLogMs: this.#keepLogMs };
+    const brokenOff = this.#brokenOff;
+    const status = { ...this.#store.status(), keepLogMs: this.#keepLogMs };
+    return brokenOff === undefined ? status : { ...status, brokenOff };
   }
 
   get #keepLogMs(): number {
@@ -200,6 +205,8 @@ export class Deltas implements ChangeLog {
       const readable = [...use.readable.filter((one) => one !== point), point];
       return { ...use, readable: readable.slice(-LIMITS.deltaReadablePointsMax) };
     });
+    // A set has it all, and the logs join that.
+    this.#brokenOff = undefined;
     await this.#release();
   }
 
@@ -274,15 +281,15 @@ export class Deltas implements ChangeLog {
   /** From here on the logs tell what changes; how the volume came to be what it is now, they do not. */
   async breakOff(reason: string): Promise<void> {
     const { identity, onWarning, clock } = this.#options;
+    // There is nothing to begin; that is on record.
+    if (!this.#store.hasMembers) return;
+    this.#brokenOff = reason;
     onWarning?.(
       `Deltas of ${identity.name} begin anew, and what is not backed up is in the home only, before the next backup: ${reason}`,
     );
-    const point = randomId();
     await this.#store.prepareSwitch();
-    this.#store.switchTo(point, clock.now());
+    this.#store.breakOff(randomId(), clock.now());
     await this.flush();
-    // Whoever asks for what the logs tell since an older point must not get this.
-    await this.#store.release(point, 0);
   }
 
   /** @returns false where there is no room for it. */
