@@ -1,5 +1,5 @@
 /**
- * The process that reads a set of a store: opens it, holds its chain's leases, and serves the volume as it was over NBD
+ * The process that reads a set of a store, with what delta logs tell since where there are some: opens it, holds its chain's leases, and serves the volume as it was over NBD
  * on a socket that only its parent knows. The process around it (signals, exit) is the command line's.
  *
  * It is a process of its own because a store is read through memory maps: a file of it that is cut short or cannot be
@@ -13,6 +13,7 @@ import {
   deferred,
   LIMITS,
   type MaybePromise,
+  present,
   toWireError,
   unreachable,
   type WireError,
@@ -20,17 +21,16 @@ import {
 import {
   type ChainPlanEntry,
   type ChainView,
-  Store,
   type StoredTrack,
   type StoreKey,
   ThreadedChain,
 } from '../blockset/index.ts';
 import type { BlockDevice } from '../device/index.ts';
 import { NbdServer } from '../nbd/index.ts';
-import { ChainDevice, type RestoreSource } from '../restore/index.ts';
+import { ChainDevice, LoggedSource, type ReadPlanEntry, type RestoreSource } from '../restore/index.ts';
 import { type TrackRun, TrackSet } from '../tracks/index.ts';
+import { type OpenedContent, openContent } from './content-source.ts';
 import { openSocketPath } from './socket-path.ts';
-import { factsOf } from './set-facts.ts';
 import {
   type CallGives,
   type CallMessage,
@@ -79,26 +79,36 @@ export async function runStoreReader(channel: StoreReaderChannel, chainProgram: 
 }
 
 class Reader {
-  readonly #chain: ChainView;
-  readonly #device: ChainDevice<ChainPlanEntry>;
+  readonly #content: OpenedContent;
+  readonly #tracks: TrackSet;
+  readonly #device: Pick<ChainDevice<ReadPlanEntry>, 'order'> & BlockDevice;
   readonly #exported: ExplainedDevice;
   readonly #orders = new Map<number, AsyncGenerator<readonly TrackRun[], void, undefined>>();
 
-  private constructor(chain: ChainView, start: StartMessage, chainProgram: string) {
-    this.#chain = chain;
+  private constructor(content: OpenedContent, start: StartMessage, chainProgram: string) {
+    this.#content = content;
     const { storePath, key } = start;
-    this.#device = new ChainDevice(new ChainReading(chain, { storePath, key, program: chainProgram }), {
-      description: `set ${chain.header.id} of store ${storePath}`,
-    });
+    const { chain, index, set } = content;
+    const reading = chain && new ChainReading(chain, { storePath, key, program: chainProgram });
+    if (index !== undefined) {
+      const source = new LoggedSource(reading, index);
+      const description = `volume ${set.volumeName} from its delta logs`;
+      this.#tracks = source.tracks();
+      this.#device = new ChainDevice(source, {
+        description:
+          chain === undefined ? description : `set ${set.set} of store ${storePath} with delta logs`,
+      });
+    } else {
+      const source = present(reading, 'Without logs there is a set');
+      this.#tracks = source.tracks();
+      this.#device = new ChainDevice(source, { description: `set ${set.set} of store ${storePath}` });
+    }
     this.#exported = new ExplainedDevice(this.#device);
   }
 
-  /** @throws {StoreError} and {CorruptionError} as `Store` does. */
+  /** @throws as `openContent` does. */
   static async open(start: StartMessage, chainProgram: string): Promise<Reader> {
-    const { storePath, key } = start;
-    const store = await Store.open(storePath, { readOnly: true, ...(key === undefined ? {} : { key }) });
-    const chain = await store.chain((await store.find(start.set)).id);
-    const reader = new Reader(chain, start, chainProgram);
+    const reader = new Reader(await openContent(start), start, chainProgram);
     // What fails is asked about by the one client there is.
     const server = new NbdServer({
       exports: [{ name: '', description: '', device: reader.#exported, readOnly: true, multiConn: true }],
@@ -109,8 +119,8 @@ class Reader {
   }
 
   ready(): ChildMessage {
-    const { header } = this.#chain;
-    return { kind: 'ready', set: factsOf(header), tracks: this.#chain.tracks().serialize() };
+    const { set, logs } = this.#content;
+    return { kind: 'ready', set, logs, tracks: this.#tracks.serialize() };
   }
 
   async answer(call: CallMessage): Promise<ChildMessage> {

@@ -12,14 +12,34 @@
 import type { WireError } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
 import type { TrackRun } from '../tracks/index.ts';
+import type { LogsPlace } from '../volume/index.ts';
 import type { SetFacts } from './set-facts.ts';
+
+/** Delta logs that a set is read with. */
+export interface LogsWish {
+  /** The members that keep them. */
+  readonly places: readonly string[];
+  /** Whose; the one volume's that is there where left out. */
+  readonly volumeId?: string;
+  /**
+   * Where they go on from: the set's point, or '' for the beginning of the volume, and then there is no set. Where left
+   * out, the set is the newest one that the logs go on from, of the volume of the one that is named.
+   */
+  readonly startPoint?: string;
+  /** Records of an earlier time only, in milliseconds since 1970; and sets of points before that, where one is chosen. */
+  readonly beforeMs?: number;
+  /** Records up to this sequence number only. */
+  readonly upTo?: number;
+}
 
 export interface StartMessage {
   readonly kind: 'start';
   readonly storePath: string;
-  /** As it was typed. */
+  /** As it was typed; empty for none, with logs that reach back to the beginning of the volume. */
   readonly set: string;
   readonly key: StoreKey | undefined;
+  /** What has changed since the set; nothing where left out. */
+  readonly logs: LogsWish | undefined;
   /** Where the volume is served; a directory for nobody else. */
   readonly socketPath: string;
 }
@@ -43,6 +63,8 @@ export type ChildMessage =
   | {
       readonly kind: 'ready';
       readonly set: SetFacts;
+      /** The logs that are read with it, as they were found. */
+      readonly logs: LogsPlace | undefined;
       /** Serialised: the tracks that are not zero. */
       readonly tracks: Uint8Array;
     }

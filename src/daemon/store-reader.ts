@@ -29,8 +29,10 @@ import {
   type CallMessage,
   type ChildMessage,
   isChildMessage,
+  type LogsWish,
   type ParentMessage,
 } from './store-reader-messages.ts';
+import type { LogsPlace } from '../volume/index.ts';
 import type { SetFacts } from './set-facts.ts';
 
 /** How long a child may take to end before it is killed. */
@@ -39,12 +41,14 @@ const END_MS_MAX = 5_000;
 const STDERR_BYTES_MAX = 4096;
 
 export interface StoreReaderOptions {
-  /** Absolute. */
+  /** Absolute; empty where logs are all there is. */
   readonly storePath: string;
-  /** A set id or unique prefix, `latest` or `latest:<volume id or name>`. */
+  /** Empty where logs are all there is. A set id or unique prefix, `latest` or `latest:<volume id or name>`. */
   readonly set: string;
   /** Of an encrypted store. It goes to the child over their channel, and nowhere else. */
   readonly key?: StoreKey;
+  /** What delta logs tell since is laid over the set; see `LogsWish`. */
+  readonly logs?: LogsWish | undefined;
   /** The module that the child runs; it calls `runStoreReader`. */
   readonly program: string;
   /** A process that runs this program already, and was told nothing yet; one is started where left out. */
@@ -62,7 +66,10 @@ export interface StoreReader {
    * `reader-died` once the child has died. Closing it is `close`.
    */
   readonly device: BlockDevice;
+  /** Without a set, of the volume that the logs are of. Its size is that of the volume after the logs. */
   readonly set: SetFacts;
+  /** The logs that are laid over the set, as they were found. */
+  readonly logs: LogsPlace | undefined;
   /** The tracks whose content is not zero. Not to be changed. */
   readonly tracks: TrackSet;
   /**
@@ -97,13 +104,14 @@ export async function openStoreReader(options: StoreReaderOptions): Promise<Stor
       storePath: options.storePath,
       set: options.set,
       key: options.key,
+      logs: options.logs,
       socketPath: socketPath.path,
     });
     try {
-      const { set, tracks } = await child.ready;
+      const { set, tracks, logs } = await child.ready;
       const transport = { kind: 'unix', path: socketPath.address } as const;
       const nbd = await child.unlessDead(openNbdDevice({ transport, exportName: '' }));
-      return new OpenReader(child, { nbd, set, tracks, storePath: options.storePath });
+      return new OpenReader(child, { nbd, set, tracks, logs, storePath: options.storePath });
     } finally {
       await socketPath.release();
     }
@@ -120,6 +128,7 @@ export async function openStoreReader(options: StoreReaderOptions): Promise<Stor
 class OpenReader implements StoreReader {
   readonly device: BlockDevice;
   readonly set: SetFacts;
+  readonly logs: LogsPlace | undefined;
   readonly tracks: TrackSet;
   readonly #child: ReaderChild;
   readonly #nbd: NbdDevice;
@@ -131,6 +140,7 @@ class OpenReader implements StoreReader {
       readonly nbd: NbdDevice;
       readonly set: SetFacts;
       readonly tracks: Uint8Array;
+      readonly logs: LogsPlace | undefined;
       readonly storePath: string;
     },
   ) {
@@ -139,8 +149,10 @@ class OpenReader implements StoreReader {
     this.#child = child;
     this.#nbd = nbd;
     this.set = set;
+    this.logs = opened.logs;
     this.tracks = TrackSet.deserialize(Buffer.from(opened.tracks), 'the reading process', trackCount);
-    const description = `set ${set.set} of store ${storePath}`;
+    const from = set.set === '' ? `volume ${set.volumeName}` : `set ${set.set} of store ${storePath}`;
+    const description = opened.logs === undefined ? from : `${from} with its delta logs`;
     this.device = new ReaderDevice(description, { nbd, child, close: () => this.close() });
   }
 

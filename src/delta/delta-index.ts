@@ -34,6 +34,7 @@ interface Place {
 
 export interface DeltaIndexOptions {
   readonly trackBytes: number;
+  /** Of the volume where the logs begin; records of the kind `size` tell of others. */
   readonly volumeBytes: number;
   readonly areas: Areas;
   readonly onDamage: (sentence: string) => void;
@@ -60,14 +61,26 @@ export class DeltaIndex {
   /** Payloads read last, by record. */
   readonly #kept = new Map<number, Buffer>();
   #keptBytes = 0;
+  #volumeBytes: number;
 
   constructor(options: DeltaIndexOptions) {
     this.#options = options;
+    this.#volumeBytes = options.volumeBytes;
+  }
+
+  /** Of the volume after the records. */
+  get volumeBytes(): number {
+    return this.#volumeBytes;
+  }
+
+  get trackBytes(): number {
+    return this.#options.trackBytes;
   }
 
   /** Takes records, in order. */
   add(log: Log, limit: number, entries: readonly Entry[]): void {
     for (const entry of entries) {
+      if (entry.kind === 'size') this.#volumeBytes = entry.lengthBytes;
       if (entry.kind !== 'write' && entry.kind !== 'zeroes') continue;
       const last = this.#places.at(-1);
       if (last?.log !== log || last.entry.segment !== entry.segment)
@@ -82,7 +95,8 @@ export class DeltaIndex {
 
   /** All records are here. */
   finish(): void {
-    const { trackBytes, volumeBytes } = this.#options;
+    const { trackBytes } = this.#options;
+    const volumeBytes = this.#volumeBytes;
     const seen = new BlockMap(trackBytes);
     const endBlock = (volumeBytes % trackBytes) / BLOCK_BYTES;
     // What of the last track lies behind the volume's end is not waited for.

@@ -39,6 +39,8 @@ export interface DeltaPoint {
 export interface DeltaUntil {
   /** Records of this time and later are left out. */
   readonly beforeMs?: number | undefined;
+  /** Records of a higher sequence number are left out. */
+  readonly upTo?: number | undefined;
   /** Records from the log on that begins at this point are left out. */
   readonly point?: string | undefined;
 }
@@ -148,10 +150,13 @@ export class DeltaReader {
 
   /** What the records leave of each track. @throws as `records` does. */
   async index(startPoint: string, until: DeltaUntil = {}): Promise<DeltaIndex> {
-    const { trackSizeBytes, sizeBytes } = this.volume;
+    const begun = this.#logsBetween(startPoint, until).filter(
+      ({ beganMs }) => until.beforeMs === undefined || beganMs < until.beforeMs,
+    );
+    const sizes = begun.flatMap(({ copies }) => copies.map(({ first }) => first.volumeBytes));
     const index = new DeltaIndex({
-      trackBytes: trackSizeBytes,
-      volumeBytes: sizeBytes,
+      trackBytes: this.volume.trackSizeBytes,
+      volumeBytes: Math.max(0, ...sizes),
       areas: this.#areas,
       onDamage: (sentence) => this.#tell(sentence),
     });
@@ -175,7 +180,7 @@ export class DeltaReader {
     until: DeltaUntil,
   ): AsyncGenerator<{ readonly log: Log; readonly limit: number; readonly batch: readonly Entry[] }> {
     const logs = this.#logsBetween(startPoint, until);
-    const beforeMs = until.beforeMs ?? Number.POSITIVE_INFINITY;
+    const { beforeMs = Number.POSITIVE_INFINITY, upTo = Number.POSITIVE_INFINITY } = until;
     let end = logs[0]?.previous ?? 0;
     for (const log of logs) {
       const limit = limitOf(this.#logs, this.#logs.indexOf(log));
@@ -183,12 +188,13 @@ export class DeltaReader {
       try {
         for (let batch = await merge.next(); batch !== undefined; batch = await merge.next()) {
           const last = batch.at(-1);
-          const isCut = last !== undefined && last.timeMs >= beforeMs;
-          yield { log, limit, batch: isCut ? batch.filter(({ timeMs }) => timeMs < beforeMs) : batch };
+          const isCut = last !== undefined && (last.timeMs >= beforeMs || last.sequence > upTo);
+          const isTaken = ({ timeMs, sequence }: Entry): boolean => timeMs < beforeMs && sequence <= upTo;
+          yield { log, limit, batch: isCut ? batch.filter(isTaken) : batch };
           if (isCut) return;
         }
         end = merge.end;
-        this.#judge(log, merge, Math.min(limit, this.#durable));
+        this.#judge(log, merge, Math.min(limit, Math.max(this.#durable, until.upTo ?? 0)));
       } finally {
         await merge.stop();
       }
@@ -197,7 +203,7 @@ export class DeltaReader {
     }
   }
 
-  #logsBetween(startPoint: string, { beforeMs, point }: DeltaUntil): readonly Log[] {
+  #logsBetween(startPoint: string, { beforeMs, upTo, point }: DeltaUntil): readonly Log[] {
     const first = logOfPoint(this.#logs, startPoint);
     const end = point === undefined ? this.#logs.length : logOfPoint(this.#logs, point);
     if (first === undefined || end === undefined || end < first) {
@@ -207,10 +213,15 @@ export class DeltaReader {
       throw new DeltaError('delta-gap', message, { point: missing });
     }
     const logs = this.#logs.slice(first, end);
-    for (const { beganMs, compactedMs } of logs) {
-      if (beforeMs === undefined || beforeMs <= beganMs || beforeMs > compactedMs) continue;
-      const message = `Delta logs of volume ${this.volume.name} were compacted up to ${new Date(compactedMs).toISOString()}, wanted what was before ${new Date(beforeMs).toISOString()}`;
-      throw new DeltaError('delta-compacted', message, { wantedMs: beforeMs, keptMs: compactedMs });
+    for (const [index, { beganMs, compactedMs, previous }] of logs.entries()) {
+      const isAskedByTime = beforeMs !== undefined && beforeMs > beganMs && beforeMs <= compactedMs;
+      const isAskedByNumber =
+        upTo !== undefined && upTo > previous && upTo < limitOf(this.#logs, first + index);
+      if (compactedMs === 0 || !(isAskedByTime || isAskedByNumber)) continue;
+      const wanted =
+        beforeMs === undefined ? `record ${upTo}` : `what was before ${new Date(beforeMs).toISOString()}`;
+      const message = `Delta logs of volume ${this.volume.name} were compacted up to ${new Date(compactedMs).toISOString()}, wanted ${wanted}`;
+      throw new DeltaError('delta-compacted', message, { wantedMs: beforeMs ?? 0, keptMs: compactedMs });
     }
     return logs;
   }

@@ -255,7 +255,6 @@ t.test('what is whole is told from the open epoch and from the closed ones', asy
 t.test('logs that begin in the middle of an epoch reach back to no point', async (t) => {
   const world = new DeltaWorld(t, { seed: 1, kinds: ['directory'] });
   world.points.push({ point: 'p1', sequence: 0 });
-  world.isNew = false;
   await world.open();
   t.ok(world.store.hasGap);
   await world.append(0, TRACK_BYTES, 'write');

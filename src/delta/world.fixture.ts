@@ -52,8 +52,6 @@ export class DeltaWorld {
   readonly damage: string[] = [];
   changes: ModelChange[] = [];
   points: ModelPoint[] = [{ point: '', sequence: 0 }];
-  /** Nothing was logged yet. */
-  isNew = true;
   /** Changes up to here were flushed. */
   flushed = 0;
   readonly #scratch = makeScratchDirectory();
@@ -114,7 +112,6 @@ export class DeltaWorld {
       trackSizeBytes: TRACK_BYTES,
       sizeBytes: () => VOLUME_BYTES,
       startPoint: this.lastPoint.point,
-      isNew: this.isNew,
       members: this.places,
       lostMembers: [...this.lost],
       registry: this.registry,
@@ -125,7 +122,6 @@ export class DeltaWorld {
       },
       segmentBytes: SEGMENT_BYTES,
     });
-    this.isNew = false;
   }
 
   async close(): Promise<void> {

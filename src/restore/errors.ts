@@ -35,6 +35,8 @@ export interface RestoreErrorDetails {
   'target-changed': { readonly target: string; readonly reason: string };
   /** A write, zero or flush of a target failed while the restore ran. */
   'target-failed': { readonly target: string; readonly incompleteTargets: readonly string[] };
+  /** Delta logs go on from no set that there is. */
+  'no-base': { readonly volumeId: string };
   /** The restore was cancelled. */
   cancelled: { readonly incompleteTargets: readonly string[] };
 }

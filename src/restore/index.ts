@@ -15,6 +15,8 @@ export {
   type RestoreErrorCode,
   type RestoreErrorDetails,
 } from './errors.ts';
+export { type JoinedSet, joinLogs, type JoinWish } from './join-logs.ts';
+export { type LoggedEntry, LoggedSource, type LoggedTracks } from './logged-source.ts';
 export { openOverlay, OverlayDevice, type OverlayOptions } from './overlay-device.ts';
 export type { TableLayout, TargetLayout, VolumeLayout } from './layout.ts';
 export type { PlanSummary, TargetSummary } from './plan-summary.ts';
