@@ -12,10 +12,17 @@ const SPAN_MS: Readonly<Record<string, number>> = {
 
 /** A date or time, in UTC unless it names another zone, as milliseconds since the Unix epoch; undefined for other text. */
 export function parseInstant(text: string): number | undefined {
-  if (!/^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)?)?$/.test(text)) return undefined;
+  if (!/^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,3})?)?(Z|[+-]\d\d:\d\d)?)?$/.test(text)) return undefined;
   const hasZone = /(Z|[+-]\d\d:\d\d)$/.test(text.slice(10));
   const timeMs = Date.parse(text.length === 10 ? text : `${text.replace(' ', 'T')}${hasZone ? '' : 'Z'}`);
   return Number.isNaN(timeMs) ? undefined : timeMs;
+}
+
+/** Reads a date or time as `parseInstant` does. @throws {UsageError} */
+export function readInstant(option: string, text: string): number {
+  const timeMs = parseInstant(text);
+  if (timeMs !== undefined) return timeMs;
+  throw new UsageError(`${option} is '${text}', wanted a time such as 2030-01-31T18:00:00, in UTC`);
 }
 
 /** Reads a span such as `48h`, `30d`, `4w` or `1y`, as milliseconds. @throws {UsageError} */

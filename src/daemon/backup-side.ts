@@ -10,7 +10,7 @@ import type { Clock } from '../base/index.ts';
 import type { StoreKey } from '../blockset/index.ts';
 import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
 import type { TrackRun, TrackSet } from '../tracks/index.ts';
-import type { BackupSide, RecoveryRecord } from '../volume/index.ts';
+import type { BackupSide, RecoveryRecord, SidePlace } from '../volume/index.ts';
 import { openStoreReader, type StoreReader } from './store-reader.ts';
 
 /** So long a reading process must have lived, or been dead, before another one is started. */
@@ -92,13 +92,13 @@ class StoreSide implements BackupSide {
   }
 
   static async open(
-    { storePath, set }: { readonly storePath: string; readonly set: string },
+    { storePath, set, logs }: Extract<SidePlace, { kind: 'store' }>,
     options: SideOptions,
   ): Promise<StoreSide> {
     const { key, readerPath: program } = options;
     if (program === undefined) throw new Error('this command reads no store; serve the volume');
     const openNext = (): Promise<StoreReader> =>
-      openStoreReader({ storePath, set, program, ...(key === undefined ? {} : { key }) });
+      openStoreReader({ storePath, set, logs, program, ...(key === undefined ? {} : { key }) });
     return new StoreSide(options.reader ?? (await openNext()), openNext, options);
   }
 

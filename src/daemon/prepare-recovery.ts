@@ -30,6 +30,7 @@ import {
 } from '../volume/index.ts';
 import { openBackupSide } from './backup-side.ts';
 import { DaemonError } from './errors.ts';
+import type { LogsWish } from './store-reader-messages.ts';
 import { openStoreReader, type StoreReader, type StoreReaderOptions } from './store-reader.ts';
 
 /** What one question for extents is about. */
@@ -43,7 +44,9 @@ export interface ByteRange {
 
 export interface RecoverOptions {
   /** A store's directory with one of its sets, or a device that is kept: absolute. */
-  readonly from: { readonly storePath: string; readonly set: string } | { readonly uri: string };
+  readonly from:
+    | { readonly storePath: string; readonly set: string; readonly logs?: LogsWish | undefined }
+    | { readonly uri: string };
   readonly key?: StoreKey | undefined;
   /** The volume's directory, absolute. */
   readonly directory: string;
@@ -126,7 +129,7 @@ export async function prepareRecovery(options: RecoverOptions): Promise<Prepared
 
 function openReader(
   { key, readerPath: program, started, signal }: RecoverOptions,
-  from: { readonly storePath: string; readonly set: string },
+  from: { readonly storePath: string; readonly set: string; readonly logs?: LogsWish | undefined },
 ): Promise<StoreReader> {
   return openStoreReader({
     ...from,
@@ -161,8 +164,13 @@ function factsOf(
 ): SideFacts {
   if (reader !== undefined && !('uri' in options.from)) {
     const { set, volumeId, point, createdMs, sizeBytes, trackSizeBytes } = reader.set;
-    const place: SidePlace = { kind: 'store', storePath: options.from.storePath, set };
+    const { logs } = reader;
+    const { storePath } = options.from;
     const tracks = async (): Promise<TrackSet> => reader.tracks;
+    // With logs it is at no point that anybody knows.
+    if (logs !== undefined)
+      return { place: { kind: 'store', storePath, set, logs }, sizeBytes, trackSizeBytes, volumeId, tracks };
+    const place: SidePlace = { kind: 'store', storePath, set };
     return { place, sizeBytes, trackSizeBytes, volumeId, point: { point, createdMs }, tracks };
   }
   const { trackSizeBytes = TRACK_BYTES_DEFAULT } = options;
@@ -288,7 +296,10 @@ function lostHome(found: RecoveryLook | undefined): string | undefined {
 }
 
 async function resume(directory: string, before: RecoveryRecord, wanted: RecoveryRecord): Promise<void> {
-  const isSame = before.point === wanted.point && before.side.kind === wanted.side.kind;
+  const isSame =
+    before.point === wanted.point &&
+    before.side.kind === wanted.side.kind &&
+    momentOf(before.side) === momentOf(wanted.side);
   if (!isSame) {
     const what = before.point === undefined ? describeSide(before.side) : `point ${before.point}`;
     const message = `Volume ${directory} is being recovered from ${what}, and goes on from nothing else; serve it, or give what holds that`;
@@ -296,6 +307,13 @@ async function resume(directory: string, before: RecoveryRecord, wanted: Recover
   }
   // A mirror that was lost is no equal, and one that comes new is none yet.
   await moveRecovery(directory, { ...before, side: wanted.side });
+}
+
+/** Of a side with logs, what it holds: where the logs go on from, and up to when. */
+function momentOf(side: SidePlace): string {
+  if (side.kind !== 'store' || side.logs === undefined) return '';
+  const { startPoint, beforeMs = '', upTo = '' } = side.logs;
+  return `${startPoint} ${beforeMs} ${upTo}`;
 }
 
 async function loseRanges(

@@ -18,6 +18,7 @@ import { formatNbdUri, type NbdListenerTls, type NbdLog, NbdServer } from '../nb
 import { openOverlay } from '../restore/index.ts';
 import { DaemonError } from './errors.ts';
 import { assertKnownExports, type FurtherListener, loadTls, type ServingTls } from './serving.ts';
+import type { LogsWish } from './store-reader-messages.ts';
 import { openSocketPath, removeDeadSocket, type SocketPath } from './socket-path.ts';
 import { openStoreReader, type StoreReader, type StoreReaderOptions } from './store-reader.ts';
 
@@ -28,6 +29,8 @@ export interface StoreServingOptions {
   readonly sets: readonly string[];
   /** Of an encrypted store. */
   readonly key?: StoreKey;
+  /** What delta logs tell since is laid over each set; see `LogsWish`. */
+  readonly logs?: LogsWish | undefined;
   /** At least one, or nobody gets in. */
   readonly listeners: readonly FurtherListener[];
   /** Without it nothing is encrypted. */
@@ -113,8 +116,8 @@ export class StoreServing {
   }
 
   async #openSets(): Promise<void> {
-    const { storePath, sets, key, program, signal } = this.#options;
-    const common = { storePath, program, ...(key && { key }), ...(signal && { signal }) };
+    const { storePath, sets, key, logs, program, signal } = this.#options;
+    const common = { storePath, program, logs, ...(key && { key }), ...(signal && { signal }) };
     await allFinished(
       sets.map(async (set, index) => {
         const { started } = index === 0 ? this.#options : {};

@@ -112,6 +112,7 @@ export class DeltaWorld {
       trackSizeBytes: TRACK_BYTES,
       sizeBytes: () => VOLUME_BYTES,
       startPoint: this.lastPoint.point,
+      isNew: this.lastPoint.point === '' && this.lost.size === 0,
       members: this.places,
       lostMembers: [...this.lost],
       registry: this.registry,

@@ -6,12 +6,13 @@ import { createDeviceRegistry, type PreparedRecovery, prepareRecovery, Serving }
 import { absolutePath, absolutePlace, isUri, readRange, readSize, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
+import { addDeltaOptions, type DeltaOptions, logsOf } from '../delta-options.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import { aborted, addListenOptions, listenersOf, type ListenOptions, tlsOf } from '../listen-options.ts';
 import { takeStartedReader } from '../started-reader.ts';
 import { mediumFeedPath, storeReaderPath, workerPath } from '../worker-path.ts';
 
-interface Options extends GlobalOptions, KeyOptions, ListenOptions {
+interface Options extends GlobalOptions, KeyOptions, ListenOptions, DeltaOptions {
   readonly store: string;
   readonly set: string;
   readonly volume: string;
@@ -33,7 +34,7 @@ export const addRecover: AddCommand = (parser, run) =>
     'recover <store> <set> <volume>',
     'Serve a lost volume again at once, and restore it behind its clients',
     (command) =>
-      addRecoveryOptions(addListenOptions(addKeyOptions(command)))
+      addDeltaOptions(addRecoveryOptions(addListenOptions(addKeyOptions(command))), 'the lost volume')
         .positional('store', {
           type: 'string',
           demandOption: true,
@@ -204,12 +205,15 @@ async function prepare(context: CommandContext, options: Options): Promise<Prepa
   const home = single('--home', options.home);
   const trackSize = single('--track-size', options.trackSize);
   const storePath = isLive ? '' : absolutePath('The store', options.store, directory);
+  const logs = logsOf(options, directory);
+  if (logs !== undefined && isLive)
+    throw new UsageError('--delta goes with a set of a store, and the backup side is live');
   // Checked before anything is opened.
   rateOf(options);
   if (options.again && several(options.range).length === 0)
     throw new UsageError('--again is given without --range, wanted both');
   return await prepareRecovery({
-    from: isLive ? { uri: options.store } : { storePath, set: options.set },
+    from: isLive ? { uri: options.store } : { storePath, set: options.set, logs },
     ...(isLive ? {} : await storeKey(context, storePath, options)),
     directory: absolutePath('The volume', options.volume, directory),
     home: home === undefined ? undefined : absolutePlace(home, directory),

@@ -10,7 +10,7 @@ import {
   StoreError,
   ThreadedChain,
 } from '../../blockset/index.ts';
-import { createDeviceRegistry } from '../../daemon/index.ts';
+import { createDeviceRegistry, type LogsWish } from '../../daemon/index.ts';
 import { parseDeviceAddress } from '../../device/index.ts';
 import { MediaChain } from '../../media/index.ts';
 import {
@@ -36,12 +36,14 @@ import { isVolumeHome } from '../../volume/index.ts';
 import { absolutePath, absolutePlace, readRange, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
+import { addDeltaOptions, type DeltaOptions, logsOf } from '../delta-options.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
+import { LoggedRestore } from '../logged-restore.ts';
 import { addMediaOptions, failureTeller, inputsAt, type MediaOptions, STANDARD } from '../media-places.ts';
 import { missingError, planLines, restoredLines } from '../restore-report.ts';
 import { chainReaderPath } from '../worker-path.ts';
 
-interface Options extends GlobalOptions, KeyOptions, MediaOptions {
+interface Options extends GlobalOptions, KeyOptions, MediaOptions, DeltaOptions {
   readonly store: string;
   readonly set: string;
   readonly target: readonly string[] | undefined;
@@ -62,7 +64,7 @@ export const addRestore: AddCommand = (parser, run) =>
     'restore <store> <set> [target..]',
     'Restore a set onto files, block devices or NBD exports',
     (command) =>
-      addKeyOptions(addMediaOptions(command))
+      addDeltaOptions(addKeyOptions(addMediaOptions(command)), "the set's volume")
         .positional('store', {
           type: 'string',
           demandOption: true,
@@ -82,6 +84,10 @@ export const addRestore: AddCommand = (parser, run) =>
         })
         .options(RESTORE_OPTIONS)
         .example('$0 restore /backup/store latest:vol /srv/copy.raw', 'The newest set of vol into a file')
+        .example(
+          '$0 restore /backup/store latest:vol copy.raw --delta /disk2/deltas --at 2030-01-31T18:00',
+          'As it was then',
+        )
         .example('$0 restore /backup/store 01K3 --remap plan.json', 'As plan.json says')
         .example('$0 restore /backup/store 01K3 /dev/sdb --range 1M+512M', 'These bytes, where they were')
         .example('$0 restore /backup/store 01K3 /dev/sdb --dry-run --write-remap plan.json', 'Only the plan')
@@ -147,11 +153,21 @@ async function restoreSet(context: CommandContext, options: Options): Promise<vo
   const to = await readTargets(context, options);
   const isFromMedia = options.store === STANDARD || options.load !== undefined || isMedium(path);
   const progress = progressFile(context, options, { requests: to.requests, isFromMedia });
-  const source = isFromMedia
-    ? await openMedia(context, path, options)
-    : await openStored(context, path, options);
+  const logs = logsOf(options, directory);
+  if (logs !== undefined) assertLogsFit(options, isFromMedia);
+  const source =
+    logs !== undefined
+      ? await openLogged(context, path, options, logs)
+      : isFromMedia
+        ? await openMedia(context, path, options)
+        : await openStored(context, path, options);
   try {
-    const calls = source instanceof MediaChain ? callsOf(source) : callsOf<ChainPlanEntry>(source);
+    const calls =
+      source instanceof MediaChain
+        ? callsOf(source)
+        : source instanceof LoggedRestore
+          ? callsOf(source.source)
+          : callsOf<ChainPlanEntry>(source);
     const restoring: WholeRestoreOptions = {
       registry: createDeviceRegistry(),
       isVolumeHome,
@@ -184,7 +200,7 @@ async function restoreSet(context: CommandContext, options: Options): Promise<vo
   }
 }
 
-type Source = ChainView | ThreadedChain | MediaChain;
+type Source = ChainView | ThreadedChain | MediaChain | LoggedRestore;
 
 /** Each kind of source has entries of its own, which only it can read. */
 function callsOf<Entry extends ReadPlanEntry>(source: RestoreSource<Entry>) {
@@ -212,6 +228,31 @@ async function openMedia(context: CommandContext, path: string, options: Options
     signal: context.signal,
     openInput: inputsAt(context, [first, ...further], options),
     onFailure: failureTeller(context, options, { action: 'restore', label: first, store: undefined }),
+  });
+}
+
+/** @throws {UsageError} */
+function assertLogsFit(options: Options, isFromMedia: boolean): void {
+  if (isFromMedia) throw new UsageError('--delta goes with a store, and media are read from their beginning');
+  const stray = options.salvage ? '--salvage' : options.resume ? '--resume' : undefined;
+  if (stray !== undefined) throw new UsageError(`${stray} is of sets alone, wanted no --delta with it`);
+}
+
+async function openLogged(
+  context: CommandContext,
+  storePath: string,
+  options: Options,
+  logs: LogsWish,
+): Promise<LoggedRestore> {
+  const key = await storeKey(context, storePath, options);
+  const warn = (sentence: string): void => context.output.warn(sentence);
+  return await LoggedRestore.open({
+    storePath,
+    ...key,
+    set: options.set,
+    logs,
+    isPlan: options.dryRun,
+    warn,
   });
 }
 

@@ -9,13 +9,14 @@ import { Serving, type ServingMirror, StoreServing } from '../../daemon/index.ts
 import { absolutePath, absolutePlace, readSize, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
+import { addDeltaOptions, type DeltaOptions, logsOf } from '../delta-options.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import { aborted, addListenOptions, listenersOf, type ListenOptions, tlsOf } from '../listen-options.ts';
 import { serveConfig } from '../serve-config.ts';
 import { takeStartedReader } from '../started-reader.ts';
 import { mediumFeedPath, storeReaderPath, workerPath } from '../worker-path.ts';
 
-interface Options extends GlobalOptions, KeyOptions, ListenOptions {
+interface Options extends GlobalOptions, KeyOptions, ListenOptions, DeltaOptions {
   readonly volume: readonly string[] | undefined;
   readonly store: string | readonly string[] | undefined;
   readonly set: readonly string[] | undefined;
@@ -79,7 +80,7 @@ export const addServe: AddCommand = (parser, run) =>
 
 /** Options that make of it a server of a store's sets. */
 function addStoreOptions<T>(command: Argv<T>) {
-  return addKeyOptions(command)
+  return addDeltaOptions(addKeyOptions(command), 'its volume, with --store')
     .option('store', {
       type: 'string',
       requiresArg: true,
@@ -146,6 +147,8 @@ function assertTogether(options: Options, store: string | undefined): void {
       ['--set', sets.length > 0],
       ['--writable', options.writable],
       ['--overlay-dir', options.overlayDir !== undefined],
+      ['--delta', several(options.delta).length > 0],
+      ['--at', options.at !== undefined],
       ['--key-file', options.keyFile !== undefined],
       ['--passphrase-file', options.passphraseFile !== undefined],
     ].find(([, isGiven]) => isGiven);
@@ -186,6 +189,7 @@ async function serveSets(context: CommandContext, options: Options, store: strin
   const serving = await StoreServing.start({
     storePath,
     sets: several(options.set),
+    logs: logsOf(options, directory),
     ...(await storeKey(context, storePath, options)),
     listeners,
     tls: tlsOf(options, directory),
