@@ -65,4 +65,5 @@ export {
 export { openStoreReader, type StoreReader, type StoreReaderOptions } from './store-reader.ts';
 export type { LogsWish } from './store-reader-messages.ts';
 export { runStoreReader, type StoreReaderChannel } from './store-reader-child.ts';
+export type { ServingSurvival } from './survival.ts';
 export { type ServedSet, StoreServing, type StoreServingOptions } from './store-serving.ts';

@@ -50,6 +50,8 @@ import type { PolicyRunner } from './policy-runner.ts';
 import { type PolicingOptions, startPolicies } from './policing.ts';
 import { type FillProgress, RecoveryFill } from './recovery-fill.ts';
 import { openSocketPath, removeDeadSocket, removeStaleSocket, type SocketPath } from './socket-path.ts';
+import { type ServingSurvival, survivalPlan } from './survival.ts';
+import { VolumeCare } from './volume-care.ts';
 import { VolumeHost } from './volume-host.ts';
 
 export const NBD_SOCKET_NAME = 'nbd.sock';
@@ -86,6 +88,8 @@ export interface ServingOptions {
   readonly feedPath?: string;
   /** What is known better of volumes under recovery than their records tell. */
   readonly recovery?: ServingRecovery | undefined;
+  /** How volumes with deltas go on when their home is lost; without it they refuse writes then. */
+  readonly survive?: ServingSurvival | undefined;
   /** A path or URI of a device that becomes the equal of the volume, of which there is just one, and stays it. */
   readonly mirror?: ServingMirror | undefined;
   /** Runs policies; of volumes that it has nothing of, none. */
@@ -116,7 +120,7 @@ interface Member {
   place?: SocketPath;
   control?: ControlServer;
   runner?: PolicyRunner;
-  readonly fills: (RecoveryFill | MirrorFill | MirrorCare)[];
+  readonly fills: (RecoveryFill | MirrorFill | MirrorCare | VolumeCare)[];
 }
 
 /** How a new backup side is brought up. */
@@ -296,7 +300,8 @@ export class Serving {
   }
 
   async #open(directory: string): Promise<Member> {
-    const { readOnly, clock, workerPath, readerPath, feedPath, recovery, mirror, warn } = this.#options;
+    const { readOnly, clock, workerPath, readerPath, feedPath, recovery, mirror, warn, survive } =
+      this.#options;
     const registry = this.#registry;
     const openSide = (record: RecoveryRecord): Promise<BackupSide> =>
       recovery?.openSide?.(record) ?? openBackupSide(record, { registry, clock, readerPath, warn });
@@ -312,9 +317,15 @@ export class Serving {
       feedPath,
       exports: this.#exports,
       peers: this.#peers,
+      survive:
+        survive && readerPath !== undefined
+          ? survivalPlan({ ...survive, directory, registry, clock, readerPath, warn })
+          : undefined,
+      onTakenOver: () => this.#fillRecovery(member),
     });
     this.#peers.set(directory, host);
-    return { host, leaving: new AbortController(), fills: [] };
+    const member: Member = { host, leaving: new AbortController(), fills: [] };
+    return member;
   }
 
   /** Listens on the volume's own socket. */
@@ -388,15 +399,22 @@ export class Serving {
     return this.#members.map(({ host }) => host.volume.identity.name);
   }
 
-  #fill({ host, fills }: Member): void {
-    const { clock, warn, recovery = {}, readOnly } = this.#options;
+  #fill(member: Member): void {
+    const { warn, readOnly } = this.#options;
+    const { host, fills } = member;
+    const { volume } = host;
+    if (readOnly) return;
+    fills.push(new VolumeCare(volume));
+    if (volume.mirrors?.isMirrored === true) fills.push(new MirrorCare({ volume, warn }));
+    if (volume.mirroring !== undefined) fills.push(this.#mirrorFill(volume));
+    if (volume.recovery !== undefined) this.#fillRecovery(member);
+  }
+
+  #fillRecovery({ host, fills }: Member): void {
+    const { clock, warn, recovery = {} } = this.#options;
     const { first = [], rateBytesPerSecond, onProgress, onRecovered } = recovery;
     const { volume } = host;
     const { name } = volume.identity;
-    if (readOnly) return;
-    if (volume.mirrors?.isMirrored === true) fills.push(new MirrorCare({ volume, warn }));
-    if (volume.mirroring !== undefined) fills.push(this.#mirrorFill(volume));
-    if (volume.recovery === undefined) return;
     fills.push(
       new RecoveryFill({
         volume,

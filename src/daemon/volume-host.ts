@@ -43,6 +43,10 @@ export interface HostOptions {
   readonly openSide?: OpenVolumeOptions['openSide'];
   /** Opens a device that is to become the volume's equal. */
   readonly openMirror?: OpenVolumeOptions['openMirror'];
+  /** How the volume goes on when its home is lost. */
+  readonly survive?: OpenVolumeOptions['survive'];
+  /** The home was lost, and the volume goes on in another one that has to be filled. */
+  readonly onTakenOver?: (volume: Volume) => void;
   /** The program of the process that reads media for a fill; an owner without it fills from none. */
   readonly feedPath?: string | undefined;
   /** Is told what the owner's operator must know, whoever asked for it and still listens; a sentence each. */
@@ -91,7 +95,7 @@ export class VolumeHost implements ControlHandlers {
 
   /** Takes the volume's lock and opens it. Errors are those of `Volume.open`. */
   static async open(directory: string, options: HostOptions): Promise<VolumeHost> {
-    const { registry, readOnly, clock, activity, warn, exports, openSide, openMirror } = options;
+    const { registry, readOnly, clock, activity, warn, exports, openSide, openMirror, survive } = options;
     const opened: { volume?: Volume } = {};
     const volume = await Volume.open(directory, {
       registry,
@@ -100,6 +104,10 @@ export class VolumeHost implements ControlHandlers {
       activity,
       ...(openSide === undefined ? {} : { openSide }),
       openMirror,
+      survive,
+      onTakenOver: () => {
+        if (opened.volume !== undefined) options.onTakenOver?.(opened.volume);
+      },
       onWarning: (sentence) => warn?.(sentence),
       onSnapshotDropped: (name) => {
         // While the volume is being opened nothing of it is exported.

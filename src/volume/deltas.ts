@@ -219,14 +219,15 @@ export class Deltas implements ChangeLog {
   }
 
   /**
-   * @throws {VolumeError} 'home-lost' where the logs do not have all that is not backed up: what was acknowledged would
-   *   be missing.
+   * The members that have all that is not backed up.
+   *
+   * @throws {VolumeError} 'home-lost' where there are none: what was acknowledged would be missing.
    */
-  assertWhole(): void {
+  wholePlaces(): readonly string[] {
     const { name, directory } = this.#options.identity;
-    const reason =
-      this.#healthyPlaces().length === 0 ? 'no member of its delta store is left' : this.#distrusted;
-    if (reason === undefined) return;
+    const places = this.#healthyPlaces();
+    const reason = places.length === 0 ? 'no member of its delta store is left' : this.#brokenOff;
+    if (reason === undefined) return places;
     const message = `Volume ${name} has lost its home, and the deltas do not make up for it: ${reason}`;
     throw new VolumeError('home-lost', message, { directory });
   }

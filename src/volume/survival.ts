@@ -28,15 +28,16 @@ export interface SurvivalPlan {
   /**
    * Opens the newest content there is without the home, everything included that the logs have now.
    *
+   * @param places the members of the delta store that have everything.
    * @throws where there is none that is whole.
    */
-  openNewest(): Promise<NewestContent>;
+  openNewest(volumeId: string, places: readonly string[]): Promise<NewestContent>;
   /** Where the new home goes: the path of a file that is not there. */
   newHome(): string;
 }
 
 export interface NewestContent {
-  readonly record: Pick<RecoveryRecord, 'side' | 'point'>;
+  readonly record: Omit<RecoveryRecord, 'startedMs'>;
   readonly side: BackupSide;
   /** The tracks that may not be zero. */
   readonly tracks: TrackSet;
@@ -55,8 +56,8 @@ export interface SurvivalOptions {
 
 /** The volume, as far as the survival must know it. */
 export interface SurvivingVolume {
-  /** @throws where the volume cannot go on: its logs do not have everything. */
-  readonly assertMaySurvive: () => void;
+  /** The members of its delta store that have everything. @throws where none has, so that it cannot go on. */
+  readonly logPlaces: () => readonly string[];
   /** The volume has another home, which is being filled; called before anything is asked of it. */
   readonly takeOver: (recovery: Recovery, home: string) => void;
 }
@@ -84,8 +85,7 @@ export class Survival {
     const { plan, identity, onWarning } = this.#options;
     try {
       const volume = present(this.#volume, 'A volume that survives');
-      volume.assertMaySurvive();
-      const { record, side, tracks } = await plan.openNewest();
+      const { record, side, tracks } = await plan.openNewest(identity.volumeId, volume.logPlaces());
       try {
         return await this.#begin({ ...record, startedMs: this.#options.nowMs() }, side, tracks, error);
       } catch (reason) {

@@ -339,7 +339,7 @@ export class Volume implements BlockDevice {
   /** What happens when the home is lost, and who looks whether it is. */
   #surviving({ survival, deltas, geometry }: OpenParts): Tending {
     survival?.attach({
-      assertMaySurvive: () => deltas?.assertWhole(),
+      logPlaces: () => deltas?.wholePlaces() ?? [],
       takeOver: (recovery, home) => this.#takeOver(recovery, home),
     });
     const onHomeLost = (reason: VolumeError): Promise<void> => this.#loseHome(reason, survival);

@@ -5,7 +5,8 @@
 
 import { tmpdir } from 'node:os';
 import type { Argv } from 'yargs';
-import { Serving, type ServingMirror, StoreServing } from '../../daemon/index.ts';
+import { Serving, type ServingMirror, type ServingSurvival, StoreServing } from '../../daemon/index.ts';
+import { readVolumeIdentity } from '../../volume/index.ts';
 import { absolutePath, absolutePlace, readSize, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
@@ -26,6 +27,8 @@ interface Options extends GlobalOptions, KeyOptions, ListenOptions, DeltaOptions
   readonly mirror: string | undefined;
   readonly mirrorRate: string | undefined;
   readonly config: string | undefined;
+  readonly survive: string | undefined;
+  readonly spare: string | undefined;
 }
 
 export const addServe: AddCommand = (parser, run) =>
@@ -52,6 +55,18 @@ export const addServe: AddCommand = (parser, run) =>
           requiresArg: true,
           implies: 'mirror',
           describe: 'Bytes a second that are copied to the mirror behind at the most, such as 100M',
+        })
+        .option('survive', {
+          type: 'string',
+          requiresArg: true,
+          describe:
+            'Go on without a home that is lost: onto a new one, filled from this store and the deltas while it is served. For volumes made with --delta',
+        })
+        .option('spare', {
+          type: 'string',
+          requiresArg: true,
+          implies: 'survive',
+          describe: "Directory for the new home; the volume's own when left out",
         })
         .option('config', {
           type: 'string',
@@ -129,6 +144,7 @@ function assertAlone(options: Options): void {
     ['--listen', several(options.listen).length > 0],
     ['--tls', options.tls !== undefined],
     ['--mirror', options.mirror !== undefined],
+    ['--survive', options.survive !== undefined],
     ['--read-only', options.readOnly],
     ['--writable', options.writable],
     ['--key-file', options.keyFile !== undefined],
@@ -149,8 +165,8 @@ function assertTogether(options: Options, store: string | undefined): void {
       ['--overlay-dir', options.overlayDir !== undefined],
       ['--delta', several(options.delta).length > 0],
       ['--at', options.at !== undefined],
-      ['--key-file', options.keyFile !== undefined],
-      ['--passphrase-file', options.passphraseFile !== undefined],
+      ['--key-file', options.keyFile !== undefined && options.survive === undefined],
+      ['--passphrase-file', options.passphraseFile !== undefined && options.survive === undefined],
     ].find(([, isGiven]) => isGiven);
     if (stray !== undefined) throw new UsageError(`${stray[0]} is given without --store, wanted both`);
     if (volumes.length > 0) return;
@@ -163,6 +179,8 @@ function assertTogether(options: Options, store: string | undefined): void {
     const message = `Volume ${volume} and --store ${store} are both given; serve them from two processes`;
     throw new UsageError(message);
   }
+  if (options.survive !== undefined)
+    throw new UsageError('--survive and --store are both given: sets have no home that could be lost');
   if (options.mirror !== undefined)
     throw new UsageError('--mirror and --store are both given: only volumes are mirrored');
   if (sets.length === 0) {
@@ -240,6 +258,30 @@ function mirrorOf(context: CommandContext, options: Options): ServingMirror | un
   };
 }
 
+/** @throws {UsageError} where a volume cannot go on: before the home is lost, rather than then. */
+async function survivalOf(context: CommandContext, options: Options): Promise<ServingSurvival | undefined> {
+  const { directory } = context;
+  const store = single('--survive', options.survive);
+  if (store === undefined) return undefined;
+  if (options.readOnly) throw new UsageError('--survive and --read-only are both given, wanted one of them');
+  for (const volume of several(options.volume)) {
+    const { name, deltas, layout } = await readVolumeIdentity(absolutePath('The volume', volume, directory));
+    if (layout !== undefined)
+      throw new UsageError(
+        `Volume ${name} has a home of several parts, and --survive is for one in one piece`,
+      );
+    if (deltas === undefined)
+      throw new UsageError(`Volume ${name} has no deltas, which --survive needs; make it with --delta`);
+  }
+  const storePath = absolutePath('--survive', store, directory);
+  const spare = single('--spare', options.spare);
+  return {
+    storePath,
+    ...(await storeKey(context, storePath, options)),
+    ...(spare === undefined ? {} : { spareDirectory: absolutePath('--spare', spare, directory) }),
+  };
+}
+
 async function serveVolumes(context: CommandContext, options: Options): Promise<void> {
   const { output, signal, directory } = context;
   const serving = await Serving.start({
@@ -248,6 +290,11 @@ async function serveVolumes(context: CommandContext, options: Options): Promise<
     tls: tlsOf(options, directory),
     readOnly: options.readOnly,
     mirror: mirrorOf(context, options),
+    survive: await survivalOf(context, options),
+    recovery: {
+      onRecovered: (volume) =>
+        output.report({ event: 'recovered', volume }, `${volume} has all of its home again`),
+    },
     clock: context.clock,
     workerPath: workerPath(),
     readerPath: storeReaderPath(),
