@@ -72,6 +72,8 @@ interface Entry {
   lastEndedMs: number | undefined;
   lastState: RunState | undefined;
   failures: number;
+  /** Whether no condition of facts held at some time since the last run ended. */
+  hasSettled: boolean;
 }
 
 /** The schedules of conditions as one text: another one means that what passed by the old ones is of no interest. */
@@ -161,6 +163,7 @@ export class PolicyQueue {
     entry.failures = run.state === 'done' ? 0 : entry.failures + 1;
     entry.lastEndedMs = run.endedMs;
     entry.lastState = run.state;
+    entry.hasSettled = false;
   }
 
   /** When the clock makes the next idle policy due; undefined where it does none. */
@@ -249,6 +252,7 @@ function entryOf(spec: PolicySpec, past: PolicyPast | undefined, nowMs: number):
     lastEndedMs: last?.endedMs,
     lastState: last?.state,
     failures: runs.length - 1 - lastDone,
+    hasSettled: false,
   };
 }
 
@@ -285,22 +289,28 @@ function retryTime({ failures, lastEndedMs, lastState }: Entry): number | undefi
 }
 
 function dueByFacts(
-  { spec, failures, lastDoneMs, lastEndedMs }: Entry,
+  entry: Entry,
   nowMs: number,
   factsOf: (name: string) => VolumeFacts,
 ): Omit<DueRun, 'name'> | undefined {
-  // One that fails is tried again by the clock alone. And what a run does not change it would not by running on and on.
-  const isResting = lastEndedMs !== undefined && nowMs < lastEndedMs + LIMITS.policyRetryMsMin;
-  if (failures > 0 || isResting || !spec.conditions.some(isOfFacts)) return undefined;
+  const { spec, failures, lastEndedMs } = entry;
+  // One that fails is tried again by the clock alone.
+  if (failures > 0 || !spec.conditions.some(isOfFacts)) return undefined;
   const facts = factsOf(spec.name);
-  for (const one of spec.conditions) {
-    const isDue =
-      one.kind === 'changed'
-        ? lastDoneMs === undefined || (facts.changedBytes ?? 0) >= one.bytes
-        : one.kind === 'deltas' && (facts.deltaFill ?? 0) >= one.fill;
-    if (isDue) return { dueMs: nowMs, cause: one.kind };
+  const due = spec.conditions.find((one) => holds(one, facts, entry));
+  if (due === undefined) {
+    entry.hasSettled = true;
+    return undefined;
   }
-  return undefined;
+  // What a run does not change it would not by running on and on.
+  const isResting = lastEndedMs !== undefined && nowMs < lastEndedMs + LIMITS.policyRetryMsMin;
+  return isResting && !entry.hasSettled ? undefined : { dueMs: nowMs, cause: due.kind };
+}
+
+function holds(condition: Condition, facts: VolumeFacts, { lastDoneMs }: Entry): boolean {
+  if (condition.kind === 'changed')
+    return lastDoneMs === undefined || (facts.changedBytes ?? 0) >= condition.bytes;
+  return condition.kind === 'deltas' && (facts.deltaFill ?? 0) >= condition.fill;
 }
 
 /** FNV-1a, 32 bits: small, and spreads what differs in one digit. Not for secrets. */
