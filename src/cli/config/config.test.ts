@@ -7,6 +7,7 @@
  */
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import fc from 'fast-check';
 import t from 'tap';
 import { readConfig, readConfigFile } from './read-config.ts';
 
@@ -330,6 +331,55 @@ volumes:
     ],
     found.join('\n'),
   );
+});
+
+t.test('whatever is in a file, there is a config or there are problems, each at a place in it', async (t) => {
+  const example = readFileSync(EXAMPLE, 'utf8');
+  const scraps = [
+    ': ',
+    '- ',
+    '\n',
+    '  ',
+    '{',
+    ']',
+    '&a ',
+    '*a',
+    '#',
+    '"',
+    "'",
+    '!!map ',
+    '<<: ',
+    'null',
+    '\t',
+    '---\n',
+    '0',
+  ];
+  const edit = fc.record({
+    at: fc.nat(example.length),
+    remove: fc.nat(12),
+    insert: fc.oneof(fc.constantFrom(...scraps), fc.string({ maxLength: 3 })),
+  });
+  let sound = 0;
+  fc.assert(
+    fc.property(fc.array(edit, { minLength: 1, maxLength: 4 }), (edits) => {
+      const source = edits.reduce(
+        (before, { at, remove, insert }) => before.slice(0, at) + insert + before.slice(at + remove),
+        example,
+      );
+      const lineCount = source.split('\n').length;
+      const result = readConfig(source, '/');
+      if ('value' in result) sound += 1;
+      else if (result.problems.length === 0) throw new Error('neither a config nor a problem');
+      else if (
+        result.problems.some(
+          ({ line, column, reason }) => line < 1 || line > lineCount || column < 1 || reason === '',
+        )
+      )
+        throw new Error(JSON.stringify(result.problems));
+    }),
+    { numRuns: 300 },
+  );
+  t.comment(`${sound} of 300 are sound`);
 });
 
 t.test('a file that cannot be read, or is wrong, is an error with a sentence', async (t) => {
