@@ -171,7 +171,7 @@ function assertTogether(options: Options, store: string | undefined): void {
     if (stray !== undefined) throw new UsageError(`${stray[0]} is given without --store, wanted both`);
     if (volumes.length > 0) return;
     throw new UsageError(
-      'No volume is given, wanted at least one, --config <file>, or --store <store> --set <set>',
+      'No volume is given, wanted at least one, or --store <store> --set <set>, or --config <file>',
     );
   }
   const [volume] = volumes;
