@@ -16,7 +16,7 @@ import { mainPath, mediumFeedPath, storeReaderPath, workerPath } from './worker-
 export async function serveConfig(context: CommandContext, path: string): Promise<void> {
   const { output, signal, onHangup, clock, takeHandedSockets } = context;
   const config = await readTold(output, path);
-  const serving = await Serving.start({
+  const starting = Serving.start({
     volumes: config.volumes.map(({ directory }) => directory),
     listeners: [...config.listeners, ...takeHandedSockets()],
     tls: config.tls,
@@ -34,16 +34,24 @@ export async function serveConfig(context: CommandContext, path: string): Promis
     },
     warn: (sentence) => output.warn(sentence),
   });
-  let reloading = Promise.resolve();
+  // A signal that comes early waits: without anybody who listens it would end the process.
+  let reloading: Promise<void> = starting.then(
+    () => undefined,
+    () => undefined,
+  );
   const stopListening = onHangup(() => {
-    reloading = reloading.then(() => reload(output, serving, path, config));
+    reloading = reloading.then(() => reload(output, starting, path, config));
   });
   try {
-    for (const uri of serving.uris) output.report({ event: 'ready', uri }, `ready ${uri}`);
-    await aborted(signal);
+    const serving = await starting;
+    try {
+      for (const uri of serving.uris) output.report({ event: 'ready', uri }, `ready ${uri}`);
+      await aborted(signal);
+    } finally {
+      await serving.stop();
+    }
   } finally {
     stopListening();
-    await serving.stop();
     await reloading;
   }
 }
@@ -59,7 +67,12 @@ async function readTold(output: Output, path: string): Promise<Config> {
 }
 
 /** Never rejects. @param first the config that the listeners are of. */
-async function reload(output: Output, serving: Serving, path: string, first: Config): Promise<void> {
+async function reload(
+  output: Output,
+  starting: Promise<Serving>,
+  path: string,
+  first: Config,
+): Promise<void> {
   try {
     const config = await readTold(output, path);
     if (listeningOf(config) !== listeningOf(first)) {
@@ -67,6 +80,7 @@ async function reload(output: Output, serving: Serving, path: string, first: Con
         `Config ${path} has other listen, sockets or tls, which cannot change while serving; start the server anew for them`,
       );
     }
+    const serving = await starting;
     const { uris, added, removed } = await serving.reload(config.volumes);
     output.report(
       { event: 'reloaded', config: path, added, removed },

@@ -1,12 +1,15 @@
 /**
  * How many copies of a volume's data there are, and where: of what is backed up, and of what is not yet, which is the
- * data most at risk. Pure, from what `status` tells.
+ * data most at risk. Pure, from what the volume tells.
  *
  *     not backed up yet   copies of the home that are in sync, a mirror that equals it, healthy members of the delta store
  *     backed up           the same without the delta store, and every store or writing of media with a complete set
  *
- * Where the home is laid out of several parts, the part with the fewest copies counts.
+ * Where the home has several parts, the part with the fewest copies counts. Under recovery the home holds what was
+ * written since, and so does a mirror that gets every write; what is backed up it does not hold yet.
  */
+
+import type { VolumeStatus } from '../volume/index.ts';
 
 export interface CopyCount {
   readonly count: number;
@@ -19,76 +22,49 @@ export interface Copies {
   readonly notBackedUp: CopyCount;
 }
 
-/** What of a status is looked at. Each member may be missing or null. */
-export type CopiesInput = Readonly<Record<string, unknown>>;
+/** What of a volume is looked at. */
+export type CopiesInput = Pick<VolumeStatus, 'home' | 'consumers'> &
+  Partial<Pick<VolumeStatus, 'parts' | 'mirroring' | 'recovery' | 'deltas'>>;
 
-export function copiesOf(status: CopiesInput): Copies {
-  const home = homeCopies(status);
-  const deltas = listOf(recordOf(status['deltas'])['members'])
-    .filter((member) => member['state'] === 'healthy')
-    .map(placeOf);
-  const stores = listOf(status['consumers']).flatMap((consumer) => {
-    // What a copy wrote to its targets is no set: the next one writes over it.
-    if (consumer['copy'] !== undefined || typeof consumer['set'] !== 'string') return [];
-    const name = String(consumer['name']);
-    return [name.startsWith('medium ') ? name : `store ${name}`];
-  });
-  // Of a home that is being filled only what was written since is sure to be there.
-  const recovery = recordOf(status['recovery']);
-  const isWhole = recovery['missingTracks'] === undefined || recovery['missingTracks'] === 0;
-  const wholeHome = isWhole ? home : { count: 0, where: [] };
+export function copiesOf({ home, parts, consumers, mirroring, recovery, deltas }: CopiesInput): Copies {
+  const own = homeCopies(home, parts);
+  const isEqual = mirroring !== undefined && mirroring.missingTracks === 0 && mirroring.lost === undefined;
+  const held = plus(own, isEqual ? [mirroring.mirror] : []);
+  const written =
+    recovery?.mirror === undefined || recovery.mirrorLost !== undefined
+      ? held
+      : plus(held, [recovery.mirror]);
+  const healthy = deltas?.members.filter(({ state }) => state === 'healthy') ?? [];
+  const whole = recovery === undefined || recovery.missingTracks === 0 ? held : { count: 0, where: [] };
+  // What a copy wrote to its targets is no set: the next one writes over it.
+  const stores = consumers.filter(({ copy }) => copy === undefined).map(({ name }) => storeName(name));
   return {
-    backedUp: plus(wholeHome, stores),
-    notBackedUp: plus(home, deltas),
+    backedUp: plus(whole, stores),
+    notBackedUp: plus(
+      written,
+      healthy.map(({ place }) => place),
+    ),
   };
 }
 
-/** The home, whatever it is laid out of, and what equals it. */
-function homeCopies(status: CopiesInput): CopyCount {
-  const laidOut = [status['home'], status['layout']].find((one) => Object.keys(recordOf(one)).length > 0);
-  const own = laidOut === undefined ? plainHome(status['home']) : layoutCopies(recordOf(laidOut));
-  const mirrors = ['mirroring', 'recovery'].flatMap((name) => {
-    const { mirror, lost, mirrorLost, missingTracks } = recordOf(status[name]);
-    const isEqual = missingTracks === 0 && lost === undefined && mirrorLost === undefined;
-    return typeof mirror === 'string' && isEqual ? [mirror] : [];
-  });
-  return plus(own, mirrors);
-}
-
-function plainHome(home: unknown): CopyCount {
-  return { count: 1, where: [typeof home === 'string' ? home : 'home'] };
-}
-
-/** A layout has extents with members, or members alone. */
-function layoutCopies(layout: CopiesInput): CopyCount {
-  const extents = listOf(layout['extents']);
-  const parts = (extents.length === 0 ? [layout] : extents).map((extent) => {
-    const members = listOf(extent['members']);
-    const inSync = members.filter(({ state }) => state === undefined || state === 'in-sync');
-    // Of anything but a mirror each member holds a part of its own.
-    const isMirror = extent['kind'] === 'mirror' || members.some(({ state }) => state !== undefined);
-    return { count: isMirror ? inSync.length : 1, where: inSync.map(placeOf) };
+function homeCopies(home: string, parts: VolumeStatus['parts']): CopyCount {
+  if (parts === undefined) return { count: 1, where: [home] };
+  const each = parts.map(({ kind, members }) => {
+    const inSync = members.filter((member) => !('state' in member) || member.state === 'in-sync');
+    // Of anything but a mirror each member holds a piece of its own.
+    return { count: kind === 'mirror' ? inSync.length : 1, where: inSync.map(({ place }) => place) };
   });
   return {
-    count: Math.min(...parts.map(({ count }) => count)),
-    where: [...new Set(parts.flatMap(({ where }) => where))],
+    count: Math.min(...each.map(({ count }) => count)),
+    where: [...new Set(each.flatMap(({ where }) => where))],
   };
+}
+
+/** Sets on media have a consumer that says so; of a store it is its id. */
+function storeName(consumer: string): string {
+  return consumer.startsWith('medium ') ? consumer : `store ${consumer}`;
 }
 
 function plus({ count, where }: CopyCount, further: readonly string[]): CopyCount {
   return { count: count + further.length, where: [...where, ...further] };
-}
-
-function placeOf({ place }: CopiesInput): string {
-  return typeof place === 'string' ? place : '?';
-}
-
-/** The members of an object; none of anything else. */
-export function recordOf(value: unknown): CopiesInput {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) ? { ...value } : {};
-}
-
-/** The objects of a list; none of anything else. */
-export function listOf(value: unknown): readonly CopiesInput[] {
-  return Array.isArray(value) ? value.map(recordOf) : [];
 }

@@ -62,12 +62,12 @@ const TROUBLES: readonly (readonly [what: string, change: object, finding: strin
   ],
   [
     'home member',
-    { home: { members: [{ place: '/a', state: 'away', reason: 'EIO' }] } },
+    { parts: [{ members: [{ place: '/a', state: 'away', reason: 'EIO' }] }] },
     'problem: Member of the home /a is away: EIO',
   ],
   [
     'extent',
-    { layout: { extents: [{ members: [{ place: '/a', state: 'rebuilding' }] }] } },
+    { parts: [{ members: [{ place: '/a', state: 'rebuilding' }] }] },
     'warning: Member of the home /a is rebuilding',
   ],
   [

@@ -4,7 +4,7 @@
  */
 
 import { formatSize } from '../base/index.ts';
-import { type CopiesInput, listOf, recordOf } from './copies.ts';
+import { listOf, recordOf, type Untyped } from './untyped.ts';
 
 export interface Finding {
   readonly severity: 'problem' | 'warning';
@@ -15,7 +15,7 @@ export interface Finding {
 }
 
 /** @param nowMs when the status was asked for: what should have begun before is overdue. */
-export function findingsOf(status: CopiesInput, nowMs: number): readonly Finding[] {
+export function findingsOf(status: Untyped, nowMs: number): readonly Finding[] {
   return [
     ...stateFindings(status),
     ...memberFindings(status),
@@ -32,7 +32,7 @@ function warning(kind: string, message: string): Finding {
   return { severity: 'warning', kind, message };
 }
 
-function stateFindings(status: CopiesInput): readonly Finding[] {
+function stateFindings(status: Untyped): readonly Finding[] {
   const poisoned = recordOf(status['poisoned']);
   const recovery = recordOf(status['recovery']);
   const waiting = Number(status['writesWaiting'] ?? 0);
@@ -56,14 +56,11 @@ function stateFindings(status: CopiesInput): readonly Finding[] {
   ];
 }
 
-function memberFindings(status: CopiesInput): readonly Finding[] {
+function memberFindings(status: Untyped): readonly Finding[] {
   const { mirror, lost, missingTracks } = recordOf(status['mirroring']);
   const { mirror: side, mirrorLost } = recordOf(status['recovery']);
   const deltas = recordOf(status['deltas']);
-  const homes = [recordOf(status['home']), recordOf(status['layout'])].flatMap((home) => [
-    ...listOf(home['members']),
-    ...listOf(home['extents']).flatMap((extent) => listOf(extent['members'])),
-  ]);
+  const homes = listOf(status['parts']).flatMap(({ members }) => listOf(members));
   return [
     ...(lost === undefined ? [] : [problem('mirror', `Mirror ${text(mirror)} is lost: ${text(lost)}`)]),
     ...(mirrorLost === undefined
@@ -84,7 +81,7 @@ function memberFindings(status: CopiesInput): readonly Finding[] {
 
 function memberFinding(
   kind: 'home' | 'deltas',
-  { place, state, reason }: CopiesInput,
+  { place, state, reason }: Untyped,
   good: readonly unknown[],
   healing: readonly unknown[],
 ): readonly Finding[] {
@@ -94,7 +91,7 @@ function memberFinding(
   return [healing.includes(state) ? warning(kind, message) : problem(kind, message)];
 }
 
-function copyFindings(status: CopiesInput): readonly Finding[] {
+function copyFindings(status: Untyped): readonly Finding[] {
   const minimum = status['minimumCopies'];
   const { count, where } = recordOf(recordOf(status['copies'])['notBackedUp']);
   if (typeof minimum !== 'number' || typeof count !== 'number' || count >= minimum) return [];
@@ -113,7 +110,7 @@ function copyFindings(status: CopiesInput): readonly Finding[] {
   ];
 }
 
-function policyFindings(policy: CopiesInput, nowMs: number): readonly Finding[] {
+function policyFindings(policy: Untyped, nowMs: number): readonly Finding[] {
   const name = text(policy['name']);
   const last = listOf(policy['outcomes']).at(-1) ?? {};
   const { state, reason, warning: after, endedMs } = last;

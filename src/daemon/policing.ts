@@ -39,7 +39,7 @@ export function startPolicies(
     stateOf: (error) => (errorCode(error) === 'cancelled' ? 'cancelled' : 'failed'),
     factsOf: (policy, lastDone) => factsOf(host, policy, lastDone),
     isBusy: () => host.sessions.list().length > 0,
-    copiesOf: () => copiesOf({ ...volume.status() }),
+    copiesOf: () => copiesOf(volume.status()),
     tell,
     warn,
   });

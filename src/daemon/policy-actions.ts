@@ -8,12 +8,12 @@ import type { StoreKey } from '../blockset/index.ts';
 import type { VolumeFacts } from '../policy/index.ts';
 import type { Volume } from '../volume/index.ts';
 import type { RequestEvents } from './control-server.ts';
-import { recordOf } from './copies.ts';
 import { errorCode } from './errors.ts';
 import type { BackupAction, KeyPlace, SnapshotAction, VolumePolicy } from './policy-config.ts';
 import type { PolicyOutcome } from './policy-record.ts';
 import type { Performed } from './policy-runner.ts';
 import type { PruneReport, PruneRequest } from './store-prune.ts';
+import { recordOf } from './untyped.ts';
 import type { VolumeHost } from './volume-host.ts';
 
 export interface ActionOptions {
@@ -60,6 +60,8 @@ async function backUp(
     const { removed } = await prune({ store: params.store, key, volume: volumeId, retention, signal });
     return withWarnings({ ...performed, removed }, warnings);
   } catch (error) {
+    // What the end of the server broke off is done after the next backup.
+    if (signal.aborted) return withWarnings(performed, warnings);
     return withWarnings(performed, [...warnings, `Retention failed: ${messageOf(error)}`]);
   }
 }
@@ -113,12 +115,9 @@ export function factsOf(
   lastDone: PolicyOutcome | undefined,
 ): VolumeFacts {
   const status = volume.status();
-  const { bytesUsed, bytesMax } = recordOf(recordOf(status)['deltas']);
-  const isBounded = typeof bytesUsed === 'number' && typeof bytesMax === 'number' && bytesMax > 0;
-  return {
-    changedBytes: changedTracks() * status.trackSizeBytes,
-    ...(isBounded ? { deltaFill: bytesUsed / bytesMax } : {}),
-  };
+  const { bytesUsed, bytesMax } = status.deltas ?? {};
+  const deltaFill = bytesUsed === undefined || bytesMax === undefined ? undefined : bytesUsed / bytesMax;
+  return { changedBytes: changedTracks() * status.trackSizeBytes, deltaFill };
 
   /** Infinite where nobody knows since when: everything counts then. */
   function changedTracks(): number {

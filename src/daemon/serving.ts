@@ -209,6 +209,10 @@ export class Serving {
 
   async #reload(volumes: readonly PolicedVolume[]): Promise<ReloadOutcome> {
     const wanted = volumes.map(({ directory }) => directory);
+    if (this.#stopped !== undefined) {
+      const message = 'The server is stopping and takes no other volumes';
+      throw new DaemonError('stopping', message, { volume: wanted.join(', ') });
+    }
     await distinctNames(wanted, (directory) => this.#peers.get(directory)?.volume.identity);
     const leaving = this.#members.filter(({ host }) => !wanted.includes(directoryOf(host)));
     const coming = await this.#openAll(wanted.filter((directory) => !this.#peers.has(directory)));
@@ -231,9 +235,7 @@ export class Serving {
     const opened: Member[] = [];
     try {
       for (const directory of directories) opened.push(await this.#open(directory));
-      if (this.#stopped === undefined) return opened;
-      const message = 'The server is stopping and takes no more volumes';
-      throw new DaemonError('stopping', message, { volume: directories.join(', ') });
+      return opened;
     } catch (error) {
       for (const { host } of opened) {
         this.#peers.delete(directoryOf(host));

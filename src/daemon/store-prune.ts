@@ -9,10 +9,10 @@ import { type ChildProcess, fork } from 'node:child_process';
 import { constants, setPriority } from 'node:os';
 import { LIMITS } from '../base/index.ts';
 import type { RetentionPolicy } from '../blockset/index.ts';
-import { recordOf } from './copies.ts';
 import { RemoteError } from './errors.ts';
 import { LineSplitter } from './lines.ts';
 import type { KeyPlace } from './policy-config.ts';
+import { recordOf } from './untyped.ts';
 
 export interface PruneRequest {
   /** Absolute. */

@@ -12,12 +12,13 @@ import {
   createSnapshots,
   type OpenVolumeOptions,
   Volume,
+  type VolumeStatus,
 } from '../volume/index.ts';
 import { backUpTogether, type Member, planTogether } from './backup-together.ts';
 import type { BackupOutcome, BackupParams, SnapshotParams } from './backup-params.ts';
 import type { SnapshotChanges, SnapshotClone } from './control-protocol.ts';
 import type { ControlHandlers, RequestEvents } from './control-server.ts';
-import { type Copies, type CopiesInput, copiesOf } from './copies.ts';
+import { type Copies, copiesOf } from './copies.ts';
 import type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 import { DaemonError } from './errors.ts';
 import type { VolumeExports } from './exports.ts';
@@ -131,12 +132,12 @@ export class VolumeHost implements ControlHandlers {
       return { state: 'starting', ...begun, ...running };
     });
     const all = { ...status, sessions: [...sessions, ...this.clones.list()] };
-    return { ...all, ...this.#copies(all), ...(this.policies?.() ?? this.#policiesAtRest()) };
+    return { ...all, ...this.#copies(status), ...(this.policies?.() ?? this.#policiesAtRest()) };
   }
 
   /** Who opens the volume to look at it alone does not open its delta store, and cannot say how many copies that has. */
-  #copies(status: CopiesInput): { readonly copies?: Copies } {
-    const isUnknown = this.volume.identity.deltas !== undefined && status['deltas'] === undefined;
+  #copies(status: VolumeStatus): { readonly copies?: Copies } {
+    const isUnknown = this.volume.identity.deltas !== undefined && status.deltas === undefined;
     return isUnknown ? {} : { copies: copiesOf(status) };
   }
 

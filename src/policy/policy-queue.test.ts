@@ -156,7 +156,7 @@ t.test(
 
     world.facts = { changedBytes: 0 };
     world.nowMs = (world.pasts.get('p')?.lastDone?.endedMs ?? 0) + 1;
-  t.equal(world.look(), undefined, 'it has helped');
+    t.equal(world.look(), undefined, 'it has helped');
     world.facts = { changedBytes: 100 };
     t.match(world.look(), { cause: 'changed' }, 'so it need not rest');
     world.end();
