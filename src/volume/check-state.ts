@@ -29,10 +29,10 @@ import type { Finding } from './check.ts';
 import { Geometry } from './geometry.ts';
 import { type FoundSegment, segmentName } from './intent-log.ts';
 import { isOpenRecord, isPoint, isRecord, isSnapshot, parse } from './check-records.ts';
+import { MISSED_PREFIX } from './members-state.ts';
 import { hasWholeRecovery, isRecoveryKey, RECOVERED_KEY } from './recovery-state.ts';
 import {
   FORMAT_VERSION,
-  MISSED_PREFIX,
   type OpenRecord,
   type PoisonRecord,
   type SnapshotRecord,

@@ -96,7 +96,8 @@ export class Fills {
 
   /** For the volume's status. */
   status(): Pick<VolumeStatus, 'recovery' | 'mirroring' | 'parts'> {
-    const { mirroring, mirrors } = this.#options;
+    const { mirroring } = this.#options;
+    const { mirrors } = this;
     return {
       // Another device may be a member by now.
       ...mirrors?.home(),
@@ -106,13 +107,15 @@ export class Fills {
     };
   }
 
+  /** Those of the home that the volume was opened with, as long as it is in it. */
   get mirrors(): HomeMirrors | undefined {
-    return this.#options.mirrors;
+    return this.#begun === undefined ? this.#options.mirrors : undefined;
   }
 
   /** See `Volume.careForMirrors`. */
   care<T>(body: (mirrors: HomeMirrors, signal: AbortSignal) => Promise<T>): Promise<T> {
-    const { mirrors, identity } = this.#options;
+    const { identity } = this.#options;
+    const { mirrors } = this;
     if (mirrors !== undefined) return this.#track(body(mirrors, this.#stop.signal));
     const message = `The home of volume ${identity.name} is ${identity.home} alone, wanted one with a mirror`;
     throw new VolumeError('unknown-member', message, { place: identity.home });

@@ -35,10 +35,10 @@ import {
   wholePathOf,
 } from './layout.ts';
 import { inodeOf } from './layout-create.ts';
+import type { MembersRecord } from './members-state.ts';
 import type { MirrorMember, MirrorMemberStart } from './mirror-member.ts';
 import { MirrorSet } from './mirror-set.ts';
 import { homeStamp, type HomeStamp, type HomeStamps } from './file-looks.ts';
-import type { MembersRecord } from './state.ts';
 
 export interface LayoutOpenOptions {
   readonly identity: VolumeIdentity;

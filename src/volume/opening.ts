@@ -121,7 +121,7 @@ export async function openParts(
     const unlogged = mirroring?.device ?? recovery?.device ?? survival?.device ?? opened;
     const isUntouched = laidOut?.isTouched === true ? false : await looksUntouched(identity, state);
     if ((isClean || laidOut !== undefined) && !isUntouched) history.markAll();
-    if (laidOut !== undefined && !readOnly) state.follow(() => laidOut.record(history.openNumber));
+    if (laidOut !== undefined && !readOnly) state.members.follow(() => laidOut.record(history.openNumber));
     const bootBefore = state.boot;
     const boot = (options.bootId ?? bootId)();
     // From here on the last owner's records of what is in doubt are not all there any more.
@@ -250,7 +250,7 @@ async function openLayout(
     stamps: state.stamps,
     history,
     doubtful,
-    missed: (member) => state.missed(member, history.trackCount),
+    missed: (member) => state.members.missed(member, history.trackCount),
     save: () => state.saveMembers(),
   });
 }

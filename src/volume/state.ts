@@ -15,13 +15,11 @@ import { type ClosedEpoch, EpochHistory, type Fold, type FoldedPoint } from './e
 import type { DirectoryIdentity, HomeStamp, HomeStamps } from './file-looks.ts';
 import type { FoundSegment } from './intent-log.ts';
 import { describeLayout, type HomeLayout } from './layout.ts';
+import { MembersState } from './members-state.ts';
 import type { RecentRecord } from './recent-use.ts';
 import { RecoveryState, type RecoveryStart } from './recovery-state.ts';
 
 export const FORMAT_VERSION = 0;
-
-/** Begins the names of the records of what members of mirrors lack. */
-export const MISSED_PREFIX = 'missed ';
 
 export interface VolumeRecord {
   readonly formatVersion: number;
@@ -40,13 +38,6 @@ export interface VolumeRecord {
   readonly snapshotBy?: 'copy' | 'clone';
   /** Where every change goes a second time; nowhere where left out. */
   readonly deltas?: DeltasRecord;
-}
-
-/** What is known of a home's members that are not in sync. */
-export interface MembersRecord {
-  readonly layout: HomeLayout;
-  /** What each of them lacks, by its name (`memberKey`). */
-  readonly missed: ReadonlyMap<string, TrackSet>;
 }
 
 export interface Consumer {
@@ -174,10 +165,9 @@ export class VolumeState {
   /** Of a volume whose home is being filled. */
   readonly recovery: RecoveryState;
   #record: VolumeRecord;
-  /** What every commit records besides; see `follow`. */
-  #members: (() => MembersRecord) | undefined;
-  #recordedLayout: string | undefined;
-  readonly #recordedMissed = new Set<string>();
+  /** Of a home that has a layout: goes with every commit. */
+  readonly members: MembersState;
+  #laidOut: Pick<VolumeRecord, 'home' | 'layout'> | undefined;
 
   private constructor(file: LmdbFile, record: VolumeRecord) {
     this.#file = file;
@@ -187,33 +177,17 @@ export class VolumeState {
     this.#consumers = file.database('consumers');
     this.#snapshots = file.database('snapshots');
     this.recovery = new RecoveryState(file);
+    this.members = new MembersState(file);
     this.#record = record;
   }
 
   get record(): VolumeRecord {
-    return this.#record;
-  }
-
-  /** From now on every commit records what the function tells at that instant. */
-  follow(members: () => MembersRecord): void {
-    this.#members = members;
-    this.#recordedLayout = undefined;
-    for (const key of this.#state.keys()) {
-      const name = key.toString('latin1');
-      if (name.startsWith(MISSED_PREFIX)) this.#recordedMissed.add(name.slice(MISSED_PREFIX.length));
-    }
+    return this.#laidOut === undefined ? this.#record : { ...this.#record, ...this.#laidOut };
   }
 
   /** Records what is known of the home's members, and nothing else. */
   saveMembers(): Promise<void> {
     return this.#commit(() => undefined);
-  }
-
-  /** What a member that is away had missed when that was recorded last; everything where that is not known. */
-  missed(member: string, trackCount: number): TrackSet {
-    const bytes = this.#state.get(`${MISSED_PREFIX}${member}`);
-    if (bytes === undefined) return TrackSet.all(trackCount);
-    return TrackSet.deserialize(bytes, `${this.#file.path} what ${member} has missed`, trackCount);
   }
 
   /**
@@ -475,7 +449,7 @@ export class VolumeState {
     const next: GrownRecord = { epoch, first, count: grown.first + grown.count - first };
     const records = [...(last?.epoch === epoch ? before.slice(0, -1) : before), next];
     this.#file.transaction(() => {
-      this.#put('volume', record);
+      this.#putVolume(record);
       this.#put('grown', records);
     });
     this.#record = record;
@@ -559,12 +533,11 @@ export class VolumeState {
 
   /** The volume has another home from now on, which is being filled. */
   async saveTakenOver(home: string, recovery: RecoveryStart): Promise<void> {
-    const record: VolumeRecord = { ...this.#record, home };
-    await this.#commit(() => {
-      this.#put('volume', record);
-      this.recovery.put(recovery);
-    });
-    this.#record = record;
+    // Whatever it consisted of, it is one device now.
+    const { layout: _layout, ...rest } = this.#record;
+    this.members.stop();
+    this.#laidOut = undefined;
+    await this.#commit(() => this.recovery.put(recovery), { ...rest, home });
   }
 
   get boot(): string | undefined {
@@ -597,14 +570,12 @@ export class VolumeState {
     const record: VolumeRecord = { ...this.#record, volumeId, directory };
     const isRenamed = volumeId !== this.#record.volumeId;
     await this.#commit(() => {
-      this.#put('volume', record);
       if (!isRenamed) return;
       this.#state.remove('claims');
       for (const table of [this.#points, this.#epochs, this.#consumers]) {
         for (const key of Array.from(table.range(), (entry) => entry.key)) table.remove(key);
       }
-    });
-    this.#record = record;
+    }, record);
   }
 
   get #grown(): readonly GrownRecord[] {
@@ -627,35 +598,29 @@ export class VolumeState {
     this.#state.put(key, json(value));
   }
 
-  async #commit(body: () => void): Promise<void> {
-    const members = this.#members?.();
-    const layout = members && JSON.stringify(members.layout);
-    this.#file.transaction(() => {
-      body();
-      if (members !== undefined) this.#putMembers(members, layout !== this.#recordedLayout);
-    });
-    this.#recordedLayout = layout;
+  /** Whatever changes in the record: the layout in it is the present one. */
+  #putVolume(record: VolumeRecord): void {
+    this.#put('volume', { ...record, ...this.#laidOut });
+  }
+
+  async #commit(body: () => void, changed?: VolumeRecord): Promise<void> {
+    this.members.commit(
+      () => {
+        if (changed !== undefined) this.#putVolume(changed);
+        body();
+      },
+      (layout) => {
+        this.#laidOut = { home: describeLayout(layout), layout };
+        this.#putVolume(changed ?? this.#record);
+      },
+    );
     try {
       await this.#file.sync('volume-state');
     } catch (error) {
-      this.#recordedLayout = undefined;
+      this.members.forget();
       throw error;
     }
-  }
-
-  #putMembers({ layout, missed }: MembersRecord, isChanged: boolean): void {
-    if (isChanged) {
-      const record: VolumeRecord = { ...this.#record, home: describeLayout(layout), layout };
-      this.#put('volume', record);
-      this.#record = record;
-    }
-    for (const member of this.#recordedMissed)
-      if (!missed.has(member)) this.#state.remove(`${MISSED_PREFIX}${member}`);
-    this.#recordedMissed.clear();
-    for (const [member, tracks] of missed) {
-      this.#state.put(`${MISSED_PREFIX}${member}`, tracks.serialize());
-      this.#recordedMissed.add(member);
-    }
+    if (changed !== undefined) this.#record = changed;
   }
 }
 

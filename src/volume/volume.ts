@@ -127,17 +127,7 @@ export class Volume implements BlockDevice {
     this.#tending = this.#surviving(parts);
     // First: a copy that is durable is made before a container's slot is taken.
     this.#writePath.protect(snapshots);
-    const { epochs, intentPlace } = parts;
-    this.#points = new Points({
-      epochs,
-      state,
-      snapshots,
-      writePath: this.#writePath,
-      intentPlace,
-      deltas: parts.deltas,
-      clock: this.#clock,
-      startedClean: parts.startedClean,
-    });
+    this.#points = new Points({ ...parts, snapshots, writePath: this.#writePath, clock: this.#clock });
     this.#snapshotTaking = new SnapshotTaking({ snapshots, points: this.#points, clock: this.#clock });
     this.#rollbacks = new Rollbacks({ ...parts, snapshots, writePath: this.#writePath, volume: this });
     this.#sessions = new Sessions({
