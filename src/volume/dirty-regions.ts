@@ -16,7 +16,7 @@
 
 import { mkdir, rmdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type Clock, LIMITS, systemCode } from '../base/index.ts';
+import { type Clock, LIMITS, syncDirectory, systemCode } from '../base/index.ts';
 import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 import { findSegments, IntentLog, type IntentPlace, regionOf, removeSegments } from './intent-log.ts';
 
@@ -71,6 +71,8 @@ export class DirtyRegions {
   static async begin(volume: IntentPlace, clock: Clock, doubtful: TrackSet): Promise<DirtyRegions> {
     const place = placeIn(volume);
     await mkdir(place.directory, { recursive: true, mode: 0o700 });
+    // Or a power cut might bring back the one that a clean stop removed, with what was in doubt before that.
+    await syncDirectory('volume-directory', volume.directory);
     const last = Math.max(0, ...(await findSegments(place)).map(({ epoch }) => epoch));
     let number = last;
     if (last === 0 && !doubtful.isEmpty) {

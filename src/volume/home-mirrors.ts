@@ -9,7 +9,7 @@
 
 import { rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { setAttribute, syncDirectory } from '../base/index.ts';
+import { setAttribute, Slots, syncDirectory } from '../base/index.ts';
 import { type BlockDevice, createSparseFile, type DeviceRegistry } from '../device/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { exists, HOME_ATTRIBUTE, type VolumeIdentity } from './directory.ts';
@@ -58,6 +58,8 @@ interface Place extends MirrorPart {
 
 export class HomeMirrors {
   readonly #options: HomeMirrorsOptions;
+  /** One at a time gives a member another device. */
+  readonly #changing = new Slots(1);
 
   constructor(options: HomeMirrorsOptions) {
     this.#options = options;
@@ -126,7 +128,11 @@ export class HomeMirrors {
    *
    * @returns how many are back.
    */
-  async rejoin(): Promise<number> {
+  rejoin(): Promise<number> {
+    return this.#changing.run(() => this.#rejoinAll());
+  }
+
+  async #rejoinAll(): Promise<number> {
     let count = 0;
     for (const place of this.#places()) {
       if (place.member.device !== undefined) continue;
@@ -166,7 +172,11 @@ export class HomeMirrors {
    * @throws {VolumeError} `unknown-member`, `last-member`; what opening the new place throws. Where it is another place,
    *   nothing has changed then.
    */
-  async replace(place: string, newPlace: string): Promise<void> {
+  replace(place: string, newPlace: string): Promise<void> {
+    return this.#changing.run(() => this.#replace(place, newPlace));
+  }
+
+  async #replace(place: string, newPlace: string): Promise<void> {
     const found = this.#find(place);
     const { set, member, extent } = found;
     if (member.isInSync) await assertSpare(set, member);

@@ -61,8 +61,10 @@ export async function rebuildMember(
       );
     }
     work.signal?.throwIfAborted();
-    if (!(await mirror.flushMember(member))) assertHere(member);
-    if (member.isRebuilding && member.missingCount === 0) await mirror.recordWhole(member);
+    const isDurable = await mirror.flushMember(member);
+    assertHere(member);
+    // It may be another device by now, which lacks everything.
+    if (isDurable && member.isRebuilding && member.missingCount === 0) await mirror.recordWhole(member);
   }
 }
 

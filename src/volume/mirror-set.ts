@@ -265,8 +265,9 @@ export class MirrorSet implements BlockDevice {
     throw first?.error ?? new Error(`No member of ${this.description} can be read`);
   }
 
-  /** Writes to one member. @returns whether it has it; it is away where not. */
+  /** Writes to one member. @returns whether it has it; it is away, or has another device, where not. */
   async bring(member: MirrorMember, content: Buffer, offsetBytes: number): Promise<boolean> {
+    const { device: before } = member;
     const run = this.tracksOf(offsetBytes, content.length);
     const isZeroes = isZero(content);
     const failure = await this.#attempt(member, () =>
@@ -276,16 +277,17 @@ export class MirrorSet implements BlockDevice {
           : device.write(content, offsetBytes),
       ),
     );
-    if (failure === undefined) return true;
+    if (failure === undefined) return member.device === before;
     this.lose(failure.member, failure.device, failure.error);
     await this.#unrecorded;
     return false;
   }
 
-  /** Makes durable what one member has. @returns whether it is; the member is away where not. */
+  /** Makes durable what one member has. @returns whether it is; the member is away, or has another device, where not. */
   async flushMember(member: MirrorMember): Promise<boolean> {
+    const { device: before } = member;
     const failure = await this.#attempt(member, () => member.flush(this.#runsInFlight()));
-    if (failure === undefined) return true;
+    if (failure === undefined) return member.device === before;
     this.lose(failure.member, failure.device, failure.error);
     await this.#unrecorded;
     return false;
