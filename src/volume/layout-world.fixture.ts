@@ -238,6 +238,7 @@ export class LayoutWorld {
     // What it had not made durable may be lost.
     this.follow(faulty.powerCut(this.random));
     member.disk.goAway();
+    this.#ill.add(member.place);
     this.count('members gone');
   }
 
@@ -257,10 +258,11 @@ export class LayoutWorld {
     for (const name of this.#names) {
       const disk = this.#disks.get(name);
       const place = `mem:${name}`;
-      if (disk.isGone) disk.comeBack();
-      else if (this.#ill.has(place) && !this.#isUsed(place)) disk.comeBack();
-      else continue;
-      this.#ill.delete(place);
+      if (!disk.isGone && !this.#ill.has(place)) continue;
+      // A member that has not noticed yet still has the device that is gone.
+      const isNoticed = !this.#isUsed(place);
+      if (disk.isGone || isNoticed) disk.comeBack();
+      if (isNoticed) this.#ill.delete(place);
     }
     if (this.volume.mirrors === undefined) return;
     this.follow(this.#rebuild());
@@ -340,6 +342,12 @@ export class LayoutWorld {
     this.scheduler.open();
     await within(this.volume.close(), 'a clean stop', 5_000);
     this.#volume = undefined;
+    for (const name of this.#names) {
+      const disk = this.#disks.get(name);
+      // One that is gone stays away; what was to fail is of the last life.
+      if (this.#ill.has(`mem:${name}`) && !disk.isGone) disk.comeBack();
+    }
+    this.#ill.clear();
     await this.#open();
     await this.assertContent('after a clean stop');
     this.count('clean stops');
