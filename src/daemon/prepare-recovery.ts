@@ -239,6 +239,7 @@ async function prepareVolume(
     trackSizeBytes,
     clock: options.clock,
     ...(home === undefined ? {} : { home }),
+    ...(found?.identity.deltas === undefined || isCopy ? {} : { deltas: found.identity.deltas }),
     recovery: {
       record,
       tracks: await facts.tracks(),

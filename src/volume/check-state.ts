@@ -51,6 +51,7 @@ const KNOWN_RECORDS: ReadonlySet<string> = new Set([
   'poison',
   'suspect',
   'claims',
+  'deltas',
   'recent',
   RECOVERED_KEY,
 ]);
@@ -265,6 +266,12 @@ export class StateExam {
       const how = 'it is removed; a store whose last backup was cut short may need a full one next';
       this.#found('claims', 'the record is damaged', how);
       this.#change('state', 'claims', undefined);
+    }
+    if (this.#isDamaged('state', 'deltas')) {
+      const how =
+        'it is replaced: members show by themselves what they lack, and logs stay until the next backup';
+      this.#found('deltas', 'the record of which deltas are lost is damaged', how);
+      this.#change('state', 'deltas', { lost: [], readable: [] });
     }
     for (const advice of ['recent', RECOVERED_KEY].filter((key) => this.#isDamaged('state', key))) {
       this.#found(advice, 'the record is damaged', 'it is removed; nothing depends on it');

@@ -74,12 +74,15 @@ export class Deltas implements ChangeLog {
   #holdCount = 0;
   #distrusted: string | undefined;
   #brokenOff: string | undefined;
+  /** It has begun with this opening: what was before is not its business. */
+  readonly #isNew: boolean;
 
-  private constructor(options: DeltasOptions, record: DeltasRecord, store: DeltaStore, use: DeltasUse) {
+  private constructor(options: DeltasOptions, record: DeltasRecord, store: DeltaStore, use?: DeltasUse) {
     this.#options = options;
     this.#record = record;
     this.#store = store;
-    this.#use = use;
+    this.#use = use ?? { lost: [], readable: [] };
+    this.#isNew = use === undefined;
   }
 
   /** Undefined where the volume has no delta store. */
@@ -106,9 +109,12 @@ export class Deltas implements ChangeLog {
       segmentBytes: options.segmentBytes,
     });
     try {
-      deltas = new Deltas(options, record, store, use ?? { lost: [], readable: [] });
+      deltas = new Deltas(options, record, store, use);
       await deltas.#recordLost();
       if (store.hasGap) await deltas.breakOff('its logs are not there');
+      // They are of what the volume was before it was lost: it need not have become that again.
+      else if (use === undefined && store.status().logs > 1)
+        await deltas.breakOff('its places have logs of an earlier life of the volume');
       return deltas;
     } catch (error) {
       await store.close();
@@ -271,6 +277,7 @@ export class Deltas implements ChangeLog {
    * @param isSameBoot only the process has ended: what it had written is all there.
    */
   async reconcile(doubtful: TrackSet, isSameBoot: boolean): Promise<void> {
+    if (this.#isNew) return;
     const isExact = isSameBoot && this.isLocal && isLocal(this.#options.identity.home);
     const tracks = isExact ? doubtful.intersection(this.#store.unflushed) : doubtful;
     if (tracks.isEmpty || this.#healthyPlaces().length === 0) return;

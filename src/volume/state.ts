@@ -7,7 +7,7 @@
  * stop; what was written between the two is told by the intent log.
  */
 
-import { CorruptionError } from '../base/index.ts';
+import { CorruptionError, randomId } from '../base/index.ts';
 import { type LmdbDatabaseView, type LmdbFile, openLmdb } from '../records/index.ts';
 import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 import type { DeltasRecord, DeltasUse } from './delta-places.ts';
@@ -567,11 +567,19 @@ export class VolumeState {
 
   /** The volume under a new identity: no point of the old one is known any more. */
   async saveIdentity(volumeId: string, directory: DirectoryIdentity): Promise<void> {
-    const record: VolumeRecord = { ...this.#record, volumeId, directory };
     const isRenamed = volumeId !== this.#record.volumeId;
+    const { deltas } = this.#record;
+    const record: VolumeRecord = {
+      ...this.#record,
+      volumeId,
+      directory,
+      // Its logs are its own from now on, and what it is now they cannot tell.
+      ...(deltas === undefined || !isRenamed ? {} : { deltas: { ...deltas, since: randomId() } }),
+    };
     await this.#commit(() => {
       if (!isRenamed) return;
       this.#state.remove('claims');
+      this.#state.remove('deltas');
       for (const table of [this.#points, this.#epochs, this.#consumers]) {
         for (const key of Array.from(table.range(), (entry) => entry.key)) table.remove(key);
       }
