@@ -125,6 +125,8 @@ export const LIMITS = {
   deltaMemberCountMax: 8,
   /** Tracks of which the logs hold a part, known by blocks; of more it is not known when they become whole. */
   deltaPartTrackCountMax: 262_144,
+  /** In a volume's history writes further apart than this are two bursts. */
+  historyBurstMs: 2_000,
   /** What a reader of delta logs reads at once while it looks for records. */
   deltaScanBytes: MIB,
 

@@ -56,6 +56,10 @@ export interface DaemonErrorDetails {
   'too-many': { readonly limit: number };
   /** A volume that is to be recovered has its home. */
   'not-lost': { readonly directory: string };
+  /** The volume keeps no delta logs, or none that can be used. */
+  'no-deltas': { readonly directory: string };
+  /** Where the home of a rebuild goes has to be said, or is taken. */
+  'no-home': { readonly directory: string };
   /** Everything of the volume is in its home. */
   'not-recovering': { readonly directory: string };
   /** A recovery that has begun goes on from what it began with. */

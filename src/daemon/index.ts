@@ -63,6 +63,9 @@ export {
   type ServingTls,
 } from './serving.ts';
 export { openStoreReader, type StoreReader, type StoreReaderOptions } from './store-reader.ts';
+export type { Blueprint } from './rebuild-blueprint.ts';
+export { type RebuildOptions, type RebuildOutcome, rebuildVolume } from './rebuild.ts';
+export { type HistoryEvent, type HistoryOptions, readHistory } from './volume-history.ts';
 export type { LogsWish } from './store-reader-messages.ts';
 export { runStoreReader, type StoreReaderChannel } from './store-reader-child.ts';
 export type { ServingSurvival } from './survival.ts';

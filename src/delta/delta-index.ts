@@ -62,6 +62,7 @@ export class DeltaIndex {
   readonly #kept = new Map<number, Buffer>();
   #keptBytes = 0;
   #volumeBytes: number;
+  #lastSequence = 0;
 
   constructor(options: DeltaIndexOptions) {
     this.#options = options;
@@ -73,6 +74,11 @@ export class DeltaIndex {
     return this.#volumeBytes;
   }
 
+  /** Of the last record, of any kind; 0 where there is none. */
+  get lastSequence(): number {
+    return this.#lastSequence;
+  }
+
   get trackBytes(): number {
     return this.#options.trackBytes;
   }
@@ -80,6 +86,7 @@ export class DeltaIndex {
   /** Takes records, in order. */
   add(log: Log, limit: number, entries: readonly Entry[]): void {
     for (const entry of entries) {
+      this.#lastSequence = entry.sequence;
       if (entry.kind === 'size') this.#volumeBytes = entry.lengthBytes;
       if (entry.kind !== 'write' && entry.kind !== 'zeroes') continue;
       const last = this.#places.at(-1);

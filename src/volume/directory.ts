@@ -37,7 +37,7 @@ import type { RecoveryStart } from './recovery-state.ts';
 import { assertCanClone } from './snapshot-clone.ts';
 import type { FullPolicy, SnapshotKind } from './snapshot-info.ts';
 import { directoryIdentity, homeStamp } from './file-looks.ts';
-import { type StartPoint, VolumeState } from './state.ts';
+import { type StartPoint, type StateBeginning, VolumeState } from './state.ts';
 
 export const STATE_FILE = 'state.mdb';
 const LOCK_FILE = 'lock';
@@ -88,6 +88,17 @@ export interface CreateOptions {
   readonly copyOf?: VolumeOrigin;
   /** Makes the volume one whose home is yet to be filled; the home may be there already, whatever it holds. */
   readonly recovery?: RecoveryOrigin;
+  /** Makes the volume the lost one again that left logs; its home is yet to be rebuilt. */
+  readonly again?: LostVolume;
+}
+
+/** What is known of a volume of which only logs are left. */
+export interface LostVolume {
+  readonly volumeId: string;
+  /** The newest of its points that anybody knows the content of; undefined where that is the beginning. */
+  readonly point?: { readonly point: string; readonly createdMs: number };
+  /** The last record that the logs have. */
+  readonly upTo: number;
 }
 
 /** What a volume is made from that begins with a recovery. */
@@ -125,7 +136,7 @@ export async function createVolume(path: string, options: CreateOptions): Promis
         ? HOME_FILE
         : absoluteHome(options.home)
       : describeLayout(laidOut.layout);
-  const volumeId = options.recovery?.volumeId ?? randomId();
+  const volumeId = options.recovery?.volumeId ?? options.again?.volumeId ?? randomId();
   const homePath = homePathOf(directory, home);
   const makesHome = homePath !== undefined && !(await exists(homePath));
   try {
@@ -134,7 +145,7 @@ export async function createVolume(path: string, options: CreateOptions): Promis
     if (options.snapshotBy === 'clone')
       await assertCanClone({ home, homePath, directory, sizeBytes: geometry.sizeBytes });
     const filled = makesHome ? await fillHome(homePath, options.copyOf) : undefined;
-    const start = filled ?? (await startOf(options.recovery, homePath));
+    const start = filled ?? (await startOf(options.recovery ?? options.again, homePath));
     const record = {
       volumeId,
       sizeBytes: geometry.sizeBytes,
@@ -149,7 +160,11 @@ export async function createVolume(path: string, options: CreateOptions): Promis
     };
     await makeDeltaPlaces(record);
     const recovery = options.recovery && recoveryStart(options.recovery, geometry.trackCount, makesHome);
-    await VolumeState.create(join(directory, STATE_FILE), record, start, recovery);
+    await VolumeState.create(join(directory, STATE_FILE), record, {
+      start,
+      recovery,
+      ...againOf(options, homePath ?? home),
+    });
     if (homePath !== undefined) setAttribute(homePath, HOME_ATTRIBUTE, volumeId);
     await laidOut?.finish(HOME_ATTRIBUTE, volumeId);
     if (makesHome) await syncDirectory('volume-directory', dirname(homePath));
@@ -200,6 +215,17 @@ async function makeDeltaPlaces({ deltas }: { readonly deltas?: DeltasRecord }): 
   }
 }
 
+/** The volume is refused until its home is rebuilt, and the logs that are there are its own. */
+function againOf(
+  { again, clock = systemClock }: CreateOptions,
+  home: string,
+): Pick<StateBeginning, 'rebuild' | 'deltasUse'> {
+  if (again === undefined) return {};
+  const readable = again.point === undefined ? [] : [again.point.point];
+  const rebuild = { home, upTo: again.upTo, startedMs: clock.now() };
+  return { rebuild, deltasUse: { lost: [], readable } };
+}
+
 /** What the volume is where its first log begins. */
 function deltasOf(
   { deltas }: CreateOptions,
@@ -222,12 +248,12 @@ function recoveryStart(
 }
 
 async function startOf(
-  recovery: RecoveryOrigin | undefined,
+  origin: Pick<RecoveryOrigin, 'point'> | undefined,
   homePath: string | undefined,
 ): Promise<StartPoint | undefined> {
-  if (recovery?.point === undefined) return undefined;
+  if (origin?.point === undefined) return undefined;
   const stamp = homePath === undefined ? undefined : await homeStamp(homePath);
-  return { ...recovery.point, stamp };
+  return { ...origin.point, stamp };
 }
 
 function unusableHome(home: string, homePath: string | undefined): VolumeError {
@@ -388,6 +414,11 @@ async function makeDirectory(directory: string): Promise<boolean> {
 function isLeftOver(name: string): boolean {
   const isOfState = name.startsWith(`${STATE_FILE}-lock`);
   return name === LOCK_FILE || isOfState || name.endsWith('.sock') || name.startsWith(LOST_PREFIX);
+}
+
+/** Whether a directory holds a volume, whatever is left of it. */
+export function isVolumeDirectory(directory: string): Promise<boolean> {
+  return exists(join(directory, STATE_FILE));
 }
 
 /** Whether something is at a path. */

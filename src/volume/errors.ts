@@ -61,6 +61,8 @@ export interface VolumeErrorDetails {
   'snapshot-in-use': { readonly name: string };
   /** A rollback was interrupted, and opening the volume could not finish it. */
   'rollback-unfinished': { readonly directory: string };
+  /** A rebuild of the home was interrupted: it holds a part of the volume. */
+  'rebuild-unfinished': { readonly directory: string };
   /** The volume is being recovered, and what that needs cannot be opened. */
   'side-unavailable': { readonly directory: string; readonly side: string };
   /** A device cannot be the volume's mirror. */

@@ -22,8 +22,10 @@ export {
   type CreateOptions,
   type RecoveryOrigin,
   homePathOf,
+  isVolumeDirectory,
   isVolumeHome,
   readVolumeIdentity,
+  type LostVolume,
   type VolumeIdentity,
 } from './directory.ts';
 export { type ExtentStatus, HomeMirrors, type ScrubOutcome } from './home-mirrors.ts';
@@ -53,6 +55,7 @@ export {
 } from './session.ts';
 export { FillingDevice, type FillingDeviceOptions } from './filling-device.ts';
 export { MirroredDevice, type MirroredDeviceOptions } from './mirrored-device.ts';
+export { Rebuilding } from './rebuilding.ts';
 export { recentRanges, type RecentRecord } from './recent-use.ts';
 export type { Mirroring, MirroringStatus } from './mirroring.ts';
 export type { FillOptions } from './fill-all.ts';

@@ -101,6 +101,7 @@ export async function openParts(
   const readOnly = options.readOnly ?? false;
   if (!readOnly) await settleIdentity(directory, state, options.moved ?? false);
   const identity = identityOf(directory, state);
+  assertRebuilt(identity, state);
   const geometry = new Geometry(identity.sizeBytes, identity.trackSizeBytes);
   const intentPlace = intentPlaceOf(identity, geometry, options);
   const loaded = state.load(geometry.trackCount, await findSegments(intentPlace));
@@ -163,6 +164,13 @@ export async function openParts(
     await copies.dirty?.close();
     throw error;
   }
+}
+
+/** @throws {VolumeError} `rebuild-unfinished` */
+function assertRebuilt({ name, directory }: VolumeIdentity, { rebuild }: VolumeState): void {
+  if (rebuild === undefined) return;
+  const message = `Volume ${name} is being rebuilt in ${rebuild.home}, which holds a part of it only: run cowbell volume rebuild ${directory} again`;
+  throw new VolumeError('rebuild-unfinished', message, { directory });
 }
 
 /** Opens what the snapshots keep; see `Snapshots.open`. @param onReleased tracks may be written without a copy. */

@@ -18,6 +18,25 @@ import { describeLayout, type HomeLayout } from './layout.ts';
 import { MembersState } from './members-state.ts';
 import type { RecentRecord } from './recent-use.ts';
 import { RecoveryState, type RecoveryStart } from './recovery-state.ts';
+import type {
+  Consumer,
+  PoisonRecord,
+  RebuildRecord,
+  SnapshotRecord,
+  StartPoint,
+  StateBeginning,
+} from './state-records.ts';
+
+export type {
+  Consumer,
+  CopiedTarget,
+  CopyRecord,
+  PoisonRecord,
+  RebuildRecord,
+  SnapshotRecord,
+  StartPoint,
+  StateBeginning,
+} from './state-records.ts';
 
 export const FORMAT_VERSION = 0;
 
@@ -38,75 +57,6 @@ export interface VolumeRecord {
   readonly snapshotBy?: 'copy' | 'clone';
   /** Where every change goes a second time; nowhere where left out. */
   readonly deltas?: DeltasRecord;
-}
-
-export interface Consumer {
-  /** The store's id; of a copy's targets a name made from them. */
-  readonly name: string;
-  /** The point of its last complete set. */
-  readonly point: string;
-  /** The point of its last full set, where that is known: what a differential one builds on. */
-  readonly full?: string;
-  readonly set: string;
-  readonly atMs: number;
-  /** There where it is the targets of a copy, which has no sets: what is sent is written over what was there. */
-  readonly copy?: CopyRecord;
-}
-
-/** What a copy left its targets as. */
-export interface CopyRecord {
-  /** In the order of the copy. */
-  readonly targets: readonly CopiedTarget[];
-  /**
-   * A later copy began to write there and did not complete: tracks that changed since the point may hold anything.
-   */
-  readonly isIncomplete?: true;
-}
-
-export interface CopiedTarget {
-  /** A path without links, or a URI. */
-  readonly place: string;
-  readonly sizeBytes: number;
-  /** How the file looked when the copy ended; missing where there is no regular file, or nobody looked. */
-  readonly stamp?: HomeStamp;
-}
-
-export interface PoisonRecord {
-  readonly reason: string;
-  readonly atMs: number;
-}
-
-/** The point that a volume which is a copy of another one's begins at. */
-export interface StartPoint {
-  readonly point: string;
-  readonly createdMs: number;
-  /** Of the home, which holds what it did at the point, durably. */
-  readonly stamp: HomeStamp | undefined;
-}
-
-/** What is known of a snapshot besides its content. */
-export interface SnapshotRecord {
-  /** Counts from 1 in the order of their points; not used again while one with a higher number is there. */
-  readonly number: number;
-  readonly name: string;
-  /** Names its file. */
-  readonly storeId: string;
-  /** Empty until it is fixed. */
-  readonly point: string;
-  readonly createdMs: number;
-  /** Of the volume at that point. */
-  readonly sizeBytes: number;
-  /**
-   * `creating` and `deleting`: no longer, or not yet, anybody's; an older snapshot may need what its store holds.
-   * `damaged`: no reader gets anything of it, and nothing is kept for it any more.
-   */
-  readonly state: 'creating' | 'ready' | 'deleting' | 'damaged';
-  /** How it keeps what is replaced; `copy` where left out. */
-  readonly by?: 'copy' | 'clone';
-  /** How long its store was, durably, when it was last closed: it never gets shorter. */
-  readonly endBytes?: number;
-  /** Why it is damaged. */
-  readonly reason?: string;
 }
 
 export interface OpenRecord {
@@ -193,14 +143,12 @@ export class VolumeState {
   /**
    * Makes the file; the directory is synced by the caller.
    *
-   * @param start the first boundary, where there is one: nothing has changed since.
-   * @param recovery where the home is yet to be filled.
+   * @param beginning what else is known of it.
    */
   static async create(
     path: string,
     fields: Omit<VolumeRecord, 'formatVersion'>,
-    start?: StartPoint,
-    recovery?: RecoveryStart,
+    { start, recovery, rebuild, deltasUse }: StateBeginning = {},
   ): Promise<void> {
     const record: VolumeRecord = { formatVersion: FORMAT_VERSION, ...fields };
     const file = openLmdb(path, { create: true, ownLock: true });
@@ -213,6 +161,8 @@ export class VolumeState {
         state.#put('volume', record);
         if (start !== undefined) state.#putStart(start);
         if (recovery !== undefined) state.recovery.put(recovery);
+        if (rebuild !== undefined) state.#put('rebuild', rebuild);
+        if (deltasUse !== undefined) state.#put('deltas', deltasUse);
         state.#put('open', open);
         state.#state.put('open-tracks', TrackSet.empty().serialize());
       });
@@ -533,11 +483,54 @@ export class VolumeState {
 
   /** The volume has another home from now on, which is being filled. */
   async saveTakenOver(home: string, recovery: RecoveryStart): Promise<void> {
-    // Whatever it consisted of, it is one device now.
-    const { layout: _layout, ...rest } = this.#record;
+    this.#forgetLayout();
+    await this.#commit(() => this.recovery.put(recovery), { ...this.#withoutLayout, home });
+  }
+
+  /** Undefined where none is unfinished. */
+  get rebuild(): RebuildRecord | undefined {
+    const bytes = this.#state.get('rebuild');
+    return bytes === undefined ? undefined : JSON.parse(bytes.toString());
+  }
+
+  /** Durable before the first write of a rebuild. */
+  async saveRebuild(rebuild: RebuildRecord): Promise<void> {
+    await this.#commit(() => this.#put('rebuild', rebuild));
+  }
+
+  /**
+   * The volume has a home that holds all of it, durably, and looks like this: as after a clean stop. What its last owner
+   * left unrecorded is in `loaded`.
+   *
+   * @param home where that is another one than before.
+   */
+  async saveRebuilt(
+    home: string | undefined,
+    { history }: LoadedEpochs,
+    stamp: HomeStamp | undefined,
+  ): Promise<void> {
+    if (home !== undefined) this.#forgetLayout();
+    const record: VolumeRecord = home === undefined ? this.#record : { ...this.#withoutLayout, home };
+    const tracks = history.openTracks().serialize();
+    const number = history.openNumber;
+    const open: OpenRecord = { number, isClean: true, ...(stamp === undefined ? {} : { stamp }) };
+    await this.#commit(() => {
+      this.#put('open', open);
+      this.#state.put('open-tracks', tracks);
+      for (const epoch of history.closed) this.#epochs.put(keyOf(epoch.number), epoch.tracks.serialize());
+      for (const key of ['rebuild', 'poison', 'suspect', 'grown']) this.#state.remove(key);
+    }, record);
+  }
+
+  /** Whatever the home consisted of, it is one device now. */
+  #forgetLayout(): void {
     this.members.stop();
     this.#laidOut = undefined;
-    await this.#commit(() => this.recovery.put(recovery), { ...rest, home });
+  }
+
+  get #withoutLayout(): VolumeRecord {
+    const { layout: _, ...rest } = this.#record;
+    return rest;
   }
 
   get boot(): string | undefined {

@@ -21,7 +21,9 @@ import { LAYOUT_KINDS, readHome } from '../layout-options.ts';
 import { describe } from '../output.ts';
 import { readSpan } from '../time-arguments.ts';
 import { storeReaderPath } from '../worker-path.ts';
+import { addHistory } from './volume-history.ts';
 import { addReplace, addScrub } from './volume-mirror.ts';
+import { addRebuild } from './volume-rebuild.ts';
 
 interface VolumeOptions extends GlobalOptions {
   readonly volume: string;
@@ -57,7 +59,7 @@ export const addVolume: AddCommand = (parser, run) =>
     ),
   );
 
-const ADDING = [addCreate, addShow, addGrow, addCheck, addScrub, addReplace] as const;
+const ADDING = [addCreate, addShow, addGrow, addCheck, addScrub, addReplace, addRebuild, addHistory] as const;
 
 function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
   return parser.command(
