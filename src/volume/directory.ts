@@ -158,7 +158,7 @@ export async function createVolume(path: string, options: CreateOptions): Promis
       ...(options.snapshotBy === undefined ? {} : { snapshotBy: options.snapshotBy }),
       ...deltasOf(options, start, makesHome && options.recovery === undefined),
     };
-    await makeDeltaPlaces(record);
+    if (record.deltas !== undefined) await makeDeltaPlaces(record.deltas);
     const recovery = options.recovery && recoveryStart(options.recovery, geometry.trackCount, makesHome);
     await VolumeState.create(join(directory, STATE_FILE), record, {
       start,
@@ -206,8 +206,8 @@ async function fillHome(homePath: string, origin: VolumeOrigin | undefined): Pro
 }
 
 /** A directory that is not there yet is made; one that is may hold other volumes' deltas. Nothing is put in there yet. */
-async function makeDeltaPlaces({ deltas }: { readonly deltas?: DeltasRecord }): Promise<void> {
-  for (const { place } of deltas?.places ?? []) {
+export async function makeDeltaPlaces({ places }: Pick<DeltasRecord, 'places'>): Promise<void> {
+  for (const { place } of places) {
     const { scheme, target } = parseDeviceAddress(place);
     if (scheme !== 'file' || (await exists(target))) continue;
     await mkdir(target, { mode: 0o700 });
@@ -384,7 +384,7 @@ async function inUse(directory: string, path: string): Promise<VolumeError> {
 }
 
 /** The home as it is kept: paths absolute, so that it does not depend on where a command was given. */
-function absoluteHome(home: string): string {
+export function absoluteHome(home: string): string {
   const { scheme, target, piece } = parseDeviceAddress(home);
   const base = scheme === 'file' ? resolve(target) : target;
   return piece === undefined ? base : `${base}@${piece.offsetBytes}+${piece.lengthBytes}`;

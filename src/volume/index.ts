@@ -6,6 +6,8 @@ export {
   type RecoveryRecord,
   type SidePlace,
 } from './backup-side.ts';
+export { changeDeltas, type DeltasChange } from './change-deltas.ts';
+export type { DeltasRecord } from './delta-places.ts';
 export type { NewestContent, SurvivalPlan } from './survival.ts';
 export {
   lookForLost,

@@ -477,6 +477,18 @@ export class VolumeState {
     return bytes === undefined ? undefined : JSON.parse(bytes.toString());
   }
 
+  /** Other members of the delta store, or none. @param use undefined for one that begins anew. */
+  async saveDeltas(deltas: DeltasRecord | undefined, use: DeltasUse | undefined): Promise<void> {
+    const { deltas: _deltas, ...rest } = this.#record;
+    await this.#commit(
+      () => {
+        if (use === undefined) this.#state.remove('deltas');
+        else this.#put('deltas', use);
+      },
+      deltas === undefined ? rest : { ...rest, deltas },
+    );
+  }
+
   async saveDeltasUse(use: DeltasUse): Promise<void> {
     await this.#commit(() => this.#put('deltas', use));
   }

@@ -21,6 +21,7 @@ import { LAYOUT_KINDS, readHome } from '../layout-options.ts';
 import { describe } from '../output.ts';
 import { readSpan } from '../time-arguments.ts';
 import { storeReaderPath } from '../worker-path.ts';
+import { addDeltas } from './volume-deltas.ts';
 import { addHistory } from './volume-history.ts';
 import { addReplace, addScrub } from './volume-mirror.ts';
 import { addRebuild } from './volume-rebuild.ts';
@@ -59,7 +60,17 @@ export const addVolume: AddCommand = (parser, run) =>
     ),
   );
 
-const ADDING = [addCreate, addShow, addGrow, addCheck, addScrub, addReplace, addRebuild, addHistory] as const;
+const ADDING = [
+  addCreate,
+  addShow,
+  addGrow,
+  addCheck,
+  addDeltas,
+  addScrub,
+  addReplace,
+  addRebuild,
+  addHistory,
+] as const;
 
 function addCreate(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOptions> {
   return parser.command(
