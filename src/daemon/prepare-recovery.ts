@@ -289,10 +289,18 @@ function assertNotAgain(found: RecoveryLook | undefined, { ranges }: RecoveryRec
   throw new DaemonError('recovered-already', message, { directory });
 }
 
-/** The home that the lost volume had, where it did not lie in its directory. */
+/**
+ * The home that the lost volume had, where it did not lie in its directory.
+ *
+ * @throws {VolumeError} `has-layout`: what is left of its members nobody should take for free without being told.
+ */
 function lostHome(found: RecoveryLook | undefined): string | undefined {
   if (found === undefined) return undefined;
-  const { home, directory } = found.identity;
+  const { home, layout, name, directory } = found.identity;
+  if (layout !== undefined) {
+    const message = `The home of ${name} had several parts or members (${home.replace(/^layout:/, '')}); name one place for the new one with --home`;
+    throw new VolumeError('has-layout', message, { home });
+  }
   return home.startsWith(`${directory}/`) ? undefined : home;
 }
 

@@ -10,7 +10,8 @@ import { join } from 'node:path';
 import t from 'tap';
 import { MIB } from '../base/index.ts';
 import { makeScratchDirectory } from '../sim/index.ts';
-import { createVolume, lookForLost, lookForRecovery, putLostAside } from './index.ts';
+import { DeviceRegistry } from '../device/index.ts';
+import { createVolume, layoutOf, lookForLost, lookForRecovery, putLostAside } from './index.ts';
 
 t.test('What was put aside last tells where the home was', async (t) => {
   const scratch = makeScratchDirectory();
@@ -30,3 +31,24 @@ t.test('What was put aside last tells where the home was', async (t) => {
     t.equal((await lookForLost(directory))?.identity.home, home);
   }
 });
+
+t.test(
+  'A home of several members is lost with any of its parts, and a mirror with all of its members',
+  async (t) => {
+    const scratch = makeScratchDirectory();
+    t.teardown(() => rmSync(scratch, { recursive: true }));
+    for (const kind of ['stripe', 'mirror'] as const) {
+      const directory = join(scratch, kind);
+      const homes = ['a', 'b'].map((name) => join(scratch, `${kind}-${name}`));
+      const layout = layoutOf(kind, homes);
+      const registry = new DeviceRegistry();
+      await createVolume(directory, { sizeBytes: MIB, trackSizeBytes: 4096, layout, registry });
+      const lost: unknown[] = [];
+      for (const home of homes) {
+        rmSync(home);
+        lost.push((await lookForRecovery(directory))?.isHomeLost);
+      }
+      t.strictSame(lost, kind === 'mirror' ? [false, true] : [true, true], kind);
+    }
+  },
+);

@@ -10,8 +10,9 @@
  */
 
 import { mkdir, readdir, rename, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { syncDirectory } from '../base/index.ts';
+import { parseDeviceAddress } from '../device/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import type { RecoveryRecord } from './backup-side.ts';
 import {
@@ -33,7 +34,7 @@ export interface RecoveryLook {
   readonly identity: VolumeIdentity;
   /** Undefined where the volume is not under recovery. */
   readonly record: RecoveryRecord | undefined;
-  /** The home is a path, and nothing is there. */
+  /** The home, or a part of it, is a path, and nothing is there. */
   readonly isHomeLost: boolean;
   /** The last recovery of ranges that is over. */
   readonly recovered: RecoveryRecord | undefined;
@@ -47,13 +48,27 @@ export async function lookForRecovery(directory: string): Promise<RecoveryLook |
   const state = await openState(directory, { readOnly: true });
   try {
     const identity = identityOf(directory, state);
-    const homePath = homePathOf(directory, identity.home);
-    const isHomeLost = homePath !== undefined && !(await exists(homePath));
+    const isHomeLost = await isLost(directory, identity);
     const { recovery, recent } = state;
     return { identity, record: recovery.record, isHomeLost, recovered: recovery.recovered, recent };
   } finally {
     await state.close();
   }
+}
+
+/** Of a home with a layout: any part of it, and of a mirror all members. */
+async function isLost(directory: string, { home, layout }: VolumeIdentity): Promise<boolean> {
+  if (layout === undefined) return homePathOf(directory, home) !== undefined && isGone(directory, home);
+  for (const { kind, members } of layout.extents) {
+    const gone = await Promise.all(members.map(({ place }) => isGone(directory, place)));
+    if (kind === 'mirror' ? gone.every(Boolean) : gone.some(Boolean)) return true;
+  }
+  return false;
+}
+
+async function isGone(directory: string, place: string): Promise<boolean> {
+  const { scheme, target } = parseDeviceAddress(place);
+  return scheme === 'file' && !(await exists(resolve(directory, target)));
 }
 
 /** What was put aside last of a volume whose place was not taken yet: a recovery was interrupted there. */
