@@ -20,7 +20,7 @@ import { type Clock, messageOf } from '../base/index.ts';
 import { type ChainPlanEntry, type ChainView, Store, type StoreKey } from '../blockset/index.ts';
 import { type DeltaIndex, DeltaReader, DeltaStore } from '../delta/index.ts';
 import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
-import { joinLogs, type LoggedEntry, LoggedSource } from '../restore/index.ts';
+import { joinLogs, LoggedSource } from '../restore/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import { createVolume, isVolumeDirectory, Rebuilding } from '../volume/index.ts';
 import { DaemonError } from './errors.ts';
@@ -58,7 +58,6 @@ export interface RebuildOutcome {
 }
 
 type Source = LoggedSource<ChainPlanEntry>;
-export type RebuildEntry = LoggedEntry<ChainPlanEntry>;
 
 /** What the volume is made from. */
 interface Content {
