@@ -20,6 +20,8 @@ export const LIMITS = {
 
   /** Points that are known to be readable in a chain: that of each store's last set, and of what it builds on. */
   deltaReadablePointsMax: 256,
+  /** Tracks that cannot be read and are repaired at one opening: a disk with more is no good. */
+  repairTrackCountMax: 256,
   /** How often a served volume is looked after: a home that was deleted takes writes for so long at the most. */
   volumeCareMs: 1_000,
   /** How often the segment of regions in doubt is turned over at the most, in milliseconds: a sync for each cold region. */

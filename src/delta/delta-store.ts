@@ -108,10 +108,16 @@ export class DeltaStore {
       lastMs,
       onPut: (record) => later.store?.noteRecord(record),
     });
-    const before = left.logs.findLast((log) => log.startPoint === startPoint);
+    // It goes on with the epoch of the last one; whether the volume knows its point by now is no matter.
+    const last = left.logs.at(-1);
     const hasGap = left.logs.length === 0 && !isNew;
     const facts: LogFacts = {
-      ...factsOf(options, row, hasGap ? randomId() : startPoint, before?.pointMs ?? clock.now()),
+      ...factsOf(
+        options,
+        row,
+        last?.startPoint ?? (hasGap ? randomId() : startPoint),
+        last?.pointMs ?? clock.now(),
+      ),
       logNumber: left.nextNumber,
     };
     for (const seat of seats.healthy)

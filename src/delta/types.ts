@@ -20,7 +20,7 @@ export interface DeltaStoreOptions {
   readonly trackSizeBytes: number;
   /** Of the volume as it is; it may grow. */
   readonly sizeBytes: () => number;
-  /** The newest point that closed an epoch; empty where there is none. */
+  /** Where the first log begins: a point of the volume; empty for its making. A store that has begun goes on where it was. */
   readonly startPoint: string;
   /** Nothing was ever logged: what is logged from now on begins at the start point. Otherwise logs that are not there are missing. */
   readonly isNew: boolean;

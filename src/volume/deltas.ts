@@ -49,8 +49,6 @@ export interface DeltasOptions {
   readonly home: Pick<BlockDevice, 'read'>;
   readonly registry: Pick<DeviceRegistry, 'open'>;
   readonly clock: Clock;
-  /** That closed the newest epoch; '' where there is none. */
-  readonly lastPoint: string;
   /** See `DeltaStoreOptions`. */
   readonly segmentBytes?: number | undefined;
   readonly onWarning?: ((sentence: string) => void) | undefined;
@@ -99,7 +97,7 @@ export class Deltas implements ChangeLog {
       volumeName: identity.name,
       trackSizeBytes: geometry.trackSizeBytes,
       sizeBytes: () => geometry.sizeBytes,
-      startPoint: use === undefined ? record.since : options.lastPoint,
+      startPoint: record.since,
       isNew: use === undefined,
       members: record.places,
       lostMembers: use?.lost.map(({ place }) => place) ?? [],
@@ -177,6 +175,11 @@ export class Deltas implements ChangeLog {
   /** Called with the gate closed. */
   switchTo(point: string, createdMs: number): void {
     this.#store.switchTo(point, createdMs);
+  }
+
+  /** Where the oldest log begins. */
+  get startPoint(): string {
+    return this.#store.startPoint;
   }
 
   // --- Of sessions ---
@@ -303,7 +306,7 @@ export class Deltas implements ChangeLog {
   /** @returns false where there is no room for it. */
   async #appendDiffering(tracks: TrackSet, isExact: boolean): Promise<boolean> {
     const { geometry, home } = this.#options;
-    const reader = await this.#openReader();
+    const reader = await this.openReader();
     try {
       const index = await reader.index(this.#store.startPoint);
       const whole = index.whole();
@@ -322,7 +325,8 @@ export class Deltas implements ChangeLog {
     }
   }
 
-  #openReader(): Promise<DeltaReader> {
+  /** Reads what the logs have now, the open one too; the caller closes it. */
+  openReader(): Promise<DeltaReader> {
     const { registry, identity } = this.#options;
     return DeltaReader.open(this.#healthyPlaces(), { registry, volumeId: identity.volumeId });
   }

@@ -4,7 +4,16 @@
  */
 
 import type { FileHandle } from 'node:fs/promises';
-import { bootId, type Clock, LIMITS, messageOf, randomId, systemClock, type Timer } from '../base/index.ts';
+import {
+  bootId,
+  type Clock,
+  LIMITS,
+  messageOf,
+  present,
+  randomId,
+  systemClock,
+  type Timer,
+} from '../base/index.ts';
 import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
 import { type TrackRun, TrackSet } from '../tracks/index.ts';
 import { type BackupSide, describeSide, type RecoveryRecord } from './backup-side.ts';
@@ -20,6 +29,8 @@ import { LoggedDevice } from './logged-device.ts';
 import { type LayoutHome, openLayoutHome } from './layout-home.ts';
 import { Mirroring } from './mirroring.ts';
 import { Recovery } from './recovery.ts';
+import { RepairingDevice } from './repairing-device.ts';
+import { openRepairSource } from './repair-source.ts';
 import { Snapshots, type SnapshotsOptions } from './snapshots.ts';
 import { Survival, type SurvivalPlan } from './survival.ts';
 import { directoryIdentity, homeStamp } from './file-looks.ts';
@@ -79,6 +90,8 @@ export interface OpenParts {
   readonly mirroring: Mirroring | undefined;
   /** Of a volume that goes on when its home is lost; `home` is its device then, or above that. */
   readonly survival: Survival | undefined;
+  /** Of a home whose tracks are repaired from the deltas when they cannot be read. */
+  readonly repairing: RepairingDevice | undefined;
   /** Where every change goes beside the home; `home` is the device that sees to it then. */
   readonly deltas: Deltas | undefined;
   /** Of a volume whose changes go to several places. */
@@ -109,17 +122,11 @@ export async function openParts(
   const doubtful = isClean ? TrackSet.empty() : await whatIsInDoubt(intentPlace, history);
   const laidOut = await openLayout(identity, state, { ...loaded, doubtful }, options);
   const opened = laidOut?.device ?? (await openHome(identity, readOnly, options));
-  let recovery: Recovery | undefined;
-  let mirroring: Mirroring | undefined;
-  let survival: Survival | undefined;
+  let stack: Stack | undefined;
   let copies: Copies = { deltas: undefined, dirty: undefined };
   try {
-    recovery = await openRecovery(opened, { identity, geometry, state }, options);
-    mirroring = await openMirroring(recovery?.device ?? opened, identity, geometry, options);
-    // What is being filled has somewhere to be filled from already.
-    if (recovery === undefined && mirroring === undefined)
-      survival = openSurvival(opened, { identity, geometry, state }, options);
-    const unlogged = mirroring?.device ?? recovery?.device ?? survival?.device ?? opened;
+    stack = await openStack(opened, { identity, geometry, state, deltas: () => copies.deltas }, options);
+    const { unlogged } = stack;
     const isUntouched = laidOut?.isTouched === true ? false : await looksUntouched(identity, state);
     if ((isClean || laidOut !== undefined) && !isUntouched) history.markAll();
     if (laidOut !== undefined && !readOnly) state.members.follow(() => laidOut.record(history.openNumber));
@@ -131,9 +138,8 @@ export async function openParts(
     if (!readOnly) {
       // What was written last may be in one of several places only.
       if (!isClean) await laidOut?.reconcile(doubtful);
-      if (!isClean) await recovery?.reconcile(history.openTracks());
-      const lastPoint = history.closed.at(-1)?.point ?? '';
-      const deltas = await openDeltas({ identity, geometry, state, home: unlogged, lastPoint }, options);
+      if (!isClean) await stack.recovery?.reconcile(history.openTracks());
+      const deltas = await openDeltas({ identity, geometry, state, home: unlogged }, options);
       copies = { ...copies, deltas };
       if (isUntouched) await deltas?.reconcile(doubtful, boot !== undefined && boot === bootBefore);
       else await deltas?.breakOff(HOME_CHANGED);
@@ -150,16 +156,14 @@ export async function openParts(
       identity,
       geometry,
       startedClean: isClean && isUntouched,
-      recovery,
-      mirroring,
-      survival,
+      ...stack,
       ...copies,
       homeDamage: isUntouched ? undefined : HOME_CHANGED,
     };
   } catch (error) {
     await opened.close();
-    await recovery?.closeSide();
-    await mirroring?.close();
+    await stack?.recovery?.closeSide();
+    await stack?.mirroring?.close();
     await copies.deltas?.close();
     await copies.dirty?.close();
     throw error;
@@ -287,6 +291,34 @@ async function whatIsInDoubt(place: IntentPlace, history: EpochHistory): Promise
   return (await DirtyRegions.find(place)) ?? history.openTracks();
 }
 
+/** The devices on top of the home. */
+interface Stack extends Pick<OpenParts, 'recovery' | 'mirroring' | 'survival' | 'repairing'> {
+  /** The topmost of them; the deltas are above it. */
+  readonly unlogged: BlockDevice;
+}
+
+async function openStack(
+  opened: BlockDevice,
+  parts: Pick<OpenParts, 'identity' | 'geometry' | 'state'> & { readonly deltas: () => Deltas | undefined },
+  options: OpenVolumeOptions,
+): Promise<Stack> {
+  const recovery = await openRecovery(opened, parts, options);
+  try {
+    const { identity, geometry } = parts;
+    const mirroring = await openMirroring(recovery?.device ?? opened, identity, geometry, options);
+    const filled = mirroring?.device ?? recovery?.device;
+    // What is being filled has somewhere to be filled from already.
+    if (filled !== undefined)
+      return { recovery, mirroring, survival: undefined, repairing: undefined, unlogged: filled };
+    const repairing = openRepairing(opened, parts, options);
+    const survival = openSurvival(repairing ?? opened, parts, options);
+    return { recovery, mirroring, survival, repairing, unlogged: survival?.device ?? repairing ?? opened };
+  } catch (error) {
+    await recovery?.closeSide();
+    throw error;
+  }
+}
+
 /** What a volume has whose changes go to several places. */
 type Copies = Pick<OpenParts, 'deltas' | 'dirty'>;
 
@@ -301,10 +333,31 @@ async function beginCopies(
 }
 
 function openDeltas(
-  parts: Pick<DeltasOptions, 'identity' | 'geometry' | 'state' | 'home' | 'lastPoint'>,
+  parts: Pick<DeltasOptions, 'identity' | 'geometry' | 'state' | 'home'>,
   { registry, clock = systemClock, onWarning, deltaSegmentBytes: segmentBytes }: OpenVolumeOptions,
 ): Promise<Deltas | undefined> {
   return Deltas.open({ ...parts, registry, clock, onWarning, segmentBytes });
+}
+
+function openRepairing(
+  device: BlockDevice,
+  at: Pick<OpenParts, 'identity' | 'geometry'> & { readonly deltas: () => Deltas | undefined },
+  { survive: plan, onWarning, readOnly }: OpenVolumeOptions,
+): RepairingDevice | undefined {
+  const { identity, geometry } = at;
+  if (readOnly === true || identity.deltas === undefined) return undefined;
+  return new RepairingDevice({
+    device,
+    geometry,
+    openSource: async () => {
+      const deltas = present(at.deltas(), 'A home is read that has deltas');
+      return openRepairSource({ identity, geometry, deltas, plan });
+    },
+    onRepaired: (track, reason, source) =>
+      onWarning?.(
+        `Track ${track} of volume ${identity.name} could not be read, and was written again from ${source}: ${messageOf(reason)}`,
+      ),
+  });
 }
 
 function openSurvival(

@@ -35,6 +35,8 @@ export interface VolumeStatus extends Omit<VolumeIdentity, 'deltas'> {
   readonly mirroring: MirroringStatus | undefined;
   /** Where every change goes a second time. */
   readonly deltas: DeltasStatus | undefined;
+  /** Tracks of the home that could not be read and were repaired, since the volume was opened; undefined where none are. */
+  readonly repairedTracks: number | undefined;
   /** The parts of a home that has a layout, and the state of their members. */
   readonly parts: readonly ExtentStatus[] | undefined;
   readonly writesWaiting: number;

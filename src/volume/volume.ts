@@ -44,6 +44,7 @@ import type { Consumer, VolumeState } from './state.ts';
 import type { Mirroring } from './mirroring.ts';
 import { RecentUse } from './recent-use.ts';
 import type { Recovery, RecoveryOwner } from './recovery.ts';
+import type { RepairingDevice } from './repairing-device.ts';
 import { Rollbacks } from './rollbacks.ts';
 import { SnapshotDevice } from './snapshot-device.ts';
 import type { SnapshotInfo } from './snapshot-info.ts';
@@ -72,6 +73,7 @@ export class Volume implements BlockDevice {
   readonly #recent: RecentUse;
   readonly #dirty: DirtyRegions | undefined;
   readonly #deltas: Deltas | undefined;
+  readonly #repairing: RepairingDevice | undefined;
   readonly #tending: Tending;
   readonly #writePath: WritePath;
   readonly #points: Points;
@@ -97,6 +99,7 @@ export class Volume implements BlockDevice {
     this.#epochs = parts.epochs;
     this.#dirty = parts.dirty;
     this.#deltas = parts.deltas;
+    this.#repairing = parts.repairing;
     const { state, geometry } = parts;
     this.#poison = new Poison({ state, trackCount: geometry.trackCount, clock: this.#clock });
     this.#identity = parts.identity;
@@ -270,6 +273,7 @@ export class Volume implements BlockDevice {
       suspectTracks: this.#poison.suspects.size,
       ...this.#fills.status(),
       deltas: this.#deltas?.status(),
+      repairedTracks: this.#repairing?.repairedCount,
       writesWaiting: this.#writePath.waitingCount,
       trimsForgotten: this.#writePath.forgottenTrimCount,
       sessions: this.#sessions.running.map((session) => session.status()),
