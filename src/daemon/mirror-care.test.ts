@@ -6,7 +6,7 @@
 import { renameSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { KIB } from '../base/index.ts';
+import { KIB, systemClock } from '../base/index.ts';
 import { DeviceRegistry } from '../device/index.ts';
 import { createVolume, layoutOf, Volume } from '../volume/index.ts';
 import { MirrorCare } from './mirror-care.ts';
@@ -25,6 +25,7 @@ t.test('a member that is back is brought what it missed', async (t) => {
   const told = await new Promise<string>((resolve) => {
     const care = new MirrorCare({
       volume,
+      clock: systemClock,
       warn: (sentence) => {
         resolve(sentence);
         void care.stop();

@@ -5,12 +5,14 @@
  * What is lost is told by the volume when it happens; here is told when everything is there again.
  */
 
-import { LIMITS } from '../base/index.ts';
+import { type Clock, LIMITS } from '../base/index.ts';
 import type { Volume } from '../volume/index.ts';
-import { waitUnless } from './recovery-fill.ts';
+import { fillRate, waitUnless } from './recovery-fill.ts';
 
 export interface MirrorCareOptions {
   readonly volume: Volume;
+  readonly clock: Clock;
+  readonly rebuildRateBytesPerSecond?: number | undefined;
   readonly warn: (sentence: string) => void;
 }
 
@@ -48,11 +50,12 @@ export class MirrorCare {
 
   /** @returns whether all members are current again. */
   async #care(): Promise<boolean> {
-    const { volume, warn } = this.#options;
+    const { volume, warn, clock, rebuildRateBytesPerSecond } = this.#options;
     try {
       await volume.careForMirrors(async (mirrors, stopped) => {
         await mirrors.rejoin();
-        await mirrors.rebuild({ signal: AbortSignal.any([stopped, this.#stop.signal]) });
+        const signal = AbortSignal.any([stopped, this.#stop.signal]);
+        await mirrors.rebuild({ signal, ...fillRate(rebuildRateBytesPerSecond, clock, signal) });
       });
     } catch {
       // It was stopped, the volume takes no writes, or a member went away again, which the volume has told.

@@ -92,6 +92,8 @@ export interface ServingOptions {
   readonly survive?: ServingSurvival | undefined;
   /** A path or URI of a device that becomes the equal of the volume, of which there is just one, and stays it. */
   readonly mirror?: ServingMirror | undefined;
+  /** Read for the rebuild of members of mirrors, of each volume; as fast as it goes behind its clients where left out. */
+  readonly rebuildRateBytesPerSecond?: number | undefined;
   /** Runs policies; of volumes that it has nothing of, none. */
   readonly policing?: ServingPolicies | undefined;
   /** Is told what no client can be told, a sentence each. */
@@ -402,12 +404,13 @@ export class Serving {
   }
 
   #fill(member: Member): void {
-    const { warn, readOnly } = this.#options;
+    const { warn, readOnly, clock, rebuildRateBytesPerSecond } = this.#options;
     const { host, fills } = member;
     const { volume } = host;
     if (readOnly) return;
     fills.push(new VolumeCare(volume));
-    if (volume.mirrors?.isMirrored === true) fills.push(new MirrorCare({ volume, warn }));
+    if (volume.mirrors?.isMirrored === true)
+      fills.push(new MirrorCare({ volume, warn, clock, rebuildRateBytesPerSecond }));
     if (volume.mirroring !== undefined) fills.push(this.#mirrorFill(volume));
     if (volume.recovery !== undefined) this.#fillRecovery(member);
   }

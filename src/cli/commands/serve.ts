@@ -26,6 +26,7 @@ interface Options extends GlobalOptions, KeyOptions, ListenOptions, DeltaOptions
   readonly readOnly: boolean;
   readonly mirror: string | undefined;
   readonly mirrorRate: string | undefined;
+  readonly rebuildRate: string | undefined;
   readonly config: string | undefined;
   readonly survive: string | undefined;
   readonly spare: string | undefined;
@@ -55,6 +56,12 @@ export const addServe: AddCommand = (parser, run) =>
           requiresArg: true,
           implies: 'mirror',
           describe: 'Bytes a second that are copied to the mirror behind at the most, such as 100M',
+        })
+        .option('rebuild-rate', {
+          type: 'string',
+          requiresArg: true,
+          describe:
+            'Bytes a second that are read at the most to rebuild members of mirrored homes, such as 100M; as fast as it goes behind the clients when left out',
         })
         .option('survive', {
           type: 'string',
@@ -144,6 +151,7 @@ function assertAlone(options: Options): void {
     ['--listen', several(options.listen).length > 0],
     ['--tls', options.tls !== undefined],
     ['--mirror', options.mirror !== undefined],
+    ['--rebuild-rate', options.rebuildRate !== undefined],
     ['--survive', options.survive !== undefined],
     ['--read-only', options.readOnly],
     ['--writable', options.writable],
@@ -282,6 +290,11 @@ async function survivalOf(context: CommandContext, options: Options): Promise<Se
   };
 }
 
+function rebuildRateOf(options: Options): number | undefined {
+  const rate = single('--rebuild-rate', options.rebuildRate);
+  return rate === undefined ? undefined : Math.max(1, readSize('--rebuild-rate', rate));
+}
+
 async function serveVolumes(context: CommandContext, options: Options): Promise<void> {
   const { output, signal, directory } = context;
   const serving = await Serving.start({
@@ -290,6 +303,7 @@ async function serveVolumes(context: CommandContext, options: Options): Promise<
     tls: tlsOf(options, directory),
     readOnly: options.readOnly,
     mirror: mirrorOf(context, options),
+    rebuildRateBytesPerSecond: rebuildRateOf(options),
     survive: await survivalOf(context, options),
     recovery: {
       onRecovered: (volume) =>
