@@ -327,7 +327,7 @@ async function beginCopies(
   at: { readonly identity: VolumeIdentity; readonly place: IntentPlace; readonly doubtful: TrackSet },
   { clock = systemClock }: OpenVolumeOptions,
 ): Promise<Copies> {
-  const hasCopies = at.identity.deltas !== undefined || laidOut !== undefined;
+  const hasCopies = at.identity.deltas !== undefined || (laidOut?.mirrors.length ?? 0) > 0;
   const dirty = hasCopies ? await DirtyRegions.begin(at.place, clock, at.doubtful) : undefined;
   return { deltas: undefined, dirty };
 }
