@@ -15,6 +15,7 @@ import { syncDirectory } from '../base/index.ts';
 import { parseDeviceAddress } from '../device/index.ts';
 import { TrackSet } from '../tracks/index.ts';
 import type { RecoveryRecord } from './backup-side.ts';
+import { DIRTY_FOLDER } from './dirty-regions.ts';
 import {
   exists,
   homePathOf,
@@ -97,7 +98,9 @@ export async function putLostAside({ directory, volumeId }: VolumeIdentity): Pro
     for (let number = 2; taken.includes(name); number += 1) name = `${base}-${number}`;
     const aside = join(directory, name);
     await mkdir(aside, { mode: 0o700 });
-    const parts = taken.filter((one) => one === 'snapshots' || /^intent-\d+\.log$/.test(one));
+    const parts = taken.filter(
+      (one) => one === 'snapshots' || one === DIRTY_FOLDER || /^intent-\d+\.log$/.test(one),
+    );
     // The state last: as long as it is there, this can be done again.
     for (const part of [...parts, STATE_FILE]) await rename(join(directory, part), join(aside, part));
     await syncDirectory('volume-directory', aside);

@@ -20,7 +20,8 @@ import { type Clock, LIMITS, syncDirectory, systemCode } from '../base/index.ts'
 import { TrackBits, type TrackRun, TrackSet } from '../tracks/index.ts';
 import { findSegments, IntentLog, type IntentPlace, regionOf, removeSegments } from './intent-log.ts';
 
-const FOLDER = 'dirty';
+/** Of a volume's directory. */
+export const DIRTY_FOLDER = 'dirty';
 
 /** A flush that is under way, for `flushed`. */
 export interface DirtyTicket {
@@ -184,7 +185,7 @@ export class DirtyRegions {
 function placeIn(volume: IntentPlace): IntentPlace {
   const { volumeId, regionTracks } = volume;
   return {
-    directory: join(volume.directory, FOLDER),
+    directory: join(volume.directory, DIRTY_FOLDER),
     volumeId,
     regionTracks,
     get trackCount() {
