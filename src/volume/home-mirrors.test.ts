@@ -93,6 +93,18 @@ t.test('the last current copy is not replaced, known to be the last one or not',
   t.strictSame(memberStates(laidOut.volume), ['in-sync', 'in-sync']);
 });
 
+t.test('a member that is being replaced is not brought back meanwhile', async (t) => {
+  const laidOut = await makeMirror(t);
+  const replacing = replace(laidOut, 'mem:b', 'mem:c');
+  while (memberStates(laidOut.volume)[1] !== 'away') await new Promise((resolve) => setImmediate(resolve));
+  await laidOut.volume.careForMirrors((mirrors) => mirrors.rejoin());
+  await replacing;
+  t.equal(laidOut.disks.get('b').locks.size, 0, 'the old one is not open');
+  t.match(laidOut.volume.status().parts?.[0]?.members[1], { place: 'mem:c', state: 'rebuilding' });
+  await rebuildAll(laidOut.volume);
+  t.ok(laidOut.disks.get('c').content().equals(Buffer.alloc(SIZE, 9)));
+});
+
 t.test('a replacement that is interrupted goes on at the next opening', async (t) => {
   const laidOut = await makeMirror(t);
   const gate = laidOut.disks.get('c').faulty.hold({ kind: 'write' });

@@ -374,6 +374,25 @@ t.test('a member is not read before it has everything', async (t) => {
   t.ok(found.equals(track(6)));
 });
 
+t.test('what a device got that was replaced meanwhile does not count for the next one', async (t) => {
+  const world = makeWorld({ away: { 1: [2, 3] } });
+  await world.mirror.write(track(6, 16), 0);
+  const member = memberOf(world, 1);
+  await world.mirror.join(member, '/m1', deviceOf(world, 1), false);
+  const gate = deviceOf(world, 1).hold({ kind: 'write' });
+  const rebuilt = rebuildMember(world.mirror, member, {});
+  await gate.arrived(1);
+  await world.mirror.giveUp(member, 'replaced');
+  const other = new MemoryDevice({ sizeBytes: 16 * TRACK });
+  await world.mirror.join(member, '/other', other, true);
+  gate.open();
+  await rebuilt;
+  const found = track(0, 16);
+  other.read(found, 0);
+  t.ok(found.equals(track(6, 16)));
+  t.strictSame(states(world), ['in-sync', 'in-sync']);
+});
+
 t.test('a replacement gets everything', async (t) => {
   const world = makeWorld({ away: { 1: [] } });
   await world.mirror.write(track(8, 16), 0);
