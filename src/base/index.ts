@@ -1,4 +1,4 @@
-export { allFinished } from './all-finished.ts';
+export { allFinished, closeAll } from './all-finished.ts';
 export { assert, AssertionError, present, unreachable } from './assert.ts';
 export { bootId } from './boot-id.ts';
 export { appendLogLine } from './bounded-log.ts';

@@ -48,7 +48,9 @@ export class RecordRow {
   readonly #options: RowOptions;
   readonly #seats: Seats;
   readonly #encoder = new RecordEncoder();
-  #flush = new SharedFlush(() => this.#sync());
+  #flush = new SharedFlush(() => this.#noteSync(this.#sync()));
+  /** The sync under way, or the last one. */
+  #syncing: Promise<void> = Promise.resolve();
   #logId: Buffer = Buffer.alloc(0);
   #sequence: number;
   #durable: number;
@@ -153,7 +155,7 @@ export class RecordRow {
 
   /** Members that had all been lost begin anew: what a flush failed with before is no matter to them. */
   forgetFailedFlush(): void {
-    this.#flush = new SharedFlush(() => this.#sync());
+    this.#flush = new SharedFlush(() => this.#noteSync(this.#sync()));
   }
 
   /** Puts nothing until `letGo`; resolves when nothing is under way. */
@@ -187,6 +189,13 @@ export class RecordRow {
     this.#isClosed = true;
     this.letGo();
     await this.whenQuiet();
+    // It closes files that are full.
+    await this.#syncing;
+  }
+
+  #noteSync(sync: Promise<void>): Promise<void> {
+    this.#syncing = sync.catch(() => undefined);
+    return sync;
   }
 
   get #isFree(): boolean {

@@ -11,7 +11,7 @@
 
 import type { FileHandle } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { type Clock, LIMITS, messageOf, present, Slots, systemClock } from '../base/index.ts';
+import { type Clock, closeAll, LIMITS, messageOf, present, Slots, systemClock } from '../base/index.ts';
 import {
   assertRange,
   assertZeroOptions,
@@ -565,14 +565,9 @@ export class Volume implements BlockDevice {
       }
     } finally {
       await this.#poison.whenRecorded();
-      await this.#writePath.intents?.close();
-      await this.#points.close();
-      await this.#home.close();
-      await this.#deltas?.close();
-      await this.#dirty?.close();
-      await this.#fills.close();
-      await this.#state.close();
-      await this.#lock.close();
+      const parts = [this.#writePath.intents, this.#points, this.#home, this.#deltas, this.#dirty];
+      // In this order; one that fails keeps nobody else from being closed, the lock above all.
+      await closeAll([...parts, this.#fills, this.#state, this.#lock]);
     }
   }
 
