@@ -189,6 +189,32 @@ t.test('a log of another life of the member is not taken', async (t) => {
   t.match(world.store.status().members[1], { state: 'lost', reason: /lacks log 3/ });
 });
 
+t.test('of two logs of one number the one that was begun later counts', async (t) => {
+  const world = await makeLogs(t, { kinds: ['directory', 'directory'] });
+  const [one = '', other = ''] = world.places.map(({ place }) => place);
+  const base = world.changes;
+  // The first one goes on without the second, and never knows that the second went on without it.
+  world.lost.add(other);
+  await world.open();
+  await world.append(0, TRACK_BYTES, 'write');
+  await world.flush();
+  await world.close();
+  world.clock.advance(60_000);
+  world.changes = [...base];
+  world.lost.clear();
+  world.lost.add(one);
+  await world.open();
+  await world.append(0, TRACK_BYTES, 'write');
+  await world.append(TRACK_BYTES, TRACK_BYTES, 'write');
+  await world.flush();
+  await world.close();
+  world.lost.clear();
+  t.ok((await contentFrom(world, [one, other])).equals(world.imageAt(end)));
+  t.ok((await contentFrom(world, [other, one])).equals(world.imageAt(end)), 'whichever is named first');
+  await world.open();
+  t.match(world.store.status().members, [{ state: 'lost', reason: /lacks log 3/ }, { state: 'healthy' }]);
+});
+
 t.test('whatever a segment holds, reading it ends', async (t) => {
   const world = await makeLogs(t);
   const paths = segmentsOf(world, 0);
