@@ -160,6 +160,8 @@ async function openContent(options: RebuildOptions, volume: Rebuilding | undefin
     const message = `Volume ${options.directory} has no delta logs that can be used, wanted --delta <place>`;
     throw new DaemonError('no-deltas', message, { directory: options.directory });
   }
+  for (const place of places)
+    if (lost.has(place)) warn(`Delta place ${place} was lost before, and may lack what others have`);
   const reader = await DeltaReader.open(places, {
     registry,
     volumeId: volume?.identity.volumeId,
