@@ -137,10 +137,13 @@ t.test('where all members are full, writes wait until logs go', async (t) => {
   t.ok(world.store.status().bytesUsed <= bytesMax);
   await world.store.flush();
   t.equal(world.store.status().writesWaiting, 60 - before, 'a flush does not wait for them');
+  const room = world.store.whenRoom(TRACK_BYTES);
+  t.equal(world.store.status().writesWaiting, 61 - before, 'and who asks for room first is counted too');
   await world.store.prepareSwitch();
   world.store.switchTo('p1', 0);
   await world.store.release('p1', 0);
-  await Promise.all(writes);
+  await Promise.all([...writes, room]);
+  t.equal(world.store.status().writesWaiting, 0);
   t.same(
     done,
     Array.from({ length: 60 }, (_, index) => index),

@@ -60,6 +60,8 @@ export class RecordRow {
   #lastKind: RecordKind | undefined;
   readonly #inFlight = new Set<Promise<void>>();
   readonly #queue: Waiting[] = [];
+  /** Changes that are not in the queue and wait for room: `roomFor`. */
+  #outsideCount = 0;
   #isPumping = false;
   /** Nothing is put while it is pending. */
   #held: Deferred | undefined;
@@ -87,9 +89,9 @@ export class RecordRow {
     return this.#durable;
   }
 
-  /** Changes that wait for room. */
+  /** Changes that wait for room, in the queue or before it. */
   get waitingCount(): number {
-    return this.#queue.filter(({ isTold }) => isTold).length;
+    return this.#queue.filter(({ isTold }) => isTold).length + this.#outsideCount;
   }
 
   /** Time that never decreases. */
@@ -130,6 +132,15 @@ export class RecordRow {
   async roomFor(payloadBytes: number): Promise<void> {
     if (this.#isStopping || this.#isClosed)
       throw new DeltaError('closed', 'The delta store is being closed', {});
+    this.#outsideCount += 1;
+    try {
+      await this.#outsideTurn(payloadBytes);
+    } finally {
+      this.#outsideCount -= 1;
+    }
+  }
+
+  async #outsideTurn(payloadBytes: number): Promise<void> {
     if (this.#seats.isLosing) await this.#seats.settled().catch(ignoreNoMembers);
     else if (this.#held !== undefined) await this.#held.promise;
     else if (this.#queue.length > 0) await this.#queue.at(-1)?.done.promise.catch(() => undefined);
