@@ -333,12 +333,14 @@ export class VolumeHost implements ControlHandlers {
     return { volume: identity.name, sizeBytes, sizeBytesBefore: identity.sizeBytes };
   }
 
-  /** Cancels what runs, waits for it, and starts nothing more. */
+  /** Cancels what runs, waits for it, and starts nothing more; writes wait for no room any more. */
   async stopSessions(): Promise<void> {
     const { name } = this.volume.identity;
     const message = `The server of volume ${name} is stopping and makes no snapshot`;
     this.#stopping.abort(new DaemonError('stopping', message, { volume: name }));
     await Promise.all([this.sessions.stop(), this.clones.stop()]);
+    // Nothing makes room any more.
+    this.volume.stopWaiting();
   }
 
   /** Cancels what runs and closes the volume, durably and with its clean mark where it can be. */

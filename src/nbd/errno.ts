@@ -43,6 +43,7 @@ const VALUE_BY_CODE: ReadonlyMap<string, number> = new Map([
   ['not-fast', NBD_ERROR.ENOTSUP],
   ['overflow', NBD_ERROR.EINVAL],
   ['shutting-down', NBD_ERROR.ESHUTDOWN],
+  ['closed', NBD_ERROR.ESHUTDOWN],
 ]);
 
 /** @returns the NBD error value of a code, or undefined where the table does not know it. */

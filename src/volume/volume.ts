@@ -530,6 +530,14 @@ export class Volume implements BlockDevice {
   }
 
   /**
+   * Writes that wait for room in the delta store, and those that would have to, fail with `closed` from now on: whoever is
+   * about to close the volume, and waits for its clients before, would wait for a backup that nobody takes.
+   */
+  stopWaiting(): void {
+    this.#deltas?.stopWaiting();
+  }
+
+  /**
    * Stops cleanly: ends a session, waits for what is in flight, flushes the home and sets the clean mark. On a
    * poisoned volume, or where the flush fails, the mark is not set and the next opening is an unclean one. A second call waits for the first.
    */
@@ -549,7 +557,7 @@ export class Volume implements BlockDevice {
     await this.#freezeTurn.run(async () => undefined);
     await this.#sessions.end(reason);
     await this.#snapshotTaking.whenFinished();
-    this.#deltas?.stopWaiting();
+    this.stopWaiting();
     await this.#writePath.whenIdle();
     await this.#points.whenRecorded();
     await this.#snapshots.close();
