@@ -157,6 +157,32 @@ t.test('where all members are full, writes wait until logs go', async (t) => {
   await reader.close();
 });
 
+t.test('a store that is full is opened again, and again after a kill', async (t) => {
+  const world = new DeltaWorld(t, { seed: 1, kinds: ['directory'], bytesMax: 16 * SEGMENT_BYTES });
+  await world.open();
+  const waiting: number[] = [];
+  const appended: unknown[] = [];
+  const source = Buffer.alloc(TRACK_BYTES, 1);
+  const change = { kind: 'write', source } as const;
+  while (waiting.length === 0) {
+    appended.push(world.store.append(change, 0, TRACK_BYTES, () => waiting.push(appended.length)));
+    await turn();
+  }
+  const refused = Promise.allSettled(appended);
+  for (let round = 0; round < 3; round += 1) {
+    if (round === 0) await world.store.close();
+    else await world.crash('kill');
+    await world.open();
+    t.match(world.store.status(), { members: [{ state: 'healthy' }] }, `opened again, round ${round}`);
+  }
+  await refused;
+  await world.store.prepareSwitch();
+  world.store.switchTo('p1', 0);
+  await world.store.release('p1', 0);
+  await world.store.whenRoom(TRACK_BYTES);
+  t.ok(world.store.hasRoomFor(TRACK_BYTES), 'a backup makes room as ever');
+});
+
 t.test('a member that is full while another has room is lost', async (t) => {
   const world = new DeltaWorld(t, { seed: 1, kinds: ['directory', 'directory'] });
   const [first, second] = world.places;

@@ -129,6 +129,12 @@ export class DeltaStore {
       noteMembers: () => store.#row.noteRoom(),
       noteRecord: (record) => store.#openLog.note(record),
     };
+    try {
+      await prepareFirstLog(seats, facts);
+    } catch (error) {
+      await store.close();
+      throw error;
+    }
     if (seats.writers.length === 0) return store;
     await row.append(pointChange(facts));
     await row.flush();
@@ -501,6 +507,29 @@ export class DeltaStore {
 }
 
 /** What the headers of a log say that is begun now. */
+/**
+ * Makes the first segment of the log of an opening. Members without room get one beyond it, as where an epoch ends: what
+ * would make room needs an open volume.
+ *
+ * @throws {DeltaError} 'full' where no member has room even for that.
+ */
+async function prepareFirstLog(seats: Seats, facts: LogFacts): Promise<void> {
+  const full: Seat[] = [];
+  for (const seat of seats.healthy) {
+    const writer = present(seat.writer, 'A healthy member has a writer');
+    try {
+      if (await writer.prepareLog(facts.logNumber)) writer.beginLog(facts);
+      else full.push(seat);
+    } catch (error) {
+      if (error instanceof DeltaError && error.code === 'full') full.push(seat);
+      else await seats.lose(seat, error);
+    }
+  }
+  const [first] = full;
+  if (first !== undefined && full.length === seats.healthy.length) throw fullError(first, 'to begin a log');
+  for (const seat of full) await seats.lose(seat, fullError(seat, 'while others have some'));
+}
+
 function factsOf(
   { volumeId, volumeName, trackSizeBytes, sizeBytes }: DeltaStoreOptions,
   row: RecordRow,
