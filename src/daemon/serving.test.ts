@@ -215,3 +215,37 @@ t.test('a restriction to a name that nobody has is refused before anything is op
   });
   t.notOk(existsSync(at('some')));
 });
+
+t.test('a write that waits for room in the delta store does not keep the server from stopping', async (t) => {
+  const path = makeDirectory(t);
+  const directory = path('v');
+  const deltas = { places: [{ place: path('deltas'), bytesMax: 2 * MIB }] };
+  await createVolume(directory, { sizeBytes: 4 * MIB, trackSizeBytes: 65_536, deltas });
+  const serving = await start(t, [directory], []);
+  const client = await NbdClient.connect(`nbd+unix:///v?socket=${join(directory, 'nbd.sock')}`);
+  // More than there is room for, and nobody makes a backup.
+  const failed = t.rejects(client.write(Buffer.alloc(4 * MIB, 1), 0));
+  await untilWaiting(directory);
+  await serving.stop();
+  await failed;
+  const volume = await Volume.open(directory, { registry: createDeviceRegistry(), activity: 'testing' });
+  t.equal(volume.status().poisoned, undefined, 'nothing is wrong with the volume');
+  t.equal(volume.status().startedClean, true);
+  await volume.close();
+});
+
+/** The server is asked again and again: it does not tell by itself. */
+async function untilWaiting(directory: string): Promise<void> {
+  const control = await ControlClient.connect(directory);
+  try {
+    for (;;) {
+      const { writesWaiting } = Object.assign(
+        { writesWaiting: 0 },
+        await control?.request({ command: 'status' }),
+      );
+      if (writesWaiting > 0) return;
+    }
+  } finally {
+    await control?.close();
+  }
+}
