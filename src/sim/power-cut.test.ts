@@ -23,7 +23,6 @@ import { makeScratchDirectory } from './scratch.ts';
 
 const SEED = Number(env['COWBELL_SEED'] ?? 1);
 const LIVES_MAX = 400;
-const DELTA_STRIDE = 3;
 const NEVER = Number.POSITIVE_INFINITY;
 
 /** Where a cut shows that a sync is missing, and how often that comes in a life; anywhere for the others. */
@@ -45,49 +44,6 @@ t.test(`a cut at any event breaks no promise, seed ${SEED}`, async (t) => {
   t.same(broken, []);
   t.comment(`${whole.events.length} events`);
 });
-
-t.test(`nor does one of a volume with a delta store, seed ${SEED}`, async (t) => {
-  for (const deltaCount of [1, 2]) {
-    const whole = await live({ seed: SEED, cutAt: NEVER, deltaCount });
-    t.equal(whole.broken, undefined, 'nor does one after everything');
-    const broken: string[] = [];
-    // Other events with other seeds: there are many, and most are those of a volume without one.
-    for (let cutAt = 1 + (SEED % DELTA_STRIDE); cutAt <= whole.events.length; cutAt += DELTA_STRIDE) {
-      const seed = SEED * 10_000 + cutAt;
-      const life = await live({ seed, cutAt, deltaCount });
-      if (life.broken !== undefined)
-        broken.push(`seed ${seed}, cut at ${cutAt} (${life.events.at(-1)}): ${life.broken.message}`);
-    }
-    t.same(broken, []);
-    t.comment(`${whole.events.length} events with ${deltaCount} members`);
-  }
-});
-
-t.test(
-  `without a sync of the delta logs, or of the regions in doubt, some cut loses data, seed ${SEED}`,
-  async (t) => {
-    const { events } = await live({ seed: SEED, cutAt: NEVER, deltaCount: 1 });
-    // Without the others more is in doubt after a crash than is, and nothing is lost.
-    const syncs = [
-      'delta file d1/*/*.delta',
-      'delta-directory directory d1',
-      'delta-directory directory d1/*',
-      'intent-log file v/dirty/intent-*.log',
-    ];
-    for (const without of syncs) {
-      t.ok(events.includes(`before ${without}`), `the scenario meets ${without}`);
-      const random = new SeededRandom(SEED);
-      let broken: Breach | undefined;
-      let lives = 0;
-      while (broken === undefined && lives < LIVES_MAX) {
-        lives += 1;
-        const cutAt = 1 + random.below(events.length);
-        ({ broken } = await live({ seed: SEED * 10_000 + lives, cutAt, without, deltaCount: 1 }));
-      }
-      t.ok(broken !== undefined, `${without}: after ${lives} lives, ${broken?.message ?? 'nothing broke'}`);
-    }
-  },
-);
 
 t.test(`without any one sync some cut breaks a promise, seed ${SEED}`, async (t) => {
   const { events } = await live({ seed: SEED, cutAt: NEVER });
