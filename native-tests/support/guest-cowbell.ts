@@ -49,7 +49,8 @@ function addonsIn(path: string): string[] {
   return names.filter((name) => name.endsWith('.node')).map((name) => join(path, name));
 }
 
-async function librariesOf(programs: readonly string[]): Promise<ReadonlySet<string>> {
+/** The shared libraries that programs and modules of this machine are linked with. */
+export async function librariesOf(programs: readonly string[]): Promise<ReadonlySet<string>> {
   // Packages also bring modules for other C libraries, for which ldd fails; what it printed counts.
   const { stdout } = await run('ldd', programs);
   return new Set([...stdout.matchAll(/(\/\S+) \(0x/g)].map(([, path]) => path ?? ''));

@@ -32,6 +32,7 @@ const PACKAGES: Readonly<Record<string, string>> = {
   'qemu-io': 'qemu-utils',
   'qemu-nbd': 'qemu-utils',
   'qemu-system-x86_64': 'qemu-system-x86',
+  sqlite3: 'sqlite3',
   xfs_repair: 'xfsprogs',
 };
 
