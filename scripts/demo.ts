@@ -10,6 +10,7 @@
  *   cowbell store list, prune --dry-run, merge, verify
  *   cowbell restore --> a new file, from the one set that is left of three
  *   cowbell recover                       the home is gone: served again at once, restored behind
+ *   cowbell serve --survive               a home is deleted while fio writes: nobody notices (demo-survival.ts)
  *   e2fsck, debugfs, sha256sum, cmp        judge the result; none of them is ours
  *
  * Before each backup the guest writes a manifest of checksums and syncs; afterwards every file in it must be
@@ -33,6 +34,7 @@ import {
 } from '../native-tests/support/process.ts';
 import { findTool } from '../native-tests/support/tools.ts';
 import { HOST_ADDRESS, Vm } from '../native-tests/support/vm.ts';
+import { loseHomeUnderWriter } from './demo-survival.ts';
 
 const MIB = 1024 ** 2;
 const VOLUME_MIB = 1024;
@@ -407,6 +409,7 @@ async function story(vm: Vm, server: Running, uri: string): Promise<void> {
   await restoreAndJudge(full, first, incremental, second);
   await mergeAndCompare();
   await loseAndRecover();
+  await loseHomeUnderWriter({ work, store, say, show });
 }
 
 async function main(): Promise<void> {

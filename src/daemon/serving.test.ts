@@ -246,6 +246,6 @@ async function untilWaiting(directory: string): Promise<void> {
       if (writesWaiting > 0) return;
     }
   } finally {
-    await control?.close();
+    control?.close();
   }
 }
