@@ -37,6 +37,7 @@ t.test('healthy members of the delta store are copies of what is not backed up y
     backedUp: { count: 1, where: ['/h'] },
     notBackedUp: { count: 2, where: ['/h', '/d0'] },
   });
+  t.equal(countOf({ deltas: { members, ...rest, brokenOff: 'its logs are not there' } }), 1);
 });
 
 t.test('a mirror counts once it equals the home, and no more when it is lost', async (t) => {

@@ -34,7 +34,9 @@ export function copiesOf({ home, parts, consumers, mirroring, recovery, deltas }
     recovery?.mirror === undefined || recovery.mirrorLost !== undefined
       ? held
       : plus(held, [recovery.mirror]);
-  const healthy = deltas?.members.filter(({ state }) => state === 'healthy') ?? [];
+  // Logs that begin anew lack what was not backed up before.
+  const joined = deltas?.brokenOff === undefined ? (deltas?.members ?? []) : [];
+  const healthy = joined.filter(({ state }) => state === 'healthy');
   const whole = recovery === undefined || recovery.missingTracks === 0 ? held : { count: 0, where: [] };
   // What a copy wrote to its targets is no set: the next one writes over it.
   const stores = consumers.filter(({ copy }) => copy === undefined).map(({ name }) => storeName(name));

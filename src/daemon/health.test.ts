@@ -51,6 +51,11 @@ const TROUBLES: readonly (readonly [what: string, change: object, finding: strin
   ],
   ['writes', { writesWaiting: 2 }, 'warning: 2 writes are waiting for room'],
   [
+    'deltas broken off',
+    { deltas: { members: [], brokenOff: 'no member was left' } },
+    'problem: What is not backed up is in the home only, until the next backup: no member was left',
+  ],
+  [
     'mirror lost',
     { mirroring: { mirror: 'm', missingTracks: 4, lost: 'gone' } },
     'problem: Mirror m is lost: gone',

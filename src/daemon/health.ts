@@ -52,7 +52,14 @@ function stateFindings(status: Untyped): readonly Finding[] {
     ...listOf(status['snapshots']).flatMap(({ state, name, reason }) =>
       state === 'damaged' ? [problem('snapshot', `Snapshot ${text(name)} is damaged: ${text(reason)}`)] : [],
     ),
-    ...(waiting > 0 ? [warning('writes-waiting', `${waiting} writes are waiting for room`)] : []),
+    ...(waiting > 0
+      ? [
+          warning(
+            'writes-waiting',
+            `${waiting} ${waiting === 1 ? 'write is' : 'writes are'} waiting for room`,
+          ),
+        ]
+      : []),
   ];
 }
 
@@ -73,9 +80,14 @@ function memberFindings(status: Untyped): readonly Finding[] {
     ...listOf(deltas['members']).flatMap((member) =>
       memberFinding('deltas', member, ['healthy'], ['recreating']),
     ),
-    ...(deltas['distrusted'] === undefined
+    ...(deltas['brokenOff'] === undefined
       ? []
-      : [problem('deltas', `The delta store cannot be built on: ${text(deltas['distrusted'])}`)]),
+      : [
+          problem(
+            'deltas',
+            `What is not backed up is in the home only, until the next backup: ${text(deltas['brokenOff'])}`,
+          ),
+        ]),
   ];
 }
 
