@@ -229,4 +229,11 @@ await t.test('history tells bursts, flushes and points', async (t) => {
     later.map(({ kind }) => kind),
     ['writes', 'flush'],
   );
+  await world.live.close();
+  world.clock.advance(60_000);
+  await writeLabel(await world.open(), 3, 'c3');
+  await world.live.flush();
+  const reopened: string[] = [];
+  for await (const { kind } of readHistory({ ...options, fromMs: startMs + 1 })) reopened.push(kind);
+  t.notOk(reopened.includes('point'), 'the log of the next opening begins at a point that was told before');
 });

@@ -53,7 +53,7 @@ export async function* readHistory(options: HistoryOptions): AsyncGenerator<Hist
   const identity = options.deltas === undefined ? await readVolumeIdentity(directory) : undefined;
   const places = options.deltas ?? identity?.deltas?.places.map(({ place }) => place) ?? [];
   if (places.length === 0) {
-    const message = `Volume ${directory} keeps no delta logs, wanted one made with --delta`;
+    const message = `Volume ${directory} keeps no delta logs, wanted one with deltas, or --delta <place>`;
     throw new DaemonError('no-deltas', message, { directory });
   }
   const reader = await DeltaReader.open(places, { registry, volumeId: identity?.volumeId, onDamage: warn });
@@ -62,11 +62,12 @@ export async function* readHistory(options: HistoryOptions): AsyncGenerator<Hist
     const seen = new Set<string>();
     for await (const record of reader.records(reader.points[0]?.point ?? '')) {
       if (record.timeMs >= toMs) break;
+      // Each opening of the volume begins a log at the same point.
+      const isAgain = record.kind === 'point' && seen.has(record.point ?? '');
+      if (record.kind === 'point') seen.add(record.point ?? '');
       if (record.timeMs < fromMs) continue;
       yield* bursts.add(record);
-      // Each opening of the volume begins a log at the same point.
-      if (record.kind !== 'point' || seen.has(record.point ?? '')) continue;
-      seen.add(record.point ?? '');
+      if (record.kind !== 'point' || isAgain) continue;
       yield* bursts.end();
       yield { kind: 'point', timeMs: record.timeMs, point: record.point ?? '', sequence: record.sequence };
     }
