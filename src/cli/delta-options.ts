@@ -24,7 +24,7 @@ export function addDeltaOptions<T>(command: Argv<T>, what: string) {
       type: 'string',
       requiresArg: true,
       describe:
-        'With --delta: as it was after the last write before this time, such as 2030-01-31T18:00:00; latest is the newest set before it then',
+        'With --delta: as it was after the last write before this time, such as 2030-01-31T18:00:00, in UTC; latest is the newest set before it then',
     });
 }
 

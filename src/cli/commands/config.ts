@@ -31,7 +31,7 @@ async function checkConfig(context: CommandContext, options: Options): Promise<v
     const policies = volumes.reduce((sum, volume) => sum + volume.policies.length, 0);
     output.report(
       { event: 'config', config: path, volumes: volumes.length, policies },
-      `${path}: ${volumes.length} volumes, ${policies} policies`,
+      `${path}: ${counted(volumes.length, 'volume', 'volumes')}, ${counted(policies, 'policy', 'policies')}`,
     );
   } catch (error) {
     if (error instanceof ConfigError) {
@@ -40,4 +40,8 @@ async function checkConfig(context: CommandContext, options: Options): Promise<v
     }
     throw error;
   }
+}
+
+function counted(count: number, one: string, several: string): string {
+  return `${count} ${count === 1 ? one : several}`;
 }

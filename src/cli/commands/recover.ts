@@ -59,7 +59,11 @@ export const addRecover: AddCommand = (parser, run) =>
           '$0 recover nbd://10.0.0.2/vol live /srv/vol --mirror nbd://10.0.0.2/vol',
           'From a live backup side, which gets every write too',
         )
-        .example('$0 recover /backup/store 01K3 /srv/vol --range 1G+64M', 'Only what a bad disk has lost'),
+        .example('$0 recover /backup/store 01K3 /srv/vol --range 1G+64M', 'Only what a bad disk has lost')
+        .example(
+          '$0 recover /backup/store latest:vol /srv/vol --delta /disk2/deltas --delta /disk3/deltas',
+          'With everything since the backup',
+        ),
     (options) => run<Options>(options, recover),
   );
 

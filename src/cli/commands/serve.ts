@@ -67,7 +67,7 @@ export const addServe: AddCommand = (parser, run) =>
           type: 'string',
           requiresArg: true,
           describe:
-            'Go on without a home that is lost: onto a new one, filled from this store and the deltas while it is served. For volumes made with --delta',
+            'Go on without a home that is lost: onto a new one, filled from this store and the deltas while it is served. For volumes with deltas',
         })
         .option('spare', {
           type: 'string',
@@ -85,6 +85,7 @@ export const addServe: AddCommand = (parser, run) =>
         .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809', 'Two volumes over TCP too')
         .example('$0 serve /srv/a /srv/b --listen 127.0.0.1:10809=a', 'Only the first over TCP')
         .example('$0 serve /srv/vol --listen 0.0.0.0:10809 --tls /etc/pki/cowbell', 'Over TCP with TLS')
+        .example('$0 serve /srv/vol --survive /backup/store --spare /disk4', 'Goes on when its home is lost')
         .example('$0 serve --config /etc/cowbell/cowbell.yaml', 'Volumes, sockets and policies of a file')
         .example(
           '$0 serve --store /backup/store --set latest:vol --socket /run/then.sock',
@@ -93,6 +94,10 @@ export const addServe: AddCommand = (parser, run) =>
         .example(
           '$0 serve --store /backup/store --set 01K3 --writable --socket /run/try.sock',
           'To try something on it; the store does not change',
+        )
+        .example(
+          '$0 serve --store /backup/store --set latest:vol --delta /disk2/deltas --at 2030-01-31T18:00 --socket /run/then.sock',
+          'As it was then',
         )
         .epilogue(
           'Sockets handed over by systemd (socket activation) are served like those of --socket and --listen.',
@@ -155,6 +160,9 @@ function assertAlone(options: Options): void {
     ['--survive', options.survive !== undefined],
     ['--read-only', options.readOnly],
     ['--writable', options.writable],
+    ['--overlay-dir', options.overlayDir !== undefined],
+    ['--delta', several(options.delta).length > 0],
+    ['--at', options.at !== undefined],
     ['--key-file', options.keyFile !== undefined],
     ['--passphrase-file', options.passphraseFile !== undefined],
   ].find(([, isGiven]) => isGiven);
@@ -279,7 +287,9 @@ async function survivalOf(context: CommandContext, options: Options): Promise<Se
         `Volume ${name} has a home of several parts, and --survive is for one in one piece`,
       );
     if (deltas === undefined)
-      throw new UsageError(`Volume ${name} has no deltas, which --survive needs; make it with --delta`);
+      throw new UsageError(
+        `Volume ${name} has no deltas, which --survive needs; give it some with volume deltas`,
+      );
   }
   const storePath = absolutePath('--survive', store, directory);
   const spare = single('--spare', options.spare);

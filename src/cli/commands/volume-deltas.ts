@@ -28,18 +28,20 @@ export function addDeltas(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOpt
           array: true,
           requiresArg: true,
           describe:
-            'Directory, block device or NBD URI that gets every change from now on; one that is there already gets the given size',
+            'Directory, block device or NBD URI that gets every change from now on; one that is a member already gets the given size; may be given again',
         })
         .option('remove', {
           type: 'string',
           array: true,
           requiresArg: true,
-          describe: 'A place that gets none any more; what is there stays, and may be deleted',
+          describe:
+            'A place that gets none any more; what it holds stays, and may be deleted; may be given again',
         })
         .option('delta-size', {
           type: 'string',
           requiresArg: true,
-          describe: 'Room that deltas may take in each place that is added, such as 20G',
+          describe:
+            'Room that deltas may take in each directory that is added, such as 20G; as much as there is when left out',
         })
         .option('keep-log', {
           type: 'string',
@@ -47,6 +49,7 @@ export function addDeltas(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOpt
           describe: 'How long deltas stay after they were backed up, such as 48h; 0h for not at all',
         })
         .example('$0 volume deltas /srv/vol --add /disk2/deltas', 'From now on new data is there twice')
+        .example('$0 volume deltas /srv/vol --add /disk5/deltas --remove /disk2/deltas', 'On another disk')
         .example('$0 volume deltas /srv/vol --keep-log 48h', 'Any point in time of the last two days')
         .epilogue(
           'What a volume was before its first deltas is in none: until the next backup they do not make up for a lost home.',

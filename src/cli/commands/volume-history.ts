@@ -26,14 +26,15 @@ export function addHistory(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOp
           describe: 'Directory of the volume; with --delta it need not be there',
         })
         .option('from', { type: 'string', requiresArg: true, describe: 'From this time on, in UTC' })
-        .option('to', { type: 'string', requiresArg: true, describe: 'Before this time' })
+        .option('to', { type: 'string', requiresArg: true, describe: 'Before this time, in UTC' })
         .option('delta', {
           type: 'string',
           array: true,
           requiresArg: true,
           describe: 'Place with its delta logs, in place of those that the volume names; may be given again',
         })
-        .example('$0 volume history /srv/vol --from 2030-01-31T17:00 --to 2030-01-31T19:00', ''),
+        .example('$0 volume history /srv/vol', '')
+        .example('$0 volume history /srv/vol --from 2030-01-31T17:00 --to 2030-01-31T19:00', 'When was it?'),
     (options) => run<Options>(options, history),
   );
 }

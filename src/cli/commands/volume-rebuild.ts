@@ -50,7 +50,7 @@ export function addRebuild(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOp
           type: 'string',
           requiresArg: true,
           describe:
-            'As it was after the last write before this time, such as 2030-01-31T18:00:00; see volume history. What was written since is undone',
+            'As it was after the last write before this time, such as 2030-01-31T18:00:00, in UTC; see volume history. What was written since is undone',
         })
         .option('dry-run', {
           type: 'boolean',
@@ -67,6 +67,10 @@ export function addRebuild(parser: Argv<GlobalOptions>, run: Run): Argv<GlobalOp
         .example(
           '$0 volume rebuild /srv/vol --store /backup/store --at 2030-01-31T18:00 --yes',
           'As it was then',
+        )
+        .example(
+          '$0 volume rebuild /srv/vol --store /backup/store --delta /disk2/deltas',
+          'Where its directory is lost too',
         ),
     (options) => run<Options>(options, rebuild),
   );

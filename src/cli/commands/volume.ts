@@ -1,4 +1,4 @@
-/** `cowbell volume create|show|grow|check|scrub|replace`. */
+/** `cowbell volume create|show|grow|check`, and where its other commands are added. */
 
 import type { Argv } from 'yargs';
 import { CorruptionError, formatSize, LIMITS } from '../../base/index.ts';
@@ -53,11 +53,14 @@ interface CreateOptions extends VolumeOptions {
 }
 
 export const addVolume: AddCommand = (parser, run) =>
-  parser.command('volume', 'Create, show, grow and check volumes', (command) =>
-    ADDING.reduce<Argv<GlobalOptions>>((added, add) => add(added, run), command).demandCommand(
-      1,
-      'No volume command is given',
-    ),
+  parser.command(
+    'volume',
+    'Create, show, grow, check and rebuild volumes; their mirrors, deltas and history',
+    (command) =>
+      ADDING.reduce<Argv<GlobalOptions>>((added, add) => add(added, run), command).demandCommand(
+        1,
+        'No volume command is given',
+      ),
   );
 
 const ADDING = [
