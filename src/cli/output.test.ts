@@ -156,6 +156,12 @@ t.test('tables and descriptions are aligned', (t) => {
       'poisoned:  none',
     ],
   );
+  t.strictSame(describe({ bytesUsed: 65_536, bytesMax: 131_072, oldestMs: 0, keepLogMs: 172_800_000 }), [
+    'bytes used: 64 KiB',
+    'bytes max:  128 KiB',
+    'oldest:     1970-01-01T00:00:00.000Z',
+    'keep log:   48h',
+  ]);
   t.strictSame(describe({ sessions: [{ id: 'x' }], chain: ['a', 'b'], inner: { a: 1 } }), [
     'sessions:',
     '  id: x',

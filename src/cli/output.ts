@@ -45,6 +45,7 @@ export interface OutputOptions {
 }
 
 /** A bar is redrawn, and a JSON progress event printed, no more often than this. */
+const HOUR_MS = 3_600_000;
 const PROGRESS_INTERVAL_MS = 200;
 /** From when on a rate says anything. */
 const PACE_AFTER_MS = 1000;
@@ -222,16 +223,21 @@ function describeList(title: string, members: readonly unknown[], indent: string
 
 /** `writesWaiting` as people read it: `writes waiting`. The unit of a value goes into the value. */
 function words(name: string): string {
-  const bare = isSize(name) || isInstant(name) ? name.replace(/(Bytes|Ms)$/, '') : name;
+  const bare = isSize(name) || isInstant(name) || isSpan(name) ? name.replace(/(Bytes|Ms)$/, '') : name;
   return bare.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`);
 }
 
 function isSize(name: string): boolean {
-  return /[a-z]Bytes$/.test(name);
+  return /[a-z]Bytes$|^bytes(Used|Max)$/.test(name);
 }
 
 function isInstant(name: string): boolean {
-  return /^(created|started|ended|at|since|due|next|beginBy|lastDone)Ms$/.test(name);
+  return /^(created|started|ended|at|since|due|next|beginBy|lastDone|oldest)Ms$/.test(name);
+}
+
+/** In whole hours, as it was given. */
+function isSpan(name: string): boolean {
+  return name === 'keepLogMs';
 }
 
 function isList(value: unknown): boolean {
@@ -242,6 +248,7 @@ function plain(name: string, value: unknown): string {
   if (value === null) return 'none';
   if (typeof value === 'number' && isSize(name)) return formatSize(value);
   if (typeof value === 'number' && isInstant(name)) return new Date(value).toISOString();
+  if (typeof value === 'number' && isSpan(name)) return `${value / HOUR_MS}h`;
   if (typeof value === 'boolean') return value ? 'yes' : 'no';
   return typeof value === 'string' ? value : (JSON.stringify(value) ?? 'none');
 }
