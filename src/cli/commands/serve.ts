@@ -37,7 +37,7 @@ export const addServe: AddCommand = (parser, run) =>
     'serve [volume..]',
     'Serve volumes, or points in time from a store, over NBD until Ctrl-C or SIGTERM',
     (command) =>
-      addListenOptions(addStoreOptions(command))
+      addSurvivalOptions(addListenOptions(addStoreOptions(command)))
         .positional('volume', {
           type: 'string',
           array: true,
@@ -62,18 +62,6 @@ export const addServe: AddCommand = (parser, run) =>
           requiresArg: true,
           describe:
             'Bytes a second that are read at the most to rebuild members of mirrored homes, such as 100M; as fast as it goes behind the clients when left out',
-        })
-        .option('survive', {
-          type: 'string',
-          requiresArg: true,
-          describe:
-            'Go on without a home that is lost: onto a new one, filled from this store and the deltas while it is served. For volumes with deltas',
-        })
-        .option('spare', {
-          type: 'string',
-          requiresArg: true,
-          implies: 'survive',
-          describe: "Directory for the new home; the volume's own when left out",
         })
         .option('config', {
           type: 'string',
@@ -104,6 +92,23 @@ export const addServe: AddCommand = (parser, run) =>
         ),
     (options) => run<Options>(options, serve),
   );
+
+/** How volumes go on that lose their home. */
+function addSurvivalOptions<T>(command: Argv<T>) {
+  return command
+    .option('survive', {
+      type: 'string',
+      requiresArg: true,
+      describe:
+        'Go on without a home that is lost: onto a new one, filled from this store and the deltas while it is served. For volumes with deltas',
+    })
+    .option('spare', {
+      type: 'string',
+      requiresArg: true,
+      implies: 'survive',
+      describe: "Directory for the new home; the volume's own when left out",
+    });
+}
 
 /** Options that make of it a server of a store's sets. */
 function addStoreOptions<T>(command: Argv<T>) {
