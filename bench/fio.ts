@@ -18,6 +18,8 @@ export interface FioJob {
   readonly requestCount?: number;
   /** One request of the block size at the beginning of each such piece, in their order; `rw` is not a random one. */
   readonly strideBytes?: number;
+  /** A flush follows each so many requests; none where left out. */
+  readonly flushEach?: number;
 }
 
 export interface FioReport {
@@ -32,7 +34,7 @@ export interface FioReport {
 }
 
 export function fioArguments(job: FioJob): string[] {
-  const { requestCount, strideBytes } = job;
+  const { requestCount, strideBytes, flushEach } = job;
   return [
     '--name=bench',
     '--ioengine=nbd',
@@ -44,6 +46,7 @@ export function fioArguments(job: FioJob): string[] {
     '--group_reporting',
     `--size=${job.sizeBytes}`,
     ...(requestCount === undefined ? ['--time_based'] : [`--number_ios=${requestCount}`]),
+    ...(flushEach === undefined ? [] : [`--fsync=${flushEach}`]),
     `--runtime=${job.seconds}`,
     '--output-format=json',
   ];

@@ -2,10 +2,8 @@
  * What tracking and snapshots cost: `bench/snapshot [--rounds N] [--seconds S] [--only SECTION] [--directory DIR]
  * [--freezes N] [--json]`.
  *
- * As in `bench/datapath`: all servers run at once and idle while another is measured, each row is one fio job that
- * every server runs once in each round, in a rotating order, and figures are medians of the rounds. A ratio is the
- * median of the ratios of the rounds, so that what a busy machine takes from both in one round counts less; beside it
- * stands the ratio of the two best rounds, which are those that were disturbed least.
+ * As in `bench/datapath`: all servers run at once and idle while another is measured, and each row is one fio job that
+ * every server runs once in each round (rows.ts).
  *
  * Rows of four kinds, see README.md: tracking, first touches, snapshots, freezes.
  */
@@ -16,17 +14,9 @@ import { loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { must, Running } from '../native-tests/support/process.ts';
-import {
-  fioArguments,
-  type FioJob,
-  type FioReport,
-  median,
-  quantile,
-  reportOf,
-  runFio,
-  warm,
-} from './fio.ts';
+import { fioArguments, type FioJob, quantile, reportOf, runFio, warm } from './fio.ts';
 import { cpuSeconds } from './peers.ts';
+import { type Measured, runRow } from './rows.ts';
 import { measureTrackingCost } from './tracking-cost.ts';
 import {
   type Contender,
@@ -51,10 +41,6 @@ const TOUCH_COUNT = 4096;
 
 /** Between two freezes, so that the load gets to its usual speed in between. */
 const FREEZE_GAP_MS_MAX = 200;
-
-interface Measured extends FioReport {
-  readonly cpuSecondsPerGib: number;
-}
 
 const SECTIONS = ['tracking', 'touches', 'snapshots', 'freezes'] as const;
 type Section = (typeof SECTIONS)[number];
@@ -108,91 +94,19 @@ class Bench {
     return { ...report, cpuSecondsPerGib: (cpuSeconds(server) - cpuBefore) / (report.bytes / 1024 ** 3) };
   }
 
-  /**
-   * Runs a row and reports it.
-   *
-   * @param ratios of the first to the second, by kind and number of snapshots.
-   */
+  /** See `runRow`. */
   async row(
     title: string,
     contenders: readonly Contender[],
     ratios: readonly (readonly [string, string])[],
     run: (contender: Contender) => Promise<Measured>,
   ): Promise<void> {
-    const results = new Map<string, Measured[]>(contenders.map(({ name }) => [name, []]));
-    for (let round = 0; round < this.#settings.rounds; round += 1) {
-      for (let index = 0; index < contenders.length; index += 1) {
-        const contender = contenders[(index + round) % contenders.length];
-        if (contender !== undefined) results.get(contender.name)?.push(await run(contender));
-      }
-    }
-    const figures = [...results].map(([name, measured]) => ({ name, ...mediansOf(measured) }));
-    const compared = ratios.map(([first, second]) => compare(results, first, second));
-    if (this.#settings.json) return this.print({ row: title, load: loadavg()[0], figures, ratios: compared });
-    console.log(`\n${title} (load average ${loadavg()[0]?.toFixed(1)})`);
-    for (const figure of figures) console.log(textOf(figure));
-    for (const ratio of compared) {
-      const [speed, bestSpeed, cpu, bestCpu] = [ratio.speed, ratio.bestSpeed, ratio.cpu, ratio.bestCpu].map(
-        (value) => value.toFixed(2),
-      );
-      console.log(
-        `  ${ratio.first} / ${ratio.second}: speed ${speed} (best ${bestSpeed}), CPU per GiB ${cpu} (best ${bestCpu})`,
-      );
-    }
+    await runRow(this.#settings, { title, contenders, ratios, run });
   }
 
   print(record: object): void {
     console.log(JSON.stringify(record));
   }
-}
-
-function mediansOf(measured: readonly Measured[]): Measured {
-  const of = (key: keyof Measured): number => median(measured.map((one) => one[key]));
-  return {
-    bytes: of('bytes'),
-    seconds: of('seconds'),
-    requestsPerSecond: of('requestsPerSecond'),
-    latencyMsP50: of('latencyMsP50'),
-    latencyMsP99: of('latencyMsP99'),
-    latencyMsP999: of('latencyMsP999'),
-    latencyMsMax: of('latencyMsMax'),
-    cpuSecondsPerGib: of('cpuSecondsPerGib'),
-  };
-}
-
-interface Ratio {
-  readonly first: string;
-  readonly second: string;
-  readonly speed: number;
-  readonly cpu: number;
-  readonly bestSpeed: number;
-  readonly bestCpu: number;
-}
-
-function compare(results: ReadonlyMap<string, readonly Measured[]>, first: string, second: string): Ratio {
-  const of = (name: string, key: keyof Measured): number[] =>
-    (results.get(name) ?? []).map((one) => one[key]);
-  const ratio = (key: keyof Measured): number => {
-    const others = of(second, key);
-    return median(of(first, key).map((value, round) => value / (others[round] ?? Number.NaN)));
-  };
-  const best = (key: keyof Measured, pick: (...values: number[]) => number): number =>
-    pick(...of(first, key)) / pick(...of(second, key));
-  return {
-    first,
-    second,
-    speed: ratio('requestsPerSecond'),
-    cpu: ratio('cpuSecondsPerGib'),
-    bestSpeed: best('requestsPerSecond', Math.max),
-    bestCpu: best('cpuSecondsPerGib', Math.min),
-  };
-}
-
-function textOf(figure: Measured & { readonly name: string }): string {
-  const { name, requestsPerSecond, latencyMsP50, latencyMsP99, latencyMsMax, cpuSecondsPerGib } = figure;
-  const latencies = [latencyMsP50, latencyMsP99, latencyMsMax].map((value) => value.toFixed(2)).join(' / ');
-  const speed = `${requestsPerSecond.toFixed(0).padStart(7)} per second`;
-  return `  ${name.padEnd(12)} ${speed}   p50 / p99 / max ${latencies} ms   ${cpuSecondsPerGib.toFixed(2)} CPU s/GiB`;
 }
 
 const MIXED: readonly (readonly [Kind, Kind])[] = [
