@@ -229,7 +229,8 @@ async function prepareVolume(
     return { how: 'in-part', volume: identity.name, set, sizeBytes: identity.sizeBytes, recent };
   }
   if (found !== undefined && !found.isHomeLost) throw notLost(found);
-  const home = options.home ?? lostHome(found ?? (await lookForLost(directory)));
+  const lost = found ?? (await lookForLost(directory));
+  const home = options.home ?? lostHome(lost);
   if (home !== undefined) await assertHasPlace(directory, home);
   const putAside = found === undefined ? undefined : await putLostAside(found.identity);
   const { isCopy = false } = options;
@@ -239,7 +240,7 @@ async function prepareVolume(
     trackSizeBytes,
     clock: options.clock,
     ...(home === undefined ? {} : { home }),
-    ...(found?.identity.deltas === undefined || isCopy ? {} : { deltas: found.identity.deltas }),
+    ...(lost?.identity.deltas === undefined || isCopy ? {} : { deltas: lost.identity.deltas }),
     recovery: {
       record,
       tracks: await facts.tracks(),

@@ -178,6 +178,16 @@ export class DeltaStore {
     return this.#seats.writers.length > 0;
   }
 
+  /** Every member is full, and somebody waits for room. */
+  get isFull(): boolean {
+    return this.#row.isFull;
+  }
+
+  /** Whether the logs tell all that has changed since the point, up to now. */
+  reaches(point: string): boolean {
+    return this.#logsFrom(point, this.#logs.length) !== undefined;
+  }
+
   /** Where the oldest log begins: what the logs tell, they tell since then. */
   get startPoint(): string {
     return present(this.#logs[0], 'A store has a log').startPoint;

@@ -85,6 +85,11 @@ export class RecordRow {
     return this.#sequence;
   }
 
+  /** Every member is full, and somebody waits for room. */
+  get isFull(): boolean {
+    return this.#isFull;
+  }
+
   get durable(): number {
     return this.#durable;
   }

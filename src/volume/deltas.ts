@@ -49,6 +49,8 @@ export interface DeltasOptions {
   readonly home: Pick<BlockDevice, 'read'>;
   readonly registry: Pick<DeviceRegistry, 'open'>;
   readonly clock: Clock;
+  /** Whether the volume has a point. */
+  readonly knows: (point: string) => boolean;
   /** See `DeltaStoreOptions`. */
   readonly segmentBytes?: number | undefined;
   readonly onWarning?: ((sentence: string) => void) | undefined;
@@ -109,6 +111,7 @@ export class Deltas implements ChangeLog {
     try {
       deltas = new Deltas(options, record, store, use);
       await deltas.#recordLost();
+      deltas.#brokenOff = deltas.#whyNotJoined();
       if (store.hasGap) await deltas.breakOff('its logs are not there');
       // They are of what the volume was before it was lost: it need not have become that again.
       else if (use === undefined && store.status().logs > 1)
@@ -243,8 +246,15 @@ export class Deltas implements ChangeLog {
 
   async #release(): Promise<void> {
     const point = this.#use.readable.at(-1);
-    if (this.#isSide) return;
-    if (this.#holdCount === 0 && point !== undefined) await this.#store.release(point, this.#keepLogMs);
+    if (this.#isSide || this.#holdCount > 0 || point === undefined) return;
+    const keepLogMs = this.#keepLogMs;
+    await this.#store.release(point, keepLogMs);
+    if (!this.#store.isFull || keepLogMs === 0) return;
+    // Somebody waits, and what is in the window is in a set too.
+    this.#options.onWarning?.(
+      `Deltas of ${this.#options.identity.name} are full: logs that were to be kept for a while have gone before their time`,
+    );
+    await this.#store.release(point, 0);
   }
 
   /** Not while a session reads: what it has found in a log must stay where it is. */
@@ -375,13 +385,24 @@ export class Deltas implements ChangeLog {
     if (isFirst) await this.breakOff('no member was left');
   }
 
+  /** Why no set, and no beginning of the volume, is there that the logs go on from; undefined where they do. */
+  #whyNotJoined(): string | undefined {
+    const { since } = this.#record;
+    const isOfVolume = since === '' || this.#options.knows(since);
+    const joined = [...(isOfVolume ? [since] : []), ...this.#use.readable];
+    if (!this.#store.hasMembers || joined.some((point) => this.#store.reaches(point))) return undefined;
+    return 'the logs go on from no backup, nor from the beginning of the volume';
+  }
+
   async #recordLost(): Promise<void> {
-    const { clock } = this.#options;
+    const { clock, identity, onWarning } = this.#options;
     const known = new Map(this.#use.lost.map((one) => [one.place, one]));
     const lost = this.#store
       .status()
       .members.filter(({ state }) => state !== 'healthy')
       .map(({ place, reason = 'it was not made again yet' }) => {
+        if (!known.has(place))
+          onWarning?.(`Volume ${identity.name} has lost the deltas in ${place}: ${reason}`);
         return known.get(place) ?? { place, reason, atMs: clock.now() };
       });
     await this.#save((use) => ({ ...use, lost }));

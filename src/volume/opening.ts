@@ -122,10 +122,11 @@ export async function openParts(
   const doubtful = isClean ? TrackSet.empty() : await whatIsInDoubt(intentPlace, history);
   const laidOut = await openLayout(identity, state, { ...loaded, doubtful }, options);
   const opened = laidOut?.device ?? (await openHome(identity, readOnly, options));
+  const parts = { identity, geometry, state };
   let stack: Stack | undefined;
   let copies: Copies = { deltas: undefined, dirty: undefined };
   try {
-    stack = await openStack(opened, { identity, geometry, state, deltas: () => copies.deltas }, options);
+    stack = await openStack(opened, { ...parts, deltas: () => copies.deltas }, options);
     const { unlogged } = stack;
     const isUntouched = laidOut?.isTouched === true ? false : await looksUntouched(identity, state);
     if ((isClean || laidOut !== undefined) && !isUntouched) history.markAll();
@@ -139,7 +140,10 @@ export async function openParts(
       // What was written last may be in one of several places only.
       if (!isClean) await laidOut?.reconcile(doubtful);
       if (!isClean) await stack.recovery?.reconcile(history.openTracks());
-      const deltas = await openDeltas({ identity, geometry, state, home: unlogged }, options);
+      const deltas = await openDeltas(
+        { ...parts, home: unlogged, knows: (point) => history.knows(point) },
+        options,
+      );
       copies = { ...copies, deltas };
       if (isUntouched) await deltas?.reconcile(doubtful, boot !== undefined && boot === bootBefore);
       else await deltas?.breakOff(HOME_CHANGED);
@@ -333,7 +337,7 @@ async function beginCopies(
 }
 
 function openDeltas(
-  parts: Pick<DeltasOptions, 'identity' | 'geometry' | 'state' | 'home'>,
+  parts: Pick<DeltasOptions, 'identity' | 'geometry' | 'state' | 'home' | 'knows'>,
   { registry, clock = systemClock, onWarning, deltaSegmentBytes: segmentBytes }: OpenVolumeOptions,
 ): Promise<Deltas | undefined> {
   return Deltas.open({ ...parts, registry, clock, onWarning, segmentBytes });

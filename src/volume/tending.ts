@@ -51,6 +51,7 @@ export class Tending {
     const wrong = await this.#watch?.whatIsWrong(geometry.sizeBytes);
     if (wrong === undefined) return;
     this.#watch = undefined;
-    await onHomeLost(new VolumeError('home-lost', `Home of volume ${name} is lost: ${wrong}`, { directory }));
+    const message = `Home of volume ${name} is lost: ${wrong}; make it again with volume rebuild, or with recover`;
+    await onHomeLost(new VolumeError('home-lost', message, { directory }));
   }
 }

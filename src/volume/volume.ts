@@ -346,6 +346,7 @@ export class Volume implements BlockDevice {
       if (survival === undefined) throw reason;
       await survival.device.replace(reason);
     } catch {
+      this.#options.onWarning?.(reason.message);
       this.#poisonBy(reason);
     }
   }
