@@ -115,6 +115,8 @@ void t.test('a member is lost and made anew, twice, and then all but it is lost'
 
   rmSync(d2, { recursive: true });
   writeFileSync(d2, 'in the way');
+  // Before its segment is full, and though nothing is written.
+  await until('seen to be gone', async () => (await memberOf(volume, d2))['state'] === 'lost');
   await assertLost(t, world, /d2/);
   rmSync(d2);
   mkdirSync(d2);

@@ -9,7 +9,7 @@
 import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { deferred, ManualClock, observeSyncs } from '../base/index.ts';
+import { deferred, ManualClock, observeSyncs, present } from '../base/index.ts';
 import { DeviceRegistry } from '../device/index.ts';
 import { DeltaReader, DeltaStore } from './index.ts';
 import { DeltaWorld, SEGMENT_BYTES, TRACK_BYTES, VOLUME_ID } from './world.fixture.ts';
@@ -181,6 +181,23 @@ t.test('a store that is full is opened again, and again after a kill', async (t)
   await world.store.release('p1', 0);
   await world.store.whenRoom(TRACK_BYTES);
   t.ok(world.store.hasRoomFor(TRACK_BYTES), 'a backup makes room as ever');
+});
+
+t.test('a member whose directory is deleted is found to be gone, without a change', async (t) => {
+  const world = new DeltaWorld(t, { seed: 1, kinds: ['directory', 'directory'] });
+  await world.open();
+  await world.store.append({ kind: 'write', source: Buffer.alloc(TRACK_BYTES, 1) }, 0, TRACK_BYTES);
+  await world.store.prepareSwitch();
+  world.store.switchTo('p1', 0);
+  await world.store.flush();
+  await world.store.release('p1', 0);
+  await world.store.look();
+  t.same([...world.lost], [], 'all are there');
+  const place = present(world.places[1], 'A second member').place;
+  rmSync(place, { recursive: true });
+  await world.store.look();
+  t.same([...world.lost], [place]);
+  t.match(world.store.status(), { members: [{ state: 'healthy' }, { state: 'lost', reason: /gone/ }] });
 });
 
 t.test('a member that is full while another has room is lost', async (t) => {

@@ -320,6 +320,11 @@ export class DeltaStore {
     return { freedBytes };
   }
 
+  /** Looks whether the members are where they were; those that are not are lost. @throws as a loss that fails does. */
+  look(): Promise<void> {
+    return this.#seats.look();
+  }
+
   /**
    * Makes a lost member anew from the healthy ones while they go on, and lets it take part. Where none is healthy the
    * logs begin anew, and reach back to no point.

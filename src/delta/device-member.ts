@@ -108,6 +108,11 @@ export class DeviceMember implements Member {
     return Promise.resolve();
   }
 
+  /** A device tells by failing. */
+  has(): Promise<boolean> {
+    return Promise.resolve(true);
+  }
+
   open(key: string): Promise<Area> {
     return Promise.resolve(this.#area(Number(key)));
   }

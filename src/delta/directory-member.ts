@@ -6,7 +6,7 @@
  * other members have.
  */
 
-import { type FileHandle, mkdir, open, readdir, rm, writeFile } from 'node:fs/promises';
+import { type FileHandle, mkdir, open, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { allFinished, LIMITS, syncDirectory, systemCode } from '../base/index.ts';
 import { createSparseFile, openFileDevice } from '../device/index.ts';
@@ -93,6 +93,16 @@ export class DirectoryMember implements Member {
   async removeBlank(): Promise<void> {
     const found = new Set((await this.find()).map(({ key }) => key));
     await this.remove([...this.#sizes.keys()].filter((key) => !found.has(key)));
+  }
+
+  async has(key: string | undefined): Promise<boolean> {
+    try {
+      await stat(join(this.#directory, key ?? ''));
+      return true;
+    } catch (error) {
+      const code = systemCode(error);
+      return code !== 'ENOENT' && code !== 'ENOTDIR';
+    }
   }
 
   async open(key: string): Promise<Area> {

@@ -71,6 +71,11 @@ export class MemberWriter {
     );
   }
 
+  /** Of the segment that is written; undefined where none is begun. */
+  get key(): string | undefined {
+    return this.#area?.key;
+  }
+
   /** Whether a record can be put now. @param payloadBytes undefined for those that are small. */
   fits(payloadBytes: number | undefined): boolean {
     return this.#fitsArea(payloadBytes) || this.#next !== undefined;

@@ -50,6 +50,8 @@ export interface Member {
   find(): Promise<readonly FoundSegment[]>;
   /** Removes areas that no segment ever began in, as a crash leaves them. Nobody may be about to begin one. */
   removeBlank(): Promise<void>;
+  /** Whether a segment, or without a key the member, is still found by its name; what fails says nothing of it. */
+  has(key: string | undefined): Promise<boolean>;
   /** Opens a segment for reading. @throws {DeviceError} 'not-found' where it is gone. */
   open(key: string): Promise<Area>;
   /** Whether another area is allowed. @param spare how many have to be left after it; less than 0 for some too many. */

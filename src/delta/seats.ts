@@ -76,6 +76,28 @@ export class Seats {
     this.#writers = this.healthy.flatMap(({ writer }) => (writer === undefined ? [] : [writer]));
   }
 
+  /**
+   * Loses members whose open segment is not found any more: what is written to a file that was deleted nobody finds again.
+   *
+   * @throws what `onMemberLost` failed with.
+   */
+  async look(): Promise<void> {
+    for (const seat of this.healthy) {
+      const { member, writer } = seat;
+      const key = writer?.key;
+      if (member === undefined || (await member.has(key))) continue;
+      // The log may have ended meanwhile, and gone.
+      if (seat.writer !== writer || writer?.key !== key) continue;
+      const { place } = seat.place;
+      await this.lose(
+        seat,
+        new DeltaError('member-unusable', `What was written to ${place} is gone: ${key ?? 'all of it'}`, {
+          place,
+        }),
+      );
+    }
+  }
+
   /** Goes on without a member; resolves when that is durable. @throws what `onMemberLost` failed with. */
   lose(seat: Seat, error: unknown): Promise<void> {
     if (seat.state !== 'healthy') return seat.loss ?? Promise.resolve();

@@ -363,8 +363,10 @@ export class Deltas implements ChangeLog {
     }));
   }
 
-  /** Makes lost members again, and lets logs go that were kept for a while. Does not throw. */
+  /** Finds members that are gone, makes lost ones again, and lets logs go that were kept for a while. Does not throw. */
   async tend(signal: AbortSignal): Promise<void> {
+    // A loss that cannot be recorded is told by the next change.
+    await this.#store.look().catch(() => undefined);
     for (const { place } of this.#use.lost) {
       if (signal.aborted) return;
       try {
