@@ -106,7 +106,7 @@ class Failures {
         if (!this.#isJoined) return false;
         await this.#check();
         return true;
-      default:
+      case 'lose the home':
         return this.#loseHome();
     }
   }
