@@ -140,6 +140,7 @@ export class MemberWriter {
 
   /** Made for a log that ended before it was needed. */
   #unused: Area[] = [];
+  readonly #closed = new WeakSet<Area>();
 
   /**
    * Makes the log's next segment. One call at a time is under way.
@@ -185,7 +186,7 @@ export class MemberWriter {
     for (const area of areas) {
       if (area === this.#area || this.#dirty.has(area)) continue;
       if (this.#pending.has(area)) this.#dirty.add(area);
-      else await area.close();
+      else await this.#closeArea(area);
     }
   }
 
@@ -196,7 +197,7 @@ export class MemberWriter {
     this.#unused.push(...made);
     this.#next = undefined;
     this.#nextLog = undefined;
-    for (const area of new Set([...this.#dirty, this.#area])) await area?.close();
+    for (const area of new Set([...this.#dirty, this.#area])) await this.#closeArea(area);
     this.#dirty.clear();
     this.#area = undefined;
     await this.#dropUnused();
@@ -208,9 +209,16 @@ export class MemberWriter {
     await this.#dropUnused();
   }
 
+  /** Once: a sync that is under way when the writer is closed closes what is full, too. */
+  async #closeArea(area: Area | undefined): Promise<void> {
+    if (area === undefined || this.#closed.has(area)) return;
+    this.#closed.add(area);
+    await area.close();
+  }
+
   async #dropUnused(): Promise<void> {
     for (let area = this.#unused.pop(); area !== undefined; area = this.#unused.pop()) {
-      await area.close();
+      await this.#closeArea(area);
       await this.member.remove([area.key]);
     }
   }

@@ -48,9 +48,7 @@ export class RecordRow {
   readonly #options: RowOptions;
   readonly #seats: Seats;
   readonly #encoder = new RecordEncoder();
-  #flush = new SharedFlush(() => this.#noteSync(this.#sync()));
-  /** The sync under way, or the last one. */
-  #syncing: Promise<void> = Promise.resolve();
+  #flush = new SharedFlush(() => this.#sync());
   #logId: Buffer = Buffer.alloc(0);
   #sequence: number;
   #durable: number;
@@ -171,7 +169,7 @@ export class RecordRow {
 
   /** Members that had all been lost begin anew: what a flush failed with before is no matter to them. */
   forgetFailedFlush(): void {
-    this.#flush = new SharedFlush(() => this.#noteSync(this.#sync()));
+    this.#flush = new SharedFlush(() => this.#sync());
   }
 
   /** Puts nothing until `letGo`; resolves when nothing is under way. */
@@ -205,13 +203,6 @@ export class RecordRow {
     this.#isClosed = true;
     this.letGo();
     await this.whenQuiet();
-    // It closes files that are full.
-    await this.#syncing;
-  }
-
-  #noteSync(sync: Promise<void>): Promise<void> {
-    this.#syncing = sync.catch(() => undefined);
-    return sync;
   }
 
   get #isFree(): boolean {

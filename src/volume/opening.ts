@@ -7,6 +7,7 @@ import type { FileHandle } from 'node:fs/promises';
 import {
   bootId,
   type Clock,
+  closeAll,
   LIMITS,
   messageOf,
   present,
@@ -124,6 +125,7 @@ export async function openParts(
   const opened = laidOut?.device ?? (await openHome(identity, readOnly, options));
   const parts = { identity, geometry, state };
   let stack: Stack | undefined;
+  let intents: IntentLog | undefined;
   let copies: Copies = { deltas: undefined, dirty: undefined };
   try {
     stack = await openStack(opened, { ...parts, deltas: () => copies.deltas }, options);
@@ -135,7 +137,7 @@ export async function openParts(
     const boot = (options.bootId ?? bootId)();
     // From here on the last owner's records of what is in doubt are not all there any more.
     if (!readOnly) copies = await beginCopies(laidOut, { identity, place: intentPlace, doubtful }, options);
-    const intents = readOnly ? undefined : await beginWriting(intentPlace, state, loaded, boot);
+    intents = readOnly ? undefined : await beginWriting(intentPlace, state, loaded, boot);
     if (!readOnly) {
       // What was written last may be in one of several places only.
       if (!isClean) await laidOut?.reconcile(doubtful);
@@ -165,11 +167,8 @@ export async function openParts(
       homeDamage: isUntouched ? undefined : HOME_CHANGED,
     };
   } catch (error) {
-    await opened.close();
     await stack?.recovery?.closeSide();
-    await stack?.mirroring?.close();
-    await copies.deltas?.close();
-    await copies.dirty?.close();
+    await closeAll([opened, stack?.mirroring, copies.deltas, copies.dirty, intents]);
     throw error;
   }
 }
