@@ -18,7 +18,7 @@ import { TEST_TRACK_BYTES } from '../sim/index.ts';
 import { imageBefore, type Moment, TRACK_COUNT, World } from './rebuild.fixture.ts';
 
 const FIRST_SEED = Number(env['COWBELL_SEED'] ?? 1);
-const SEED_COUNT = 4;
+const SEED_COUNT = 3;
 const STEP_COUNT = 45;
 const SIZE_BYTES = TRACK_COUNT * TEST_TRACK_BYTES;
 

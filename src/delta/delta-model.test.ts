@@ -13,7 +13,7 @@ import t, { type Test } from 'tap';
 import { LIMITS, SeededRandom } from '../base/index.ts';
 import { DeltaWorld, type MemberKind, TRACK_BYTES, VOLUME_BYTES } from './world.fixture.ts';
 
-const RUNS = Number(env['COWBELL_RUNS'] ?? 12);
+const RUNS = Number(env['COWBELL_RUNS'] ?? 6);
 const FIRST_SEED = Number(env['COWBELL_SEED'] ?? 1);
 const LAST_SEED = env['COWBELL_SEED'] === undefined ? FIRST_SEED + RUNS - 1 : FIRST_SEED;
 const STEPS = 120;
