@@ -132,7 +132,7 @@ t.test('a config is told to be right or wrong without a server', async (t) => {
   writeFileSync(config, configOf([HOURLY]));
   t.match(await cowbell(['config', 'check', config]), {
     status: 0,
-    stdout: `${config}: 1 volumes, 1 policies\n`,
+    stdout: `${config}: 1 volume, 1 policy\n`,
   });
   writeFileSync(config, configOf([FAILING, FAILING]));
   t.match(await cowbell(['config', 'check', config]), {
