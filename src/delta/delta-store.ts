@@ -173,6 +173,11 @@ export class DeltaStore {
     return this.#row.flush();
   }
 
+  /** What was appended before this call is on every healthy member, or has failed. Not durable, before a flush. */
+  async whenAppended(): Promise<void> {
+    await this.#row.whenAppended();
+  }
+
   /** Whether any member takes part. */
   get hasMembers(): boolean {
     return this.#seats.writers.length > 0;

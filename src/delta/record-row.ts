@@ -194,6 +194,11 @@ export class RecordRow {
     this.#room?.resolve();
   }
 
+  /** What was appended before this call is on every member that is not lost, or has failed. */
+  async whenAppended(): Promise<void> {
+    await Promise.allSettled([...this.#inFlight, ...this.#queue.map(({ done }) => done.promise)]);
+  }
+
   async whenQuiet(): Promise<void> {
     await Promise.allSettled(this.#inFlight);
   }

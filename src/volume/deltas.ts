@@ -63,6 +63,12 @@ export interface DeltasStatus extends DeltaStatus {
   readonly brokenOff?: string;
 }
 
+/** Logs that do not go away, and have everything. */
+export interface HeldLogs {
+  readonly places: readonly string[];
+  readonly release: () => void;
+}
+
 export class Deltas implements ChangeLog {
   readonly #options: DeltasOptions;
   readonly #record: DeltasRecord;
@@ -231,11 +237,24 @@ export class Deltas implements ChangeLog {
   }
 
   /**
-   * The members that have all that is not backed up.
+   * The members that have all that is not backed up, everything included that was appended before this call. Until
+   * `release` no log goes away.
    *
    * @throws {VolumeError} 'home-lost' where there are none: what was acknowledged would be missing.
    */
-  wholePlaces(): readonly string[] {
+  async holdWhole(): Promise<HeldLogs> {
+    const release = this.hold();
+    try {
+      // Where a member is remote, the home may have a change before the log has.
+      await this.#store.whenAppended();
+      return { places: this.#wholePlaces(), release };
+    } catch (error) {
+      release();
+      throw error;
+    }
+  }
+
+  #wholePlaces(): readonly string[] {
     const { name, directory } = this.#options.identity;
     const places = this.#healthyPlaces();
     const reason = places.length === 0 ? 'no member of its delta store is left' : this.#brokenOff;

@@ -4,7 +4,7 @@
  */
 
 import type { DeltaIndex, DeltaReader } from '../delta/index.ts';
-import type { Deltas } from './deltas.ts';
+import type { Deltas, HeldLogs } from './deltas.ts';
 import type { VolumeIdentity } from './directory.ts';
 import { VolumeError } from './errors.ts';
 import type { Geometry } from './geometry.ts';
@@ -20,38 +20,35 @@ export interface RepairSourceOptions {
 
 /** @throws {VolumeError} 'home-lost' where the deltas do not have all that is not backed up; what opening them throws. */
 export async function openRepairSource(options: RepairSourceOptions): Promise<RepairSource> {
-  const places = options.deltas.wholePlaces();
-  const reader = await options.deltas.openReader();
+  const held = await options.deltas.holdWhole();
+  let reader: DeltaReader | undefined;
   try {
+    reader = await options.deltas.openReader();
     const index = await reader.index(options.deltas.startPoint);
-    return new LogsThenSet(options, places, reader, index);
+    return new LogsThenSet(options, held, reader, index);
   } catch (error) {
-    await reader.close();
+    await reader?.close();
+    held.release();
     throw error;
   }
 }
 
 class LogsThenSet implements RepairSource {
   readonly #options: RepairSourceOptions;
-  readonly #places: readonly string[];
+  readonly #held: HeldLogs;
   readonly #reader: DeltaReader;
   readonly #index: DeltaIndex;
   #newest: NewestContent | undefined;
 
-  constructor(
-    options: RepairSourceOptions,
-    places: readonly string[],
-    reader: DeltaReader,
-    index: DeltaIndex,
-  ) {
+  constructor(options: RepairSourceOptions, held: HeldLogs, reader: DeltaReader, index: DeltaIndex) {
     this.#options = options;
-    this.#places = places;
+    this.#held = held;
     this.#reader = reader;
     this.#index = index;
   }
 
   get description(): string {
-    return this.#newest?.side.device.description ?? `the deltas in ${this.#places.join(' and ')}`;
+    return this.#newest?.side.device.description ?? `the deltas in ${this.#held.places.join(' and ')}`;
   }
 
   async read(track: number, target: Buffer): Promise<void> {
@@ -61,11 +58,12 @@ class LogsThenSet implements RepairSource {
       const message = `Track ${track} of volume ${identity.name} is not in the deltas as a whole, and no store is known; serve it with --survive`;
       throw new VolumeError('home-lost', message, { directory: identity.directory });
     }
-    this.#newest ??= await plan.openNewest(identity.volumeId, this.#places);
+    this.#newest ??= await plan.openNewest(identity.volumeId, this.#held.places);
     await this.#newest.side.device.read(target, geometry.offsetOf(track));
   }
 
   async close(): Promise<void> {
+    this.#held.release();
     await this.#newest?.side.close();
     await this.#reader.close();
   }

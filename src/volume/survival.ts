@@ -17,6 +17,7 @@ import { type BlockDevice, createSparseFile, type DeviceRegistry } from '../devi
 import { TrackSet } from '../tracks/index.ts';
 import { dirname } from 'node:path';
 import type { BackupSide, RecoveryRecord } from './backup-side.ts';
+import type { HeldLogs } from './deltas.ts';
 import { HOME_ATTRIBUTE, type VolumeIdentity } from './directory.ts';
 import type { Geometry } from './geometry.ts';
 import { Recovery } from './recovery.ts';
@@ -56,8 +57,12 @@ export interface SurvivalOptions {
 
 /** The volume, as far as the survival must know it. */
 export interface SurvivingVolume {
-  /** The members of its delta store that have everything. @throws where none has, so that it cannot go on. */
-  readonly logPlaces: () => readonly string[];
+  /**
+   * The members of its delta store that have everything that was acknowledged, and everything that the lost home has.
+   *
+   * @throws where none has, so that it cannot go on.
+   */
+  readonly holdLogs: () => Promise<HeldLogs>;
   /** The volume has another home, which is being filled; called before anything is asked of it. */
   readonly takeOver: (recovery: Recovery, home: string) => void;
 }
@@ -82,20 +87,30 @@ export class Survival {
   }
 
   async #replace(error: unknown): Promise<BlockDevice> {
-    const { plan, identity, onWarning } = this.#options;
+    const { identity, onWarning } = this.#options;
     try {
-      const volume = present(this.#volume, 'A volume that survives');
-      const { record, side, tracks } = await plan.openNewest(identity.volumeId, volume.logPlaces());
+      // What comes from now on waits, so nothing is acknowledged that only the old home and a later log have.
+      const { places, release } = await present(this.#volume, 'A volume that survives').holdLogs();
       try {
-        return await this.#begin({ ...record, startedMs: this.#options.nowMs() }, side, tracks, error);
-      } catch (reason) {
-        await side.close();
-        throw reason;
+        return await this.#goOn(places, error);
+      } finally {
+        release();
       }
     } catch (reason) {
       onWarning?.(
         `Volume ${identity.name} cannot go on without its home ${identity.home}: ${messageOf(reason)}`,
       );
+      throw reason;
+    }
+  }
+
+  async #goOn(places: readonly string[], error: unknown): Promise<BlockDevice> {
+    const { plan, identity, nowMs } = this.#options;
+    const { record, side, tracks } = await plan.openNewest(identity.volumeId, places);
+    try {
+      return await this.#begin({ ...record, startedMs: nowMs() }, side, tracks, error);
+    } catch (reason) {
+      await side.close();
       throw reason;
     }
   }

@@ -333,7 +333,7 @@ export class Volume implements BlockDevice {
   /** What happens when the home is lost, and who looks whether it is. */
   #surviving({ survival, deltas, geometry }: OpenParts): Tending {
     survival?.attach({
-      logPlaces: () => deltas?.wholePlaces() ?? [],
+      holdLogs: () => present(deltas, 'A volume that survives has deltas').holdWhole(),
       takeOver: (recovery, home) => this.#takeOver(recovery, home),
     });
     const onHomeLost = (reason: VolumeError): Promise<void> => this.#loseHome(reason, survival);
