@@ -25,7 +25,7 @@ import {
   type StoreKey,
   ThreadedChain,
 } from '../blockset/index.ts';
-import type { BlockDevice } from '../device/index.ts';
+import { type BlockDevice, LayerDevice } from '../device/index.ts';
 import { NbdServer } from '../nbd/index.ts';
 import { ChainDevice, LoggedSource, type ReadPlanEntry, type RestoreSource } from '../restore/index.ts';
 import { type TrackRun, TrackSet } from '../tracks/index.ts';
@@ -207,8 +207,7 @@ class ChainReading implements RestoreSource<ChainPlanEntry> {
 }
 
 /** A device that can say what a read has failed with: NBD has one number for all of it. */
-class ExplainedDevice implements BlockDevice {
-  readonly #next: BlockDevice;
+class ExplainedDevice extends LayerDevice {
   /** By range, the oldest first. */
   readonly #failures: {
     readonly offsetBytes: number;
@@ -216,26 +215,9 @@ class ExplainedDevice implements BlockDevice {
     readonly error: WireError;
   }[] = [];
 
-  constructor(next: BlockDevice) {
-    this.#next = next;
-  }
-
-  get sizeBytes(): number {
-    return this.#next.sizeBytes;
-  }
-  get blockSizeBytes(): number {
-    return this.#next.blockSizeBytes;
-  }
-  get capabilities(): BlockDevice['capabilities'] {
-    return this.#next.capabilities;
-  }
-  get description(): string {
-    return this.#next.description;
-  }
-
-  read(target: Buffer, offsetBytes: number): MaybePromise<void> {
+  override read(target: Buffer, offsetBytes: number): MaybePromise<void> {
     try {
-      const reading = this.#next.read(target, offsetBytes);
+      const reading = this.below.read(target, offsetBytes);
       return reading?.catch((error: unknown) => this.#note(error, offsetBytes, target.length));
     } catch (error) {
       return this.#note(error, offsetBytes, target.length);
@@ -247,25 +229,6 @@ class ExplainedDevice implements BlockDevice {
     return this.#failures.findLast(
       (failure) => failure.offsetBytes < offsetBytes + lengthBytes && failure.endBytes > offsetBytes,
     )?.error;
-  }
-
-  write(): never {
-    throw new TypeError('The set is read-only');
-  }
-  writeZeroes(): never {
-    return this.write();
-  }
-  trim(): never {
-    return this.write();
-  }
-  flush(): Promise<void> {
-    return this.#next.flush();
-  }
-  extents(offsetBytes: number, lengthBytes: number): ReturnType<BlockDevice['extents']> {
-    return this.#next.extents(offsetBytes, lengthBytes);
-  }
-  close(): Promise<void> {
-    return this.#next.close();
   }
 
   #note(error: unknown, offsetBytes: number, lengthBytes: number): never {

@@ -25,6 +25,7 @@ export {
 } from './faulty.ts';
 export { createSparseFile } from './file-open.ts';
 export { type FileDeviceOptions, openFileDevice } from './file.ts';
+export { LayerDevice } from './layer-device.ts';
 export { MemoryDevice, type MemoryDeviceOptions } from './memory.ts';
 export { PieceDevice } from './piece.ts';
 export {

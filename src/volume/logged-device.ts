@@ -6,6 +6,8 @@
  * and logs see them in one order. Where all logs are files of this machine, a change is in the log before it goes to the
  * home: when the process is killed then, the log tells of everything that the home has.
  *
+ * Closing it closes the home; the log is its owner's.
+ *
  * What the home refuses for want of room it has not taken, or in part: its content goes to the log then. Any other failure
  * of the home poisons the volume, and what it left in doubt is settled at the next opening.
  */
@@ -14,9 +16,8 @@ import { LIMITS, type MaybePromise } from '../base/index.ts';
 import type { DeltaChange } from '../delta/index.ts';
 import {
   type BlockDevice,
-  type DeviceCapabilities,
-  type DeviceExtent,
   isRefusal,
+  LayerDevice,
   type WriteOptions,
   type ZeroOptions,
 } from '../device/index.ts';
@@ -29,73 +30,41 @@ export interface ChangeLog {
   flush(): Promise<void>;
 }
 
-export class LoggedDevice implements BlockDevice {
-  readonly blockSizeBytes: number;
-  readonly capabilities: DeviceCapabilities;
-  readonly description: string;
-  readonly #home: BlockDevice;
+export class LoggedDevice extends LayerDevice {
   readonly #log: ChangeLog;
 
   constructor(home: BlockDevice, log: ChangeLog) {
-    this.#home = home;
+    super(home);
     this.#log = log;
-    this.blockSizeBytes = home.blockSizeBytes;
-    this.description = home.description;
-    this.capabilities = home.capabilities;
   }
 
-  get sizeBytes(): number {
-    return this.#home.sizeBytes;
-  }
-
-  read(target: Buffer, offsetBytes: number): MaybePromise<void> {
-    return this.#home.read(target, offsetBytes);
-  }
-
-  write(source: Buffer, offsetBytes: number, options?: WriteOptions): MaybePromise<void> {
+  override write(source: Buffer, offsetBytes: number, options?: WriteOptions): MaybePromise<void> {
     const logged = this.#log.append({ kind: 'write', source }, offsetBytes, source.length);
     return this.#change(logged, offsetBytes, source.length, () =>
-      this.#home.write(source, offsetBytes, options),
+      this.below.write(source, offsetBytes, options),
     );
   }
 
-  writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): MaybePromise<void> {
+  override writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): MaybePromise<void> {
     const logged = this.#log.append({ kind: 'zeroes' }, offsetBytes, lengthBytes);
     return this.#change(logged, offsetBytes, lengthBytes, () =>
-      this.#home.writeZeroes(offsetBytes, lengthBytes, options),
+      this.below.writeZeroes(offsetBytes, lengthBytes, options),
     );
   }
 
   /** Afterwards the range reads as zeroes, or as before: the log has zeroes. */
-  trim(offsetBytes: number, lengthBytes: number, options?: WriteOptions): MaybePromise<void> {
+  override trim(offsetBytes: number, lengthBytes: number, options?: WriteOptions): MaybePromise<void> {
     const logged = this.#log.append({ kind: 'zeroes' }, offsetBytes, lengthBytes);
     return this.#change(logged, offsetBytes, lengthBytes, () =>
-      this.#home.trim(offsetBytes, lengthBytes, options),
+      this.below.trim(offsetBytes, lengthBytes, options),
     );
   }
 
   /** Makes every change that had finished before this call durable in both. */
-  async flush(): Promise<void> {
-    const [home, log] = await Promise.allSettled([this.#home.flush(), this.#log.flush()]);
+  override async flush(): Promise<void> {
+    const [home, log] = await Promise.allSettled([this.below.flush(), this.#log.flush()]);
     if (home.status === 'rejected') throw home.reason;
     if (log.status === 'rejected') throw log.reason;
-  }
-
-  extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
-    return this.#home.extents(offsetBytes, lengthBytes);
-  }
-
-  async share(target: BlockDevice, offsetBytes: number, lengthBytes: number): Promise<boolean> {
-    return (await this.#home.share?.(target, offsetBytes, lengthBytes)) ?? false;
-  }
-
-  async extend(sizeBytes: number): Promise<void> {
-    await this.#home.extend?.(sizeBytes);
-  }
-
-  /** Closes the home; the log is its owner's. */
-  close(): Promise<void> {
-    return this.#home.close();
   }
 
   #change(
@@ -138,7 +107,7 @@ export class LoggedDevice implements BlockDevice {
     const end = offsetBytes + lengthBytes;
     for (let at = offsetBytes; at < end; at += LIMITS.fillRunBytesMax) {
       const source = Buffer.allocUnsafe(Math.min(LIMITS.fillRunBytesMax, end - at));
-      await this.#home.read(source, at);
+      await this.below.read(source, at);
       await this.#log.append({ kind: 'write', source }, at, source.length);
     }
     throw error;

@@ -15,9 +15,8 @@
 import { type Deferred, deferred, LIMITS, type MaybePromise, messageOf } from '../base/index.ts';
 import {
   type BlockDevice,
-  type DeviceCapabilities,
-  type DeviceExtent,
   isRefusal,
+  LayerDevice,
   type WriteOptions,
   type ZeroOptions,
 } from '../device/index.ts';
@@ -41,12 +40,8 @@ export interface RepairingDeviceOptions {
   readonly onRepaired: (track: number, reason: unknown, source: string) => void;
 }
 
-export class RepairingDevice implements BlockDevice {
-  readonly blockSizeBytes: number;
-  readonly capabilities: DeviceCapabilities;
-  readonly description: string;
+export class RepairingDevice extends LayerDevice {
   readonly #options: RepairingDeviceOptions;
-  readonly #device: BlockDevice;
   #repairedCount = 0;
   /** One repair after the other. */
   #repairing: Promise<void> = Promise.resolve();
@@ -56,16 +51,8 @@ export class RepairingDevice implements BlockDevice {
   #idle: Deferred | undefined;
 
   constructor(options: RepairingDeviceOptions) {
-    const { device } = options;
+    super(options.device);
     this.#options = options;
-    this.#device = device;
-    this.blockSizeBytes = device.blockSizeBytes;
-    this.capabilities = device.capabilities;
-    this.description = device.description;
-  }
-
-  get sizeBytes(): number {
-    return this.#device.sizeBytes;
   }
 
   /** Tracks that were repaired. */
@@ -73,46 +60,26 @@ export class RepairingDevice implements BlockDevice {
     return this.#repairedCount;
   }
 
-  read(target: Buffer, offsetBytes: number): MaybePromise<void> {
+  override read(target: Buffer, offsetBytes: number): MaybePromise<void> {
     let done: MaybePromise<void>;
     try {
-      done = this.#device.read(target, offsetBytes);
+      done = this.below.read(target, offsetBytes);
     } catch (error) {
       return this.#readRepaired(target, offsetBytes, error);
     }
     return done?.catch((error: unknown) => this.#readRepaired(target, offsetBytes, error));
   }
 
-  write(source: Buffer, offsetBytes: number, options?: WriteOptions): MaybePromise<void> {
-    return this.#change(() => this.#device.write(source, offsetBytes, options));
+  override write(source: Buffer, offsetBytes: number, options?: WriteOptions): MaybePromise<void> {
+    return this.#change(() => this.below.write(source, offsetBytes, options));
   }
 
-  writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): MaybePromise<void> {
-    return this.#change(() => this.#device.writeZeroes(offsetBytes, lengthBytes, options));
+  override writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): MaybePromise<void> {
+    return this.#change(() => this.below.writeZeroes(offsetBytes, lengthBytes, options));
   }
 
-  trim(offsetBytes: number, lengthBytes: number, options?: WriteOptions): MaybePromise<void> {
-    return this.#change(() => this.#device.trim(offsetBytes, lengthBytes, options));
-  }
-
-  flush(): Promise<void> {
-    return this.#device.flush();
-  }
-
-  extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
-    return this.#device.extents(offsetBytes, lengthBytes);
-  }
-
-  async share(target: BlockDevice, offsetBytes: number, lengthBytes: number): Promise<boolean> {
-    return (await this.#device.share?.(target, offsetBytes, lengthBytes)) ?? false;
-  }
-
-  async extend(sizeBytes: number): Promise<void> {
-    await this.#device.extend?.(sizeBytes);
-  }
-
-  close(): Promise<void> {
-    return this.#device.close();
+  override trim(offsetBytes: number, lengthBytes: number, options?: WriteOptions): MaybePromise<void> {
+    return this.#change(() => this.below.trim(offsetBytes, lengthBytes, options));
   }
 
   #change(perform: () => MaybePromise<void>): MaybePromise<void> {
@@ -146,10 +113,10 @@ export class RepairingDevice implements BlockDevice {
       const to = Math.min(endBytes, geometry.offsetOf(track + 1));
       const part = target.subarray(at - offsetBytes, to - offsetBytes);
       try {
-        await this.#device.read(part, at);
+        await this.below.read(part, at);
       } catch (reason) {
         await this.#repairInTurn(track, reason);
-        await this.#device.read(part, at);
+        await this.below.read(part, at);
       }
       at = to;
     }
@@ -178,8 +145,8 @@ export class RepairingDevice implements BlockDevice {
       } finally {
         await source.close();
       }
-      await this.#device.write(content, offsetBytes);
-      await this.#device.read(Buffer.allocUnsafe(content.length), offsetBytes);
+      await this.below.write(content, offsetBytes);
+      await this.below.read(Buffer.allocUnsafe(content.length), offsetBytes);
       this.#repairedCount += 1;
       onRepaired(track, reason, source.description);
     } catch (failure) {
@@ -195,7 +162,7 @@ export class RepairingDevice implements BlockDevice {
   /** Somebody else has repaired it, or it can be read after all. */
   async #isReadable(target: Buffer, offsetBytes: number): Promise<boolean> {
     try {
-      await this.#device.read(target, offsetBytes);
+      await this.below.read(target, offsetBytes);
       return true;
     } catch {
       return false;

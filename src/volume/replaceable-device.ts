@@ -15,9 +15,9 @@
 import type { MaybePromise } from '../base/index.ts';
 import {
   type BlockDevice,
-  type DeviceCapabilities,
   type DeviceExtent,
   isRefusal,
+  LayerDevice,
   type WriteOptions,
   type ZeroOptions,
 } from '../device/index.ts';
@@ -31,56 +31,43 @@ export interface ReplaceableDeviceOptions {
   readonly replace: (error: unknown) => Promise<BlockDevice>;
 }
 
-export class ReplaceableDevice implements BlockDevice {
-  readonly blockSizeBytes: number;
-  readonly capabilities: DeviceCapabilities;
+export class ReplaceableDevice extends LayerDevice {
   readonly #options: ReplaceableDeviceOptions;
-  #device: BlockDevice;
   #replacing: Promise<BlockDevice> | undefined;
   #isReplaced = false;
   #retired: BlockDevice | undefined;
 
   constructor(options: ReplaceableDeviceOptions) {
     const { device } = options;
-    this.#options = options;
-    this.#device = device;
-    this.blockSizeBytes = device.blockSizeBytes;
     // Of whatever comes next it is not known.
-    this.capabilities = { ...device.capabilities, fastZero: false };
+    super(device, { ...device.capabilities, fastZero: false });
+    this.#options = options;
   }
 
-  get sizeBytes(): number {
-    return this.#device.sizeBytes;
-  }
-
-  get description(): string {
-    return this.#device.description;
-  }
-
-  read(target: Buffer, offsetBytes: number): MaybePromise<void> {
+  override read(target: Buffer, offsetBytes: number): MaybePromise<void> {
     return this.#perform((device) => device.read(target, offsetBytes));
   }
 
-  write(source: Buffer, offsetBytes: number, options?: WriteOptions): MaybePromise<void> {
+  override write(source: Buffer, offsetBytes: number, options?: WriteOptions): MaybePromise<void> {
     return this.#perform((device) => device.write(source, offsetBytes, options));
   }
 
-  writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): MaybePromise<void> {
+  override writeZeroes(offsetBytes: number, lengthBytes: number, options?: ZeroOptions): MaybePromise<void> {
     return this.#perform((device) => device.writeZeroes(offsetBytes, lengthBytes, options));
   }
 
-  trim(offsetBytes: number, lengthBytes: number, options?: WriteOptions): MaybePromise<void> {
+  override trim(offsetBytes: number, lengthBytes: number, options?: WriteOptions): MaybePromise<void> {
     return this.#perform((device) => {
       if (device.capabilities.trim) return device.trim(offsetBytes, lengthBytes, options);
       return device.writeZeroes(offsetBytes, lengthBytes, { ...options, mayTrim: true });
     });
   }
 
-  async flush(): Promise<void> {
+  override async flush(): Promise<void> {
     await this.#perform((device) => device.flush());
   }
 
-  async extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
+  override async extents(offsetBytes: number, lengthBytes: number): Promise<readonly DeviceExtent[]> {
     let extents: readonly DeviceExtent[] = [];
     await this.#perform(async (device) => {
       extents = await device.extents(offsetBytes, lengthBytes);
@@ -88,30 +75,22 @@ export class ReplaceableDevice implements BlockDevice {
     return extents;
   }
 
-  async share(target: BlockDevice, offsetBytes: number, lengthBytes: number): Promise<boolean> {
-    return (await this.#device.share?.(target, offsetBytes, lengthBytes)) ?? false;
-  }
-
-  async extend(sizeBytes: number): Promise<void> {
-    await this.#device.extend?.(sizeBytes);
-  }
-
   /** Exchanges the device before anything has failed: it was seen to be lost. @throws what replacing it throws. */
   async replace(reason: unknown): Promise<void> {
     await this.#replace(reason);
   }
 
-  async close(): Promise<void> {
+  override async close(): Promise<void> {
     await this.#replacing?.catch(() => undefined);
     // What was in flight on it needed it until now; it has failed, and may fail to close.
     await this.#retired?.close().catch(() => undefined);
-    await this.#device.close();
+    await this.below.close();
   }
 
   #perform(perform: (device: BlockDevice) => MaybePromise<void>): MaybePromise<void> {
     if (this.#replacing !== undefined && !this.#isReplaced) return this.#onNext(perform, this.#replacing);
     let done: MaybePromise<void>;
-    const device = this.#device;
+    const device = this.below;
     try {
       done = perform(device);
     } catch (error) {
@@ -125,14 +104,14 @@ export class ReplaceableDevice implements BlockDevice {
     failed: BlockDevice,
     perform: (device: BlockDevice) => MaybePromise<void>,
   ): Promise<void> {
-    if (isRefusal(error) || (this.#isReplaced && failed === this.#device)) throw error;
+    if (isRefusal(error) || (this.#isReplaced && failed === this.below)) throw error;
     try {
       await this.#replace(error);
     } catch {
       // Why it could not be replaced was told by who tried; the request has its own reason.
       throw error;
     }
-    await perform(this.#device);
+    await perform(this.below);
   }
 
   async #onNext(
@@ -141,7 +120,7 @@ export class ReplaceableDevice implements BlockDevice {
   ): Promise<void> {
     // Where there is none, the old one answers for itself.
     await next.catch(() => undefined);
-    await perform(this.#device);
+    await perform(this.below);
   }
 
   #replace(reason: unknown): Promise<BlockDevice> {
@@ -151,8 +130,8 @@ export class ReplaceableDevice implements BlockDevice {
 
   async #exchange(reason: unknown): Promise<BlockDevice> {
     const next = await this.#options.replace(reason);
-    this.#retired = this.#device;
-    this.#device = next;
+    this.#retired = this.below;
+    this.below = next;
     this.#isReplaced = true;
     return next;
   }
