@@ -161,7 +161,12 @@ export async function startBare(name: string, wanted: Wanted): Promise<Contender
   const file = join(directory, `${name}.raw`);
   const socket = join(directory, `${name}.sock`);
   await must('truncate', ['-s', String(sizeBytes), file]);
-  const args = ['--import=@tapjs/typescript/import', join(ROOT, 'bench/bare-server.ts'), file, socket];
+  const args = [
+    `--import=${join(ROOT, 'scripts/ts-hooks.mjs')}`,
+    join(ROOT, 'bench/bare-server.ts'),
+    file,
+    socket,
+  ];
   // The same thread pool as that of `cowbell serve`.
   const env = { UV_THREADPOOL_SIZE: '8', TS_NODE_TRANSPILE_ONLY: '1' };
   const server = new Running(process.execPath, args, { cwd: ROOT, env });

@@ -45,6 +45,9 @@ const MEASURING = [
   'snapshot-load',
 ];
 
+/** Before anything of tap's, which loads a compiler into each of several hundred processes where nobody strips types. */
+const HOOKS = new URL('ts-hooks.mjs', import.meta.url).href;
+
 const total: Tally = { passed: 0, failed: 0, skipped: 0 };
 
 function testFiles(directory: string): string[] {
@@ -75,9 +78,11 @@ async function execute(
   command: string,
   args: readonly string[],
   read?: (text: string) => void,
+  env: Readonly<Record<string, string>> = {},
 ): Promise<number> {
   return await new Promise((resolve, reject) => {
     const child = spawn(command, args, {
+      env: { ...process.env, ...env },
       stdio: ['ignore', read === undefined ? 'inherit' : 'pipe', 'inherit'],
     });
     if (read !== undefined) child.stdout?.setEncoding('utf8').on('data', read);
@@ -114,6 +119,7 @@ async function runTests(files: readonly string[], options: readonly string[], lo
       raw.write(text);
       tally.write(text);
     },
+    { NODE_OPTIONS: `${process.env['NODE_OPTIONS'] ?? ''} --import=${HOOKS}` },
   );
   raw.end();
   const counts = tally.finish();
