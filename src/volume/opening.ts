@@ -13,6 +13,7 @@ import {
   present,
   randomId,
   systemClock,
+  systemCode,
   type Timer,
 } from '../base/index.ts';
 import type { BlockDevice, DeviceRegistry } from '../device/index.ts';
@@ -275,11 +276,7 @@ async function openHome(
   readOnly: boolean,
   options: OpenVolumeOptions,
 ): Promise<BlockDevice> {
-  const home = await options.registry.open(identity.home, {
-    readOnly,
-    syncName: 'home',
-    lock: readOnly ? 'shared' : 'exclusive',
-  });
+  const home = await openHomeDevice(identity, readOnly, options);
   if (home.sizeBytes >= identity.sizeBytes) return home;
   await home.close();
   throw new VolumeError(
@@ -287,6 +284,21 @@ async function openHome(
     `Home ${identity.home} of volume ${identity.name} has ${home.sizeBytes} bytes, wanted ${identity.sizeBytes}`,
     { home: identity.home },
   );
+}
+
+/** @throws {VolumeError} `home-unusable` where it is not there: what to do then is for this volume to say. */
+async function openHomeDevice(
+  { name, home, directory }: VolumeIdentity,
+  readOnly: boolean,
+  { registry }: OpenVolumeOptions,
+): Promise<BlockDevice> {
+  try {
+    return await registry.open(home, { readOnly, syncName: 'home', lock: readOnly ? 'shared' : 'exclusive' });
+  } catch (error) {
+    if (systemCode(error) !== 'not-found') throw error;
+    const message = `Home ${home} of volume ${name} is gone; make it again with cowbell volume rebuild ${directory}, or with recover`;
+    throw new VolumeError('home-unusable', message, { home }, { cause: error });
+  }
 }
 
 /** What may have been written since the last flush. */
