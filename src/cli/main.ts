@@ -8,7 +8,7 @@
 import { readFileSync } from 'node:fs';
 import { systemClock } from '../base/index.ts';
 import { runCommandLine } from './command-line.ts';
-import { InterruptedError } from './exit.ts';
+import { EXIT, InterruptedError } from './exit.ts';
 import { secretPrompt } from './secret-prompt.ts';
 import { takeHandedSockets } from './socket-activation.ts';
 import { startSupervisor } from './supervisor.ts';
@@ -46,6 +46,13 @@ delete process.env['COWBELL_PASSPHRASE'];
 // A reader that went away (`cowbell ... | head`) must not end a server.
 process.stdout.on('error', () => undefined);
 process.stderr.on('error', () => undefined);
+
+// When nothing is left to wait for Node ends, whatever was still promised; nobody may take that for success.
+process.once('exit', () => {
+  if (process.exitCode !== undefined) return;
+  process.stderr.write('cowbell: The command ended before it was done; this is a defect of cowbell\n');
+  process.exitCode = EXIT.operatingError;
+});
 
 process.exitCode = await runCommandLine(process.argv.slice(2), {
   stdout: process.stdout,
