@@ -11,7 +11,7 @@ import { backUp } from '../backup/index.ts';
 import { LocalSource } from '../backup/session.fixture.ts';
 import { Store } from '../blockset/index.ts';
 import { labelOf, TEST_TRACK_BYTES } from '../sim/index.ts';
-import { createVolume, MemoryArea, Volume } from '../volume/index.ts';
+import { createVolume, type LayoutRequest, MemoryArea, Volume } from '../volume/index.ts';
 import { createDeviceRegistry } from './devices.ts';
 import { type Blueprint, rebuildVolume, type RebuildOptions } from './index.ts';
 
@@ -31,7 +31,8 @@ export class World {
     this.deltas = Array.from({ length: deltaCount }, (_, index) => join(this.root, `d${index + 1}`));
   }
 
-  static async create(t: Test, deltaCount = 1, keepLogMs?: number): Promise<World> {
+  /** @param isMirrored the home is two files, `m1` and `m2`. */
+  static async create(t: Test, deltaCount = 1, keepLogMs?: number, isMirrored = false): Promise<World> {
     const world = new World(deltaCount);
     t.teardown(async () => {
       await world.volume?.close();
@@ -41,6 +42,7 @@ export class World {
       sizeBytes: TRACK_COUNT * TEST_TRACK_BYTES,
       trackSizeBytes: TEST_TRACK_BYTES,
       clock: world.clock,
+      ...(isMirrored ? { registry: createDeviceRegistry(), layout: world.mirror } : {}),
       deltas: {
         places: world.deltas.map((place) => ({ place, bytesMax: 4 * 1024 * 1024 })),
         ...(keepLogMs === undefined ? {} : { keepLogMs }),
@@ -49,6 +51,11 @@ export class World {
     world.store = await Store.init(world.storePath);
     await world.open();
     return world;
+  }
+
+  get mirror(): LayoutRequest {
+    const members = ['m1', 'm2'].map((name) => ({ place: join(this.root, name) }));
+    return { extents: [{ kind: 'mirror', members }] };
   }
 
   async open(): Promise<Volume> {

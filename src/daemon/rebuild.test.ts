@@ -160,6 +160,34 @@ await t.test('a volume whose directory is lost is made again from its logs and t
   t.same((await world.rebuild(world.copy())).labels, only({ 1: 'a1', 2: 'b2', 3: 'c3' }));
 });
 
+await t.test('a home of several parts is rebuilt as one device, where it is told to', async (t) => {
+  const world = await World.create(t, 2, undefined, true);
+  await writeLabel(world.live, 1, 'a1');
+  await world.backUp('full');
+  await writeLabel(world.live, 2, 'b2');
+  await world.live.flush();
+  await world.live.close();
+  for (const name of ['m1', 'm2']) rmSync(join(world.root, name));
+  const { directory, storePath } = world;
+  await t.rejects(world.open(), 'without a member nobody opens it');
+  await t.rejects(world.rebuild({ directory, storePath }), /several parts, wanted --home/);
+  const home = join(world.root, 'one.raw');
+  t.same((await world.rebuild({ directory, storePath, home })).labels, only({ 1: 'a1', 2: 'b2' }));
+  const volume = await world.open();
+  t.match(volume.identity, { home, layout: undefined });
+  t.equal(volume.mirrors, undefined);
+  await writeLabel(volume, 3, 'c3');
+  await world.backUp('incremental');
+  const newest = await world.store?.find('latest');
+  t.equal(newest?.header?.level, 'incremental');
+  await volume.close();
+  const again = await world.open();
+  t.ok(again.startedClean);
+  const content = Buffer.alloc(TEST_TRACK_BYTES);
+  await again.read(content, 3 * TEST_TRACK_BYTES);
+  t.equal(labelOf(content), 'c3');
+});
+
 await t.test('nothing that joins the logs is an error that says so', async (t) => {
   const world = await World.create(t);
   await writeLabel(world.live, 1, 'a1');
