@@ -5,7 +5,7 @@
  *
  * Method: two volumes and a store, with policies that are due every other second, through the command line alone.
  */
-import { writeFileSync } from 'node:fs';
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { cowbell, must, mustCowbell, startCowbell, temporaryDirectory } from './support/process.ts';
@@ -125,6 +125,36 @@ t.test('a config is read again, and refused where anything is wrong', async (t) 
   t.match(await cowbell(['status', '--check', at('a')]), {
     stdout: /^$|^problem: Policy often was broken off/,
   });
+});
+
+t.test('a volume goes on without its home as the config says last', async (t) => {
+  if (!requireTools(t, ['qemu-io'])) return;
+  const { at, config } = await makeWorld(t, [HOURLY]);
+  const noDeltas = '{path: b, survive: {store: near}}';
+  writeFileSync(config, configOf([HOURLY], [noDeltas]));
+  t.match(await cowbell(['serve', '--config', config]), {
+    status: 2,
+    stderr: /Volume b cannot go on without its home: it has no deltas/,
+  });
+  await mustCowbell(['volume', 'create', at('c'), '--size', '8M', '--delta', at('deltas')]);
+  mkdirSync(at('spare'));
+  writeFileSync(config, configOf([HOURLY], ['{path: c, survive: {store: gone}}']));
+  const server = startCowbell(['serve', '--config', config]);
+  const uri = await server.waitForLine(/^ready .*c$|^ready .*\/c\?/);
+  writeFileSync(config, configOf([HOURLY], ['{path: c, survive: {store: near, spare: spare}}', noDeltas]));
+  server.child.kill('SIGHUP');
+  await server.waitForLine(/^reload refused, .*it has no deltas/);
+  writeFileSync(config, configOf([HOURLY], ['{path: c, survive: {store: near, spare: spare}}']));
+  server.child.kill('SIGHUP');
+  await server.waitForLine(/^reloaded /);
+  const url = uri.slice('ready '.length);
+  await must('qemu-io', ['-f', 'raw', '-c', 'write -P 7 1M 2M', url]);
+  rmSync(at('c/home.raw'));
+  await server.waitForLine(/^c has all of its home again$/);
+  await must('qemu-io', ['-f', 'raw', '-c', 'read -P 7 1M 2M', '-c', 'write -P 8 0 1M', url]);
+  t.match(server.stderr, /goes on in .*\/spare\/home-/);
+  t.match(await server.stop(), { status: 0 });
+  t.match((await statusOf(at('c')))['home'], /\/spare\/home-/);
 });
 
 t.test('a config is told to be right or wrong without a server', async (t) => {

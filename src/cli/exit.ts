@@ -43,6 +43,7 @@ const USAGE_CODES: ReadonlySet<string> = new Set([
   'usage',
   'duplicate-name',
   'unknown-export',
+  'cannot-survive',
   'invalid-geometry',
   'invalid-name',
   'named-twice',

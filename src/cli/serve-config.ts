@@ -25,6 +25,10 @@ export async function serveConfig(context: CommandContext, path: string): Promis
     workerPath: workerPath(),
     readerPath: storeReaderPath(),
     feedPath: mediumFeedPath(),
+    recovery: {
+      onRecovered: (volume) =>
+        output.report({ event: 'recovered', volume }, `${volume} has all of its home again`),
+    },
     policing: {
       volumes: config.volumes,
       program: mainPath(),

@@ -60,6 +60,8 @@ export interface DaemonErrorDetails {
   'no-deltas': { readonly directory: string };
   /** Where the home of a rebuild goes has to be said, or is taken. */
   'no-home': { readonly directory: string };
+  /** A volume cannot go on without its home, though it is to. */
+  'cannot-survive': { readonly directory: string };
   /** Everything of the volume is in its home. */
   'not-recovering': { readonly directory: string };
   /** A recovery that has begun goes on from what it began with. */

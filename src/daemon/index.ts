@@ -24,6 +24,7 @@ export type {
   PolicyAction,
   SnapshotAction,
   VolumePolicy,
+  VolumeSurvival,
 } from './policy-config.ts';
 export type { CopyForecast, CopyOutcome, CopyParams } from './copy-params.ts';
 export { createDeviceRegistry } from './devices.ts';

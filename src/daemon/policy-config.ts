@@ -32,9 +32,18 @@ export interface VolumePolicy extends PolicySpec {
   readonly action: PolicyAction;
 }
 
+/** How a volume with deltas goes on when its home is lost; see `ServingSurvival`. */
+export interface VolumeSurvival {
+  readonly storePath: string;
+  readonly key?: KeyPlace | undefined;
+  readonly spareDirectory?: string | undefined;
+}
+
 export interface PolicedVolume {
   /** Absolute. */
   readonly directory: string;
+  /** Where left out it refuses writes when its home is lost. */
+  readonly survive?: VolumeSurvival | undefined;
   /** Of data that is not backed up yet; nothing is watched where left out. */
   readonly minimumCopies?: number | undefined;
   readonly policies: readonly VolumePolicy[];

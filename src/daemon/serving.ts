@@ -21,6 +21,7 @@
 
 import { join } from 'node:path';
 import { allFinished, type Clock, messageOf } from '../base/index.ts';
+import type { StoreKey } from '../blockset/index.ts';
 import {
   formatNbdUri,
   loadTlsServerCredentials,
@@ -45,7 +46,7 @@ import { DaemonError } from './errors.ts';
 import { VolumeExports } from './exports.ts';
 import { MirrorCare } from './mirror-care.ts';
 import { MirrorFill } from './mirror-fill.ts';
-import type { PolicedVolume } from './policy-config.ts';
+import type { PolicedVolume, VolumeSurvival } from './policy-config.ts';
 import type { PolicyRunner } from './policy-runner.ts';
 import { type PolicingOptions, startPolicies } from './policing.ts';
 import { type FillProgress, RecoveryFill } from './recovery-fill.ts';
@@ -154,6 +155,8 @@ export class Serving {
   readonly #places: SocketPath[] = [];
   readonly #uris: string[] = [];
   readonly #options: ServingOptions;
+  /** Of a config, as it was read last. */
+  #configs: readonly PolicedVolume[];
   #stopped: Promise<void> | undefined;
   #tls: NbdListenerTls | undefined;
   /** One reload after the other. */
@@ -161,6 +164,7 @@ export class Serving {
 
   private constructor(options: ServingOptions) {
     this.#options = options;
+    this.#configs = options.policing?.volumes ?? [];
     this.#server = new NbdServer({ log: this.#log });
     const { readOnly, warn } = options;
     this.#exports = new VolumeExports({ server: this.#server, readOnly, warn });
@@ -169,8 +173,8 @@ export class Serving {
   /**
    * Opens the volumes and lets clients in.
    *
-   * @throws {DaemonError} duplicate-name, unknown-export, cannot-listen; {NbdTlsError} where the files of TLS
-   *   cannot be used; {NbdServerError} listen-failed, descriptor-unusable; {VolumeError} in-use, not-a-volume
+   * @throws {DaemonError} duplicate-name, unknown-export, cannot-listen, cannot-survive; {NbdTlsError} where the files
+   *   of TLS cannot be used; {NbdServerError} listen-failed, descriptor-unusable; {VolumeError} in-use, not-a-volume
    *   and others. On failure everything that was opened is closed again.
    */
   static async start(options: ServingOptions): Promise<Serving> {
@@ -179,7 +183,8 @@ export class Serving {
     const serving = new Serving(options);
     serving.#tls = await loadTls(options);
     try {
-      for (const directory of options.volumes) serving.#members.push(await serving.#open(directory));
+      for (const directory of options.volumes)
+        serving.#members.push(await serving.#open(directory, serving.#configs));
       serving.#exports.addVolumes(serving.#members.map(({ host }) => host.volume));
       for (const member of serving.#members) await serving.#listenOwn(member);
       await serving.#listenFurther();
@@ -200,7 +205,7 @@ export class Serving {
    * Serves these volumes from now on, and goes by their policies. Volumes that are new are opened before anything
    * changes; those that are gone are taken from their clients and closed durably.
    *
-   * @throws {DaemonError} duplicate-name, stopping; {VolumeError} where a new volume cannot be opened. Everything is
+   * @throws {DaemonError} duplicate-name, stopping, cannot-survive; {VolumeError} where a new volume cannot be opened. Everything is
    *   as it was then. What fails later, such as listening for a new volume, leaves that one volume out.
    */
   reload(volumes: readonly PolicedVolume[]): Promise<ReloadOutcome> {
@@ -217,13 +222,21 @@ export class Serving {
     }
     await distinctNames(wanted, (directory) => this.#peers.get(directory)?.volume.identity);
     const leaving = this.#members.filter(({ host }) => !wanted.includes(directoryOf(host)));
-    const coming = await this.#openAll(wanted.filter((directory) => !this.#peers.has(directory)));
+    const coming = await this.#openAll(
+      wanted.filter((directory) => !this.#peers.has(directory)),
+      volumes,
+    );
+    this.#configs = volumes;
     for (const member of leaving) await this.#remove(member);
     const before = this.#uris.length;
     for (const member of coming) await this.#add(member);
     for (const { host, runner } of this.#members) {
       const config = volumes.find(({ directory }) => directory === directoryOf(host));
       if (config !== undefined) runner?.setConfig(config);
+      if (config?.survive !== undefined && host.options.survive === undefined)
+        this.#options.warn(
+          `Volume ${host.volume.identity.name} goes on without its home only when it is served anew: it was opened without survive`,
+        );
     }
     return {
       uris: this.#uris.slice(before),
@@ -233,10 +246,13 @@ export class Serving {
   }
 
   /** Opens all or none. */
-  async #openAll(directories: readonly string[]): Promise<readonly Member[]> {
+  async #openAll(
+    directories: readonly string[],
+    configs: readonly PolicedVolume[],
+  ): Promise<readonly Member[]> {
     const opened: Member[] = [];
     try {
-      for (const directory of directories) opened.push(await this.#open(directory));
+      for (const directory of directories) opened.push(await this.#open(directory, configs));
       return opened;
     } catch (error) {
       for (const { host } of opened) {
@@ -303,12 +319,14 @@ export class Serving {
     await allFinished(members.map(({ host }) => host.close()));
   }
 
-  async #open(directory: string): Promise<Member> {
-    const { readOnly, clock, workerPath, readerPath, feedPath, recovery, mirror, warn, survive } =
-      this.#options;
+  async #open(directory: string, configs: readonly PolicedVolume[]): Promise<Member> {
+    const { readOnly, clock, workerPath, readerPath, feedPath, recovery, mirror, warn } = this.#options;
     const registry = this.#registry;
     const openSide = (record: RecoveryRecord): Promise<BackupSide> =>
-      recovery?.openSide?.(record) ?? openBackupSide(record, { registry, clock, readerPath, warn });
+      recovery?.openSide?.(record) ??
+      openBackupSide(record, { registry, clock, readerPath, warn, key: this.#keyOf(directory, record) });
+    const survives = this.#survivalIn(configs, directory) !== undefined;
+    if (survives) await assertMaySurvive(directory);
     const host = await VolumeHost.open(directory, {
       activity: 'serving',
       registry,
@@ -322,14 +340,45 @@ export class Serving {
       exports: this.#exports,
       peers: this.#peers,
       survive:
-        survive && readerPath !== undefined
-          ? survivalPlan({ ...survive, directory, registry, clock, readerPath, warn })
+        survives && readerPath !== undefined
+          ? survivalPlan({
+              current: () => this.#survivalOf(directory),
+              directory,
+              registry,
+              clock,
+              readerPath,
+              warn,
+            })
           : undefined,
       onTakenOver: () => this.#fillRecovery(member),
     });
     this.#peers.set(directory, host);
     const member: Member = { host, leaving: new AbortController(), fills: [] };
     return member;
+  }
+
+  #survivalIn(
+    configs: readonly PolicedVolume[],
+    directory: string,
+  ): VolumeSurvival | ServingSurvival | undefined {
+    return this.#options.survive ?? configs.find((one) => one.directory === directory)?.survive;
+  }
+
+  /** As it was said last. @throws where nothing is said any more, or the key cannot be read. */
+  #survivalOf(directory: string): ServingSurvival {
+    const { survive, policing } = this.#options;
+    if (survive !== undefined) return survive;
+    const said = this.#configs.find((one) => one.directory === directory)?.survive;
+    if (said === undefined) throw new Error('the config does not say any more how');
+    const { key, ...places } = said;
+    return key === undefined || policing === undefined ? places : { ...places, key: policing.readKey(key) };
+  }
+
+  /** Of an encrypted store that a volume is filled from, where it is the one that it survives with. */
+  #keyOf(directory: string, { side }: RecoveryRecord): StoreKey | undefined {
+    if (side.kind !== 'store' || this.#survivalIn(this.#configs, directory) === undefined) return undefined;
+    const { storePath, key } = this.#survivalOf(directory);
+    return storePath === side.storePath ? key : undefined;
   }
 
   /** Listens on the volume's own socket. */
@@ -465,6 +514,21 @@ export async function loadTls({
   const credentials = await loadTlsServerCredentials(directory, { verifyPeer, clock });
   for (const warning of credentials.warnings) warn(warning);
   return { policy, credentials };
+}
+
+/** Before the home is lost, rather than then. @throws {DaemonError} cannot-survive */
+async function assertMaySurvive(directory: string): Promise<void> {
+  const { name, deltas, layout } = await readVolumeIdentity(directory);
+  const reason =
+    layout !== undefined
+      ? 'its home has several parts, and must be in one piece'
+      : deltas === undefined
+        ? 'it has no deltas; give it some with volume deltas'
+        : undefined;
+  if (reason === undefined) return;
+  throw new DaemonError('cannot-survive', `Volume ${name} cannot go on without its home: ${reason}`, {
+    directory,
+  });
 }
 
 function directoryOf(host: VolumeHost): string {

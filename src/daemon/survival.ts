@@ -21,7 +21,9 @@ export interface ServingSurvival {
   readonly spareDirectory?: string | undefined;
 }
 
-export interface SurvivalOptions extends ServingSurvival {
+export interface SurvivalOptions {
+  /** What holds at the moment. @throws where the volume is not to go on any more, or the key cannot be read. */
+  readonly current: () => ServingSurvival;
   /** The volume's. */
   readonly directory: string;
   readonly registry: Pick<DeviceRegistry, 'open'>;
@@ -32,10 +34,11 @@ export interface SurvivalOptions extends ServingSurvival {
 }
 
 export function survivalPlan(options: SurvivalOptions): SurvivalPlan {
-  const { storePath, key, readerPath: program, directory, spareDirectory = directory } = options;
+  const { current, readerPath: program, directory } = options;
   return {
-    newHome: () => join(spareDirectory, `home-${randomId().slice(0, 8)}.raw`),
+    newHome: () => join(current().spareDirectory ?? directory, `home-${randomId().slice(0, 8)}.raw`),
     openNewest: async (volumeId, places): Promise<NewestContent> => {
+      const { storePath, key } = current();
       const logs = { places, volumeId };
       const reader = await openStoreReader({
         storePath,
@@ -51,7 +54,7 @@ export function survivalPlan(options: SurvivalOptions): SurvivalPlan {
           side: { kind: 'store', storePath, set, ...(found === undefined ? {} : { logs: found }) },
           ...(point === '' ? {} : { point }),
         };
-        const side = await openBackupSide({ ...record, startedMs: 0 }, { ...options, reader });
+        const side = await openBackupSide({ ...record, startedMs: 0 }, { ...options, key, reader });
         return { record, side, tracks: reader.tracks };
       } catch (error) {
         await reader.close();

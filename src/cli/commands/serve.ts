@@ -6,7 +6,6 @@
 import { tmpdir } from 'node:os';
 import type { Argv } from 'yargs';
 import { Serving, type ServingMirror, type ServingSurvival, StoreServing } from '../../daemon/index.ts';
-import { readVolumeIdentity } from '../../volume/index.ts';
 import { absolutePath, absolutePlace, readSize, several, single } from '../arguments.ts';
 import type { AddCommand, CommandContext, GlobalOptions } from '../command.ts';
 import { UsageError } from '../exit.ts';
@@ -279,23 +278,11 @@ function mirrorOf(context: CommandContext, options: Options): ServingMirror | un
   };
 }
 
-/** @throws {UsageError} where a volume cannot go on: before the home is lost, rather than then. */
 async function survivalOf(context: CommandContext, options: Options): Promise<ServingSurvival | undefined> {
   const { directory } = context;
   const store = single('--survive', options.survive);
   if (store === undefined) return undefined;
   if (options.readOnly) throw new UsageError('--survive and --read-only are both given, wanted one of them');
-  for (const volume of several(options.volume)) {
-    const { name, deltas, layout } = await readVolumeIdentity(absolutePath('The volume', volume, directory));
-    if (layout !== undefined)
-      throw new UsageError(
-        `Volume ${name} has a home of several parts, and --survive is for one in one piece`,
-      );
-    if (deltas === undefined)
-      throw new UsageError(
-        `Volume ${name} has no deltas, which --survive needs; give it some with volume deltas`,
-      );
-  }
   const storePath = absolutePath('--survive', store, directory);
   const spare = single('--spare', options.spare);
   return {

@@ -32,6 +32,11 @@ t.test('the example of the documentation says everything there is', async (t) =>
   ]);
   t.strictSame(config.tls, { directory: '/etc/pki/cowbell', policy: 'required', verifyPeer: true });
   t.equal(web?.directory, '/srv/cowbell/web');
+  t.strictSame(web?.survive, {
+    storePath: '/mnt/away/store',
+    key: { keyFile: '/etc/cowbell/away.key' },
+    spareDirectory: '/spare',
+  });
   t.equal(web?.minimumCopies, 2);
   t.strictSame(nightly, {
     name: 'nightly',
@@ -93,7 +98,12 @@ t.test('the example of the documentation says everything there is', async (t) =>
     catchUp: false,
     action: { kind: 'snapshot', prefix: 'auto-', suffix: '', keep: 24 },
   });
-  t.strictSame(scratch, { directory: '/srv/cowbell/scratch', minimumCopies: undefined, policies: [] });
+  t.strictSame(scratch, {
+    directory: '/srv/cowbell/scratch',
+    survive: undefined,
+    minimumCopies: undefined,
+    policies: [],
+  });
 });
 
 t.test('every key of the example is known to the documentation, and the other way round', async (t) => {
@@ -152,11 +162,19 @@ const MISTAKES: readonly (readonly [text: string, problem: string])[] = [
   ['volume: []\nvolumes: [{path: /v}]', '1:1 volume: The key is not known, did you mean volumes?'],
   [
     'volumes:\n- path: /v\n  zzz: 1',
-    '3:3 volumes[0].zzz: The key is not known, wanted one of path, minimumCopies, policies',
+    '3:3 volumes[0].zzz: The key is not known, wanted one of path, survive, minimumCopies, policies',
   ],
   [
     'volumes:\n- minimumCopies: 0\n  path: /v',
     "2:18 volumes[0].minimumCopies: It is '0', wanted a whole number from 1 to 16",
+  ],
+  [
+    'stores: {s: {path: /s}}\nvolumes:\n- path: /v\n  survive: {store: t}',
+    "4:20 volumes[0].survive.store: There is no store 't', wanted one of s",
+  ],
+  [
+    'stores: {s: {path: /s}}\nvolumes:\n- path: /v\n  survive: {spare: /x}',
+    '4:12 volumes[0].survive: store is missing, wanted here',
   ],
   ['volumes:\n- path: /v\n  path: /w', '3:3 : Map keys must be unique'],
   ['volumes:\n- path: /v\n bad', '3:1 : '],

@@ -9,7 +9,7 @@
 import { open } from 'node:fs/promises';
 import { basename, dirname } from 'node:path';
 import { BlockError, LIMITS, messageOf } from '../../base/index.ts';
-import type { FurtherListener, PolicedVolume, ServingTls } from '../../daemon/index.ts';
+import type { FurtherListener, PolicedVolume, ServingTls, VolumeSurvival } from '../../daemon/index.ts';
 import { absolutePath } from '../arguments.ts';
 import { UsageError } from '../exit.ts';
 import { socketListener, tcpListener } from '../listen-options.ts';
@@ -29,7 +29,7 @@ import {
   required,
   scalar,
 } from './document.ts';
-import { type ConfigStore, policy, type PolicySurroundings } from './read-policy.ts';
+import { type ConfigStore, policy, type PolicySurroundings, storeOf } from './read-policy.ts';
 import { assertName, timeZone } from './values.ts';
 
 export interface Config {
@@ -227,11 +227,12 @@ function volumeOf(surroundings: PolicySurroundings): Reader<PolicedVolume> {
   const policies = listOf(policy(surroundings), LIMITS.policyCountMax);
   const fields = {
     path: required(path(surroundings.directory)),
+    survive: optional(survivalOf(surroundings)),
     minimumCopies: optional(count({ min: 1, max: 16 })),
     policies: optional(policies),
   };
   return record(fields, ({ values, isSound, at }): PolicedVolume | undefined => {
-    const { path: directory, minimumCopies, policies: all = [] } = values;
+    const { path: directory, survive, minimumCopies, policies: all = [] } = values;
     const names = all.map(({ name }) => name);
     const twice = names.findIndex((name, index) => names.indexOf(name) !== index);
     if (twice !== -1) {
@@ -240,6 +241,17 @@ function volumeOf(surroundings: PolicySurroundings): Reader<PolicedVolume> {
       );
     }
     if (!isSound || directory === undefined) return undefined;
-    return { directory, minimumCopies, policies: all };
+    return { directory, survive, minimumCopies, policies: all };
+  });
+}
+
+function survivalOf(surroundings: PolicySurroundings): Reader<VolumeSurvival> {
+  const fields = {
+    store: required(storeOf(surroundings)),
+    spare: optional(path(surroundings.directory)),
+  };
+  return record(fields, ({ values: { store, spare: spareDirectory }, isSound }) => {
+    if (!isSound || store === undefined) return undefined;
+    return { storePath: store.path, key: store.key, spareDirectory };
   });
 }

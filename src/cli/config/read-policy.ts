@@ -279,7 +279,8 @@ function backupOf(
   };
 }
 
-function storeOf({ stores, storeNames }: PolicySurroundings): Reader<ConfigStore> {
+/** One of the stores, by its name. */
+export function storeOf({ stores, storeNames }: PolicySurroundings): Reader<ConfigStore> {
   return (item) => {
     const name = someText('the name of one of the stores')(item);
     if (name === undefined || (storeNames.includes(name) && !stores.has(name))) return undefined;
