@@ -4,13 +4,15 @@
  *
  * Method: clients that write, zero, trim, read and flush all at once, each its own sectors of tracks that they share,
  * beside a model. Every call of the home, the members and the new home takes a random number of turns. At a random
- * moment the home begins to fail, or its file goes away; before that some tracks of it cannot be read for a while.
+ * moment the home begins to fail, or its file goes away; before that some tracks of it cannot be read for a while, and
+ * after it the process may be killed with the new home filled in part.
  * Members are a directory and a device of another machine, the device alone, or two directories with a backup.
  * `COWBELL_SEED=n` gives other runs. The seeds chosen see a takeover and a repair that do not wait for what is on its way
  * to the device.
  */
 
-import { rmSync } from 'node:fs';
+import { copyFileSync, cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { env } from 'node:process';
 import t, { type Test } from 'tap';
@@ -41,6 +43,15 @@ class Unclosed extends FaultyDevice {
   }
 }
 
+/** Makes a file or directory what it was, with the inodes that it has. */
+function restoreInPlace(from: string, to: string): void {
+  if (!statSync(from).isDirectory()) return copyFileSync(from, to);
+  mkdirSync(to, { recursive: true });
+  const names = readdirSync(from);
+  for (const name of readdirSync(to)) if (!names.includes(name)) rmSync(join(to, name), { recursive: true });
+  for (const name of names) restoreInPlace(join(from, name), join(to, name));
+}
+
 class Life {
   readonly #t: Test;
   readonly #random: SeededRandom;
@@ -63,15 +74,14 @@ class Life {
   }
 
   async run(): Promise<void> {
-    const directory = join(this.#root, 'v');
-    await createVolume(directory, {
+    await createVolume(this.#directory, {
       sizeBytes: TRACK_COUNT * TEST_TRACK_BYTES,
       trackSizeBytes: TEST_TRACK_BYTES,
       deltas: { places: this.#places.map((place) => ({ place, bytesMax: 8 * MIB })) },
       registry: this.#registry,
     });
     this.#store = await Store.init(join(this.#root, 's'));
-    const volume = await this.#open(directory);
+    let volume = await this.#open();
     const home = present(this.#home, 'The home is open');
     await this.#use(volume, STEP_COUNT);
     // A backup would open the other machine's member by its address.
@@ -83,21 +93,30 @@ class Life {
     await using;
     await this.#taken.promise;
     await this.#use(volume, STEP_COUNT);
+    if (this.#random.chance(0.5)) volume = await this.#kill(volume);
     await volume.fill((recovery, signal) => recovery.fillAll({ signal }));
     this.#t.equal(volume.recovery, undefined, 'everything is in the new home');
     await this.#use(volume, STEP_COUNT);
     await this.#check(volume);
     await volume.close();
-    const again = await this.#open(directory);
+    const again = await this.#open();
     this.#t.ok(again.startedClean);
     await this.#check(again);
     await again.close();
   }
 
-  async #open(directory: string): Promise<Volume> {
-    return Volume.open(directory, {
+  get #directory(): string {
+    return join(this.#root, 'v');
+  }
+
+  async #open(): Promise<Volume> {
+    return Volume.open(this.#directory, {
       registry: this.#registry,
       survive: this.#plan,
+      openSide: async ({ side }) => {
+        const { volumeId, places } = present(side.kind === 'store' ? side.logs : undefined, 'It has logs');
+        return (await this.#openNewest(volumeId, places)).side;
+      },
       onTakenOver: () => this.#taken.resolve(),
       deltaSegmentBytes: 256 * KIB,
       onWarning: (sentence) => this.#t.comment(sentence),
@@ -136,30 +155,51 @@ class Life {
     const newHome = join(this.#root, 'new.raw');
     return {
       newHome: () => newHome,
-      openNewest: async (volumeId, places): Promise<NewestContent> => {
-        const reader = await DeltaReader.open(places, { registry: this.#registry, volumeId });
-        const { set, startPoint } = await joinLogs(this.#store, reader, {});
-        const chain = set === undefined ? undefined : await this.#store?.chain(set.id);
-        const source = new LoggedSource(chain, await reader.index(startPoint));
-        await this.#turns(this.#random.below(50));
-        const device = this.#slowly(
-          new FaultyDevice(new ChainDevice(source, { description: 'the set with its logs' })),
-        );
-        const logs = { places, volumeId, startPoint };
-        return {
-          record: { side: { kind: 'store', storePath: join(this.#root, 's'), set: set?.id ?? '', logs } },
-          tracks: source.tracks(),
-          side: {
-            device,
-            close: async () => {
-              await device.close();
-              await chain?.close();
-              await reader.close();
-            },
-          },
-        };
-      },
+      openNewest: (volumeId, places) => this.#openNewest(volumeId, places),
     };
+  }
+
+  /** The newest set and the logs since, as the serving process opens them, here without a process that reads. */
+  async #openNewest(volumeId: string, places: readonly string[]): Promise<NewestContent> {
+    const reader = await DeltaReader.open(places, { registry: this.#registry, volumeId });
+    const { set, startPoint } = await joinLogs(this.#store, reader, {});
+    const chain = set === undefined ? undefined : await this.#store?.chain(set.id);
+    const source = new LoggedSource(chain, await reader.index(startPoint));
+    await this.#turns(this.#random.below(50));
+    const description = 'the set with its logs';
+    const device = this.#slowly(new FaultyDevice(new ChainDevice(source, { description })));
+    const close = async (): Promise<void> => {
+      await device.close();
+      await chain?.close();
+      await reader.close();
+    };
+    const logs = { places, volumeId, startPoint };
+    const side = { kind: 'store', storePath: join(this.#root, 's'), set: set?.id ?? '', logs } as const;
+    return { record: { side }, tracks: source.tracks(), side: { device, close } };
+  }
+
+  /**
+   * The process is killed when some of the new home is filled, and the volume opened again: everything is as it was copied
+   * at that moment.
+   */
+  async #kill(volume: Volume): Promise<Volume> {
+    const run = { first: 0, count: 1 + this.#random.below(TRACK_COUNT) };
+    await volume.fill((recovery) => recovery.filling.bringIn(run));
+    await this.#use(volume, STEP_COUNT);
+    const copy = mkdtempSync(join(tmpdir(), 'cowbell-killed-'));
+    for (const name of readdirSync(this.#root))
+      if (name !== 's') cpSync(join(this.#root, name), join(copy, name), { recursive: true });
+    const member = Buffer.alloc(this.#member.sizeBytes);
+    this.#member.read(member, 0);
+    await volume.close();
+    for (const name of readdirSync(copy)) restoreInPlace(join(copy, name), join(this.#root, name));
+    rmSync(copy, { recursive: true });
+    this.#member.write(member, 0);
+    const again = await this.#open();
+    this.#t.notOk(again.startedClean);
+    await this.#check(again);
+    await this.#use(again, STEP_COUNT);
+    return again;
   }
 
   /** It cannot be read until it is written, which its clients do not notice either. */
