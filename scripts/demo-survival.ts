@@ -14,6 +14,8 @@ const SIZE_MIB = 64;
 /** Of the first backup; the writer writes behind it. */
 const BACKED_UP_MIB = 16;
 const WRITTEN_MIB = 20;
+/** It flushes some twenty times, which takes a while each where others keep the disk busy. */
+const WRITER_LIMIT_MS = 300_000;
 const TAKEN_OVER = /has all of its home again$/;
 
 interface Stage {
@@ -54,7 +56,7 @@ export async function loseHomeUnderWriter({ work, store, say, show }: Stage): Pr
     say('its home is deleted while fio writes');
     await server.waitForLine(TAKEN_OVER);
     show(server.stderr.replaceAll(`${work}/`, ''));
-    const { status, stdout, stderr } = await writer.wait();
+    const { status, stdout, stderr } = await writer.wait(WRITER_LIMIT_MS);
     if (status !== 0) throw new Error(`fio ended with status ${status}: ${tail(stdout)}${tail(stderr)}`);
     await must('qemu-io', ['-r', '-f', 'raw', '-c', `read -P 0x5a 0 ${BACKED_UP_MIB}M`, uri]);
     say(`fio saw no error, and reads back each of its ${WRITTEN_MIB} MiB; the rest is as backed up`);
