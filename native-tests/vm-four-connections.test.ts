@@ -38,7 +38,7 @@ const attachWith = (command: string): string => `attachments=0
 const WRITERS = `cd /mnt
   for writer in 1 2 3 4 5 6; do
     (mkdir $writer
-    for i in $(seq 1 12); do
+    for i in $(seq 1 8); do
       dd if=/dev/urandom of=$writer/$i bs=$((i * 3))k count=9 conv=fsync 2>/dev/null || exit 1
       dd if=/dev/urandom of=$writer/1 bs=4k count=1 seek=$((i % 6)) conv=notrunc,fsync 2>/dev/null || exit 1
       [ $((i % 5)) -ne 0 ] || rm $writer/$((i - 1))

@@ -27,7 +27,7 @@ const OLD_MIB = 96;
 /** More than a region of the intent log: kills write to the old file this far apart. */
 const APART_MIB = 20;
 /** Files to be synced before something else happens. */
-const FILES = 20;
+const FILES = 10;
 const tool = (name: string): string => findTool(name) ?? name;
 
 /** Goes on until `/run/stop` is there or one of the two fails. A file is noted once it is synced. */
@@ -79,7 +79,7 @@ const ATTACHMENTS: readonly Attachment[] = [
   },
   {
     name: 'nbd-client, where the filesystem is mounted again',
-    kills: [1, 2],
+    kills: [1],
     vm: () => Promise.resolve({}),
     attach: attachWithNbdClient,
     // What is in flight would wait for its timeout; disconnecting ends it. The device is free when nobody has it open.

@@ -1,10 +1,10 @@
 /**
  * Runs all checks and tests, says how long each took, and ends with `N passed, N failed, N skipped`.
  *
- *   lint, format, types, unused      one result each
+ *   lint, format, types, unused      at once, one result each
  *   unit tests                       src and scripts, two files at a time
- *   fuzz                             one minute of scripts/fuzz from a new seed, which it prints; one result
- *   simulator                        scripts/sim for seconds, from a fixed seed and from a new one; one result each
+ *   fuzz and simulator               at once: one minute of scripts/fuzz from a new seed, which it prints; scripts/sim
+ *                                    for seconds, from a fixed seed and from a new one; one result each
  *   native tests                     native-tests: those that measure by themselves; then those that boot machines,
  *                                    one at a time, and beside them the others, one at a time
  *
@@ -18,18 +18,20 @@ import { join, relative } from 'node:path';
 import { inspect } from 'node:util';
 import { type Tally, TapTally } from './tap-tally.ts';
 
-const CHECKS: readonly (readonly [name: string, command: string, ...args: string[]])[] = [
+type Check = readonly [name: string, command: string, ...args: string[]];
+
+const CHECKS: readonly Check[] = [
   ['lint', 'npm', 'run', '--silent', 'lint'],
   ['format', 'npm', 'run', '--silent', 'format:check'],
   ['types', 'node_modules/.bin/tsc', '-p', 'tsconfig.json'],
   ['unused', 'npm', 'run', '--silent', 'knip'],
 ];
 
-const FUZZ_SECONDS = 60;
 /** The fixed seeds find what was broken since; the new ones what nobody has met yet. */
-const SIMULATIONS: readonly (readonly string[])[] = [
-  ['--seconds', '10', '--seed', '1'],
-  ['--seconds', '10'],
+const CAMPAIGNS: readonly Check[] = [
+  ['fuzz', 'scripts/fuzz', '--seconds', '60'],
+  ['simulator, fixed seed', 'scripts/sim', '--seconds', '15', '--seed', '1'],
+  ['simulator, new seed', 'scripts/sim', '--seconds', '15'],
 ];
 const NATIVE = 'native-tests/';
 const UNIT_OPTIONS = ['--jobs=2'];
@@ -91,9 +93,20 @@ async function execute(
   });
 }
 
-async function runCheck(command: string, args: readonly string[]): Promise<Tally> {
-  const ok = (await execute(command, args)) === 0;
-  return { passed: ok ? 1 : 0, failed: ok ? 0 : 1, skipped: 0 };
+/** Runs commands at once, each for one result, and prints what each said when it has ended. */
+async function runChecks(checks: readonly Check[]): Promise<Tally> {
+  const results = await Promise.all(
+    checks.map(async ([name, command, ...args]) => {
+      const start = performance.now();
+      let output = '';
+      const ok = (await execute(command, args, (text) => (output += text))) === 0;
+      console.log(`   ${ok ? 'ok' : 'FAILED'} ${name}, ${seconds(performance.now() - start)}`);
+      if (output !== '') console.log(output.trimEnd().replaceAll(/^/gm, '      '));
+      return ok;
+    }),
+  );
+  const passed = results.filter((ok) => ok).length;
+  return { passed, failed: results.length - passed, skipped: 0 };
 }
 
 async function runTests(files: readonly string[], options: readonly string[], log: string): Promise<Tally> {
@@ -158,18 +171,11 @@ async function main(): Promise<void> {
   const files = named.length > 0 ? named : ['src', 'scripts', 'native-tests'].flatMap(testFiles);
   const unit = files.filter((file) => !file.startsWith(NATIVE));
   const native = files.filter((file) => file.startsWith(NATIVE));
-  if (named.length === 0) {
-    for (const [name, command, ...args] of CHECKS) await stage(name, () => runCheck(command, args));
-  }
+  if (named.length === 0) await stage('checks', () => runChecks(CHECKS));
   if (unit.length > 0) {
     await stage('unit tests', () => runTests(unit, UNIT_OPTIONS, '.cache/unit-tests.tap'));
   }
-  if (named.length === 0) {
-    await stage('fuzz', () => runCheck('scripts/fuzz', ['--seconds', String(FUZZ_SECONDS)]));
-  }
-  if (named.length === 0) {
-    for (const args of SIMULATIONS) await stage('simulator', () => runCheck('scripts/sim', args));
-  }
+  if (named.length === 0) await stage('fuzz and simulator', () => runChecks(CAMPAIGNS));
   if (native.length > 0) {
     await stage('native tests', () => runNative(native));
   }
