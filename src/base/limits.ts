@@ -22,6 +22,8 @@ export const LIMITS = {
   deltaReadablePointsMax: 256,
   /** Tracks that cannot be read and are repaired at one opening: a disk with more is no good. */
   repairTrackCountMax: 256,
+  /** Tracks that a disk does not take back at one opening: after so many nothing of it is repaired any more. */
+  repairBadTrackCountMax: 3,
   /** How often a served volume is looked after: a home that was deleted takes writes for so long at the most. */
   volumeCareMs: 1_000,
   /** How often the segment of regions in doubt is turned over at the most, in milliseconds: a sync for each cold region. */

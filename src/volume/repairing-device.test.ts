@@ -127,6 +127,23 @@ t.test('a disk that goes bad all over is not repaired for ever', async (t) => {
   await t.rejects(world.label(1), { message: 'Track 1 is bad' });
 });
 
+t.test('a disk that takes nothing back is not tried for long', async (t) => {
+  const world = new World();
+  let opened = 0;
+  world.openSource = async () => {
+    opened += 1;
+    return world.source();
+  };
+  for (const track of [1, 1, 2, 3]) {
+    world.harm(track, true);
+    await t.rejects(world.label(track), { message: `Track ${track} is bad` });
+  }
+  t.equal(opened, LIMITS.repairBadTrackCountMax, 'each track is tried once');
+  world.harm(4);
+  await t.rejects(world.label(4), { message: 'Track 4 is bad' });
+  t.equal(opened, LIMITS.repairBadTrackCountMax);
+});
+
 t.test('whatever is read, written and harmed, nothing is older than what was written', async (t) => {
   for (let seed = 1; seed <= 40; seed += 1) {
     const random = new SeededRandom(seed);

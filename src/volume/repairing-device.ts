@@ -5,8 +5,10 @@
  *     a read fails -> its tracks one by one -> one that cannot be read
  *       -> writes are held until those under way have ended -> newest content -> written to the home, read back -> go on
  *
- * A disk remaps a bad sector when it is written. What cannot be written, or read again then, is no bad sector but a bad disk,
- * and so are more repairs than `LIMITS.repairTrackCountMax` at one opening: then the read fails with its own reason.
+ * A disk remaps a bad sector when it is written. What cannot be written, or read again then, is no bad sector, and is not
+ * tried again. `LIMITS.repairBadTrackCountMax` of those are a bad disk, and so are more repairs than
+ * `LIMITS.repairTrackCountMax` at one opening: then reads fail at once, with their own reasons. Somebody may be waiting to
+ * take over.
  *
  * Changes are held, all of them, because what is written to the home must be what the deltas have then: a change is in the
  * log before it comes here, or while it is under way. It is neither tracked nor protected: the content is the same.
@@ -43,6 +45,8 @@ export interface RepairingDeviceOptions {
 export class RepairingDevice extends LayerDevice {
   readonly #options: RepairingDeviceOptions;
   #repairedCount = 0;
+  /** Tracks that the disk did not take back. */
+  readonly #bad = new Set<number>();
   /** One repair after the other. */
   #repairing: Promise<void> = Promise.resolve();
   /** Changes wait while it is there. */
@@ -134,7 +138,9 @@ export class RepairingDevice extends LayerDevice {
     const offsetBytes = geometry.offsetOf(track);
     const content = Buffer.allocUnsafe(geometry.lengthOf({ first: track, count: 1 }));
     if (await this.#isReadable(content, offsetBytes)) return;
-    if (this.#repairedCount >= LIMITS.repairTrackCountMax) throw reason;
+    const isBadDisk =
+      this.#repairedCount >= LIMITS.repairTrackCountMax || this.#bad.size >= LIMITS.repairBadTrackCountMax;
+    if (isBadDisk || this.#bad.has(track)) throw reason;
     const held = deferred();
     this.#held = held;
     try {
@@ -145,8 +151,7 @@ export class RepairingDevice extends LayerDevice {
       } finally {
         await source.close();
       }
-      await this.below.write(content, offsetBytes);
-      await this.below.read(Buffer.allocUnsafe(content.length), offsetBytes);
+      await this.#writeBack(track, content);
       this.#repairedCount += 1;
       onRepaired(track, reason, source.description);
     } catch (failure) {
@@ -156,6 +161,18 @@ export class RepairingDevice extends LayerDevice {
     } finally {
       this.#held = undefined;
       held.resolve();
+    }
+  }
+
+  /** @throws where the disk does not take it, or not give it back. */
+  async #writeBack(track: number, content: Buffer): Promise<void> {
+    const offsetBytes = this.#options.geometry.offsetOf(track);
+    try {
+      await this.below.write(content, offsetBytes);
+      await this.below.read(Buffer.allocUnsafe(content.length), offsetBytes);
+    } catch (error) {
+      this.#bad.add(track);
+      throw error;
     }
   }
 
