@@ -324,7 +324,13 @@ export class Serving {
     const registry = this.#registry;
     const openSide = (record: RecoveryRecord): Promise<BackupSide> =>
       recovery?.openSide?.(record) ??
-      openBackupSide(record, { registry, clock, readerPath, warn, key: this.#keyOf(directory, record) });
+      openBackupSide(record, {
+        registry,
+        clock,
+        readerPath,
+        warn,
+        key: this.#keyOf(configs, directory, record),
+      });
     const survives = this.#survivalIn(configs, directory) !== undefined;
     if (survives) await assertMaySurvive(directory);
     const host = await VolumeHost.open(directory, {
@@ -342,7 +348,7 @@ export class Serving {
       survive:
         survives && readerPath !== undefined
           ? survivalPlan({
-              current: () => this.#survivalOf(directory),
+              current: () => this.#survivalOf(this.#configs, directory),
               directory,
               registry,
               clock,
@@ -365,19 +371,23 @@ export class Serving {
   }
 
   /** As it was said last. @throws where nothing is said any more, or the key cannot be read. */
-  #survivalOf(directory: string): ServingSurvival {
+  #survivalOf(configs: readonly PolicedVolume[], directory: string): ServingSurvival {
     const { survive, policing } = this.#options;
     if (survive !== undefined) return survive;
-    const said = this.#configs.find((one) => one.directory === directory)?.survive;
+    const said = configs.find((one) => one.directory === directory)?.survive;
     if (said === undefined) throw new Error('the config does not say any more how');
     const { key, ...places } = said;
     return key === undefined || policing === undefined ? places : { ...places, key: policing.readKey(key) };
   }
 
   /** Of an encrypted store that a volume is filled from, where it is the one that it survives with. */
-  #keyOf(directory: string, { side }: RecoveryRecord): StoreKey | undefined {
-    if (side.kind !== 'store' || this.#survivalIn(this.#configs, directory) === undefined) return undefined;
-    const { storePath, key } = this.#survivalOf(directory);
+  #keyOf(
+    configs: readonly PolicedVolume[],
+    directory: string,
+    { side }: RecoveryRecord,
+  ): StoreKey | undefined {
+    if (side.kind !== 'store' || this.#survivalIn(configs, directory) === undefined) return undefined;
+    const { storePath, key } = this.#survivalOf(configs, directory);
     return storePath === side.storePath ? key : undefined;
   }
 

@@ -89,8 +89,9 @@ export class Survival {
   async #replace(error: unknown): Promise<BlockDevice> {
     const { identity, onWarning } = this.#options;
     try {
+      if (this.#volume === undefined) throw new Error('it is only being opened');
       // What comes from now on waits, so nothing is acknowledged that only the old home and a later log have.
-      const { places, release } = await present(this.#volume, 'A volume that survives').holdLogs();
+      const { places, release } = await this.#volume.holdLogs();
       try {
         return await this.#goOn(places, error);
       } finally {
