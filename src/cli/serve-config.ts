@@ -25,10 +25,7 @@ export async function serveConfig(context: CommandContext, path: string): Promis
     workerPath: workerPath(),
     readerPath: storeReaderPath(),
     feedPath: mediumFeedPath(),
-    recovery: {
-      onRecovered: (volume) =>
-        output.report({ event: 'recovered', volume }, `${volume} has all of its home again`),
-    },
+    recovery: { onRecovered: recoveredTo(output) },
     policing: {
       volumes: config.volumes,
       program: mainPath(),
@@ -58,6 +55,11 @@ export async function serveConfig(context: CommandContext, path: string): Promis
     stopListening();
     await reloading;
   }
+}
+
+/** Tells that a volume, named, is not filled any more. */
+export function recoveredTo(output: Output): (volume: string) => void {
+  return (volume) => output.report({ event: 'recovered', volume }, `${volume} has all of its home again`);
 }
 
 /** Reads the config; of one with mistakes, all but what the error says are told first. */

@@ -12,7 +12,7 @@ import { UsageError } from '../exit.ts';
 import { addDeltaOptions, type DeltaOptions, logsOf } from '../delta-options.ts';
 import { addKeyOptions, type KeyOptions, storeKey } from '../key-options.ts';
 import { aborted, addListenOptions, listenersOf, type ListenOptions, tlsOf } from '../listen-options.ts';
-import { serveConfig } from '../serve-config.ts';
+import { recoveredTo, serveConfig } from '../serve-config.ts';
 import { takeStartedReader } from '../started-reader.ts';
 import { mediumFeedPath, storeReaderPath, workerPath } from '../worker-path.ts';
 
@@ -307,10 +307,7 @@ async function serveVolumes(context: CommandContext, options: Options): Promise<
     mirror: mirrorOf(context, options),
     rebuildRateBytesPerSecond: rebuildRateOf(options),
     survive: await survivalOf(context, options),
-    recovery: {
-      onRecovered: (volume) =>
-        output.report({ event: 'recovered', volume }, `${volume} has all of its home again`),
-    },
+    recovery: { onRecovered: recoveredTo(output) },
     clock: context.clock,
     workerPath: workerPath(),
     readerPath: storeReaderPath(),
