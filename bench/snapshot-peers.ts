@@ -168,7 +168,7 @@ export async function startBare(name: string, wanted: Wanted): Promise<Contender
     socket,
   ];
   // The same thread pool as that of `cowbell serve`.
-  const env = { UV_THREADPOOL_SIZE: '8', TS_NODE_TRANSPILE_ONLY: '1' };
+  const env = { UV_THREADPOOL_SIZE: '8' };
   const server = new Running(process.execPath, args, { cwd: ROOT, env });
   await server.waitForLine(/^ready/);
   const uri = `nbd+unix:///bare?socket=${socket}`;

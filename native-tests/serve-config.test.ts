@@ -1,7 +1,8 @@
 /**
  * Goal: a server with a config backs up by itself and keeps what its retention says; a file with a mistake, read again
  * at SIGHUP, changes nothing and is told with its line; volumes come and go; `status --check` ends with 1 exactly where
- * somebody has to look; what policies did is known after the server was killed.
+ * somebody has to look; a volume goes on without its home as the config says last; what policies did is known after the
+ * server was killed.
  *
  * Method: two volumes and a store, with policies that are due every other second, through the command line alone.
  */

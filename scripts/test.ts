@@ -6,7 +6,7 @@
  *   fuzz and simulator               at once: one minute of scripts/fuzz from a new seed, which it prints; scripts/sim
  *                                    for seconds, from a fixed seed and from a new one; one result each
  *   native tests                     native-tests: those that measure by themselves; then those that boot machines,
- *                                    one at a time, and beside them the others, one at a time
+ *                                    one at a time, and beside them the others, two at a time
  *
  * Assertions are what is counted in tests (tap-tally.ts says how), so one number means one thing throughout.
  * A skip prints its reason. With files named as arguments, only the tests in those are run. The raw results

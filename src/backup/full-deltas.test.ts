@@ -29,7 +29,7 @@ for (const keepLogMs of [0, KEEP_MS]) {
     await createVolume(directory, {
       sizeBytes: TRACK_COUNT * TEST_TRACK_BYTES,
       trackSizeBytes: TEST_TRACK_BYTES,
-      deltas: { places: [{ place: join(root, 'd') }].map((one) => ({ ...one, bytesMax })), keepLogMs },
+      deltas: { places: [{ place: join(root, 'd'), bytesMax }], keepLogMs },
     });
     const warnings: string[] = [];
     const volume = await Volume.open(directory, {

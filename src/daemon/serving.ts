@@ -205,8 +205,8 @@ export class Serving {
    * Serves these volumes from now on, and goes by their policies. Volumes that are new are opened before anything
    * changes; those that are gone are taken from their clients and closed durably.
    *
-   * @throws {DaemonError} duplicate-name, stopping, cannot-survive; {VolumeError} where a new volume cannot be opened. Everything is
-   *   as it was then. What fails later, such as listening for a new volume, leaves that one volume out.
+   * @throws {DaemonError} duplicate-name, stopping, cannot-survive; {VolumeError} where a new volume cannot be opened.
+   *   Everything is as it was then. What fails later, such as listening for a new volume, leaves that one volume out.
    */
   reload(volumes: readonly PolicedVolume[]): Promise<ReloadOutcome> {
     const reloaded = this.#reloading.then(() => this.#reload(volumes));
